@@ -1,0 +1,9 @@
+import pytest
+
+
+def pytest_collection_modifyitems(items):
+    gpu = [item for item in items if item.get_closest_marker('gpu')]
+    if not gpu: return
+    import torch
+    if torch.cuda.is_available(): return
+    for item in gpu: item.add_marker(pytest.mark.skip(reason='needs a CUDA device'))
