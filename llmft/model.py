@@ -6,8 +6,8 @@
 __all__ = ['Choice', 'Hardware', 'choose_dtype', 'choose_attention', 'hardware', 'load_base', 'target_modules',
            'adapter_in_float32', 'add_adapter', 'Parameters', 'parameter_report']
 
-# %% ../nbs/05_model.ipynb #55b6e6e7
-import os, re
+# %% ../nbs/05_model.ipynb #ebe7055e
+import os, re, warnings
 from dataclasses import dataclass, field
 
 from .config import Config, _nearest
@@ -124,21 +124,28 @@ def _quiet_libraries(): # messages that tell a user nothing to act on
     import logging
     for name in ('bitsandbytes.backends.cpu.ops', 'bitsandbytes.backends.utils', 'bitsandbytes'): logging.getLogger(name).setLevel(logging.ERROR)
 
-# %% ../nbs/05_model.ipynb #5f817ca3
+# %% ../nbs/05_model.ipynb #9e50952d
+def _keep_layout(model): # 4-bit layers stay trainable whatever they are used for in between
+    for m in model.modules():
+        if hasattr(m, 'support_avx512bf16_for_cpu'): m.support_avx512bf16_for_cpu = False
+    return model
+
+# %% ../nbs/05_model.ipynb #c974430d
 def load_base(
     config,        # `Config`
     quantized=True,# `False`: 16-bit weights whatever the YAML says, for merging
     hw=None,       # `Hardware`, if it was looked at already
+    dtype=None,    # number format, if not the one for the hardware; `'auto'`: the one it was saved in
 ):
     "The model that is tuned, its weights frozen, on the device; in 4 bits where the YAML says so."
     from transformers import AutoModelForCausalLM
     hw, name = hw or hardware(config), resolve_model(config.base_model, config.revision_of_model)
     _quiet_libraries()
     with hub_errors(config.base_model):
-        model = AutoModelForCausalLM.from_pretrained(name, revision=config.revision_of_model, dtype=hw.dtype, use_safetensors=True,
+        model = AutoModelForCausalLM.from_pretrained(name, revision=config.revision_of_model, dtype=dtype or hw.dtype, use_safetensors=True,
             quantization_config=_quantization(config, hw.dtype) if quantized else None, attn_implementation=hw.attention,
             trust_remote_code=config.trust_remote_code, device_map={'': 0} if hw.device == 'cuda' else {'': hw.device})
-    return model.requires_grad_(False)
+    return _keep_layout(model).requires_grad_(False)
 
 # %% ../nbs/05_model.ipynb #9cfa6bdd
 def _linear_names(model): # last names of all linear layers but the output head, as 'q_proj'
@@ -160,7 +167,7 @@ def target_modules(
         if w.split('.')[-1] not in names: raise UserError(f'lora_target_modules: this model has no layer called `{w}`.{_nearest(w, names)} Linear layers: {", ".join(_linear_names(model))}.')
     return sorted(set(wanted or []) | set(_linear_names(model) if config.lora_target_linear else []))
 
-# %% ../nbs/05_model.ipynb #194ec9c8
+# %% ../nbs/05_model.ipynb #81fe234a
 def adapter_in_float32(
     model, # `PeftModel`
 ):
@@ -180,7 +187,9 @@ def add_adapter(
     torch.manual_seed(config.seed)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM',
         target_modules=target_modules(model, config), modules_to_save=config.lora_modules_to_save)
-    return adapter_in_float32(get_peft_model(model, lora))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning) # peft reads a property that transformers has renamed
+        return adapter_in_float32(get_peft_model(model, lora))
 
 # %% ../nbs/05_model.ipynb #550788a7
 @dataclass

@@ -34,63 +34,73 @@ def _series(metrics, key): # ([step], [value]) of the lines that have a finite `
     points = {s: v for s, v in sorted(points.items()) if math.isfinite(v)}
     return list(points), list(points.values())
 
-# %% ../nbs/10_plots.ipynb #6981fa63
+# %% ../nbs/10_plots.ipynb #6202af3e
 def smooth(
     values,           # list of numbers
-    keep: float=.9,   # share of the old average kept at each value: higher is smoother
+    reach: int=None,  # neighbours on each side to average; default: a thirtieth of `values`
 ) -> list: # averages, as many as `values`
-    "The exponential running average of `values`, corrected at its beginning."
-    res, avg, weight = [], 0., 0.
-    for v in values:
-        avg, weight = keep*avg + (1-keep)*v, keep*weight + 1-keep
-        res.append(avg/weight)
-    return res
+    "The average of each value and its neighbours."
+    reach = max(1, len(values)//30) if reach is None else reach
+    parts = [values[max(0, i-reach):i+reach+1] for i in range(len(values))]
+    return [sum(p)/len(p) for p in parts]
 
-# %% ../nbs/10_plots.ipynb #63066419
+# %% ../nbs/10_plots.ipynb #45bad6b0
 def _draw_train(ax, steps, values): # the train loss, smoothed when there are many points
     many = len(values) > 60
     ax.plot(steps, values, color=_colours['blue'], lw=1 if many else 2, alpha=.3 if many else 1, label=None if many else 'train')
     if many: ax.plot(steps, values := smooth(values), color=_colours['blue'], lw=2, label='train (smoothed)')
-    _mark_last(ax, steps, values, 'blue')
+    return [(steps[-1], values[-1], 'blue')]
 
-# %% ../nbs/10_plots.ipynb #cdd250dd
-def _mark_last(ax, steps, values, colour): # write the last value beside its point
-    ax.annotate(f'{values[-1]:.3g}', (steps[-1], values[-1]), xytext=(6, 0), textcoords='offset points',
-        va='center', color=_colours[colour], fontweight='bold', annotation_clip=False)
+# %% ../nbs/10_plots.ipynb #64e3fb13
+def _draw_held_out(ax, steps, values): # the loss of the rows held out
+    ax.plot(steps, values, 'o-', color=_colours['red'], lw=1.5, ms=5, label='held out')
+    return [(steps[-1], values[-1], 'red')]
 
-# %% ../nbs/10_plots.ipynb #78c71d4b
+# %% ../nbs/10_plots.ipynb #efec98c0
+def _mark_last(ax, points): # write the values of `points`, (step, value, colour) each, beside them
+    for rank, (s, v, colour) in enumerate(sorted(points, key=lambda p: p[1])):
+        ax.annotate(f'{v:.3g}', (s, v), xytext=(7, (2*rank-1)*6 if len(points) > 1 else 0), textcoords='offset points',
+            va='center', color=_colours[colour], fontweight='bold')
+    low, high = ax.get_xlim()
+    if points: ax.set_xlim(low, high + .1*(high-low))
+
+# %% ../nbs/10_plots.ipynb #c7223e9c
 def _draw_rate(ax, metrics): # the learning rate on a second axis at the right
     steps, rates = _series(metrics, 'learning_rate')
     if not steps: return
     right = ax.twinx()
     right.plot(steps, rates, color=_colours['grey'], lw=1, ls='--')
-    right.set_ylabel('learning rate (dashed)', color='#666666')
+    right.set_ylabel('learning rate (dashed)', fontsize=9, color='#666666')
     right.tick_params(axis='y', colors='#666666')
     right.ticklabel_format(axis='y', style='sci', scilimits=(-3, 4))
     right.set_ylim(0, max(rates)*1.1 or 1)
     right.spines['top'].set_visible(False)
 
-# %% ../nbs/10_plots.ipynb #0828630d
+# %% ../nbs/10_plots.ipynb #952b9055
 def _draw_broken(ax, metrics): # a red line at the first step whose loss is not a number
     broken = [m['step'] for m in metrics if m.get('loss') is not None and not math.isfinite(m['loss'])]
-    if broken: ax.axvline(min(broken), color=_colours['red'], ls=':', lw=2, label=f'not a number from step {min(broken)}')
+    if broken: ax.axvline(min(broken), color=_colours['red'], ls=':', lw=2, label=f'nan from step {min(broken)}')
 
-# %% ../nbs/10_plots.ipynb #846bee44
+# %% ../nbs/10_plots.ipynb #7a6a3237
+def _say_empty(ax): # nothing to draw yet
+    ax.text(.5, .5, 'no steps yet', transform=ax.transAxes, ha='center', va='center', color='#666666')
+    ax.set(xticks=[], yticks=[])
+
+# %% ../nbs/10_plots.ipynb #be38a780
 def plot_loss(
     metrics,   # list of dicts, one per line of a run's metrics.jsonl: step, and loss, eval_loss or learning_rate
     ax=None,   # matplotlib `Axes` to draw on
 ): # the `Axes`
     "The loss of a run step by step: rows trained on, rows held out, and the learning rate."
-    ax = _label(_axes(ax), 'Loss', 'step', 'loss')
-    (steps, train), (eval_steps, evals) = _series(metrics, 'loss'), _series(metrics, 'eval_loss')
-    if steps: _draw_train(ax, steps, train)
-    if evals:
-        ax.plot(eval_steps, evals, 'o-', color=_colours['red'], lw=1.5, ms=5, label='held out')
-        _mark_last(ax, eval_steps, evals, 'red')
+    ax, last = _label(_axes(ax), 'Loss', 'step', 'loss'), []
+    for key, draw in (('loss', _draw_train), ('eval_loss', _draw_held_out)):
+        steps, values = _series(metrics, key)
+        if steps: last += draw(ax, steps, values)
     _draw_broken(ax, metrics)
+    _mark_last(ax, last)
     _draw_rate(ax, metrics)
-    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, loc='upper center', ncols=2)
-    if not steps and not evals: ax.text(.5, .5, 'no steps yet', transform=ax.transAxes, ha='center', va='center', color='#666666')
+    if ax.get_legend_handles_labels()[0]: ax.legend(frameon=False, loc='best', fontsize=9)
+    if not last: _say_empty(ax)
     return ax
 
 # %% ../nbs/10_plots.ipynb #1d551ef4
@@ -202,7 +212,7 @@ def plot_packing(
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     return _label(ax, title, 'tokens (hatched: empty)', 'packed row')
 
-# %% ../nbs/10_plots.ipynb #9bc2d197
+# %% ../nbs/10_plots.ipynb #eba990bf
 def plot_memory(
     parts,       # dict of part -> bytes
     total=None,  # bytes the GPU has
@@ -215,11 +225,11 @@ def plot_memory(
         left += n
     title = f'{need/2**30:.1f} GiB needed'
     if total:
-        ax.axvline(total/2**30, color='black', lw=2, ls='--', label=f'the GPU has {total/2**30:.3g}')
-        title += f', {need/total:.0%} of the {total/2**30:.0f} GiB there are' + (': TOO MUCH' if need > total else '')
+        ax.axvline(total/2**30, color='black', lw=2, ls='--')
+        title += f', {need/total:.0%} of the GPU ({total/2**30:.3g} GiB)' + (': TOO MUCH' if need > total else '')
     ax.set(yticks=[0], yticklabels=['GPU'], xlim=(0, max(need, total or 0)/2**30*1.05 or 1), ylim=(-.5, .5))
-    ax.legend(frameon=False, ncols=3, loc='upper center', bbox_to_anchor=(.5, -.3))
-    return _label(ax, title, 'GiB', '')
+    ax.legend(frameon=False, ncols=3, loc='upper center', bbox_to_anchor=(.5, -.55))
+    return _label(ax, title, 'GiB (dashed: what the GPU has)' if total else 'GiB', '')
 
 # %% ../nbs/10_plots.ipynb #44be30e9
 def _wilson(c, n, z=1.96): # 95% interval (low, high) of the share when `c` of `n` pass
@@ -235,7 +245,7 @@ def _score_bar(ax, x, width, counts, colour, label): # one bar with its interval
     ax.errorbar(x, share, [[max(share-low, 0)], [max(high-share, 0)]], color='#333333', capsize=4, lw=1.2)
     ax.text(x, high + .015, f'{c}/{n}', ha='center', va='bottom', fontsize=9)
 
-# %% ../nbs/10_plots.ipynb #700a0b9d
+# %% ../nbs/10_plots.ipynb #44078885
 def plot_scores(
     scores,   # dict of group -> dict of model -> (rows passed, rows)
     ax=None,  # matplotlib `Axes` to draw on
@@ -250,8 +260,8 @@ def plot_scores(
     ax.set(xticks=range(len(scores)), xticklabels=list(scores), ylim=(0, 1.1))
     ax.yaxis.set_major_formatter(PercentFormatter(1))
     ax.yaxis.set_ticks([0, .25, .5, .75, 1])
-    if names: ax.legend(frameon=False, ncols=len(names), loc='lower center', bbox_to_anchor=(.5, 1.06))
-    return _label(ax, 'Rows passed at the first try', '', 'passed (with 95% interval)')
+    if names: ax.legend(frameon=False, ncols=len(names), loc='lower right', bbox_to_anchor=(1, .98), borderpad=0, columnspacing=1)
+    return _label(ax, 'Rows passed', 'group of rows', 'share, with 95% interval')
 
 # %% ../nbs/10_plots.ipynb #a90c9bd4
 def plot_run(

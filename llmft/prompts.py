@@ -114,7 +114,7 @@ def ask_turns(
     row = question if isinstance(question, dict) else fmt.ask(question, dataset)
     return prompt_turns(fmt.turns(row, dataset, tokenizer))
 
-# %% ../nbs/01_prompts.ipynb #b81cf698
+# %% ../nbs/01_prompts.ipynb #a0056f40
 _ALPACA_INPUT = ('Below is an instruction that describes a task, paired with an input that provides further context. '
     'Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n')
 _ALPACA = ('Below is an instruction that describes a task. Write a response that appropriately completes the request.'
@@ -124,7 +124,7 @@ def _alpaca(row, dataset, tokenizer):
     "An instruction, perhaps with an input, and the output."
     template = _ALPACA_INPUT if row.get('input') else _ALPACA
     prompt = template.format(instruction=row['instruction'] or '', input=row.get('input') or '')
-    return [Turn(prompt), Turn(row['output'] or '', trained=True, end=True)]
+    return [Turn(prompt), Turn(row.get('output') or '', trained=True, end=True)]
 
 # %% ../nbs/01_prompts.ipynb #c9f36dc0
 def _alpaca_ask(text, dataset): # the last user message, where a whole conversation is given
