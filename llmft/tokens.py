@@ -6,7 +6,7 @@
 __all__ = ['IGNORE', 'load_tokenizer', 'encode_batch', 'encode_turns', 'Mask', 'show_mask', 'encode_rows', 'Dropped',
            'dropped_rows', 'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #f7964cc1
+# %% ../nbs/03_tokens.ipynb #bca1960b
 import hashlib, json
 from collections import Counter
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from html import escape
 from pathlib import Path
 
 from .config import Config
-from .core import UserError
+from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
 from .prompts import RowError, Turn, prompt_turns, row_to_turns
 
@@ -30,11 +30,12 @@ def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it
     try: return get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError: return tokenizer.chat_template
 
-# %% ../nbs/03_tokens.ipynb #b27d06a0
+# %% ../nbs/03_tokens.ipynb #df3005c6
 def load_tokenizer(
     config, # `Config`
 ):
     "The tokenizer of `config.base_model`, with a padding token and the chat template that training uses."
+    quiet()
     from transformers import AutoTokenizer
     name = resolve_model(config.base_model, config.revision_of_model)
     with hub_errors(config.base_model):

@@ -12,6 +12,7 @@ MODULES = sorted(p for p in PACKAGE.glob('*.py') if p.name[0] != '_')
 # what each module may import from the package
 MAY_IMPORT = {
     'core':     set(),
+    'sandbox':  set(),
     'hub':      {'core'},
     'config':   {'core'},
     'plots':    {'core'},
@@ -20,11 +21,15 @@ MAY_IMPORT = {
     'tokens':   {'core', 'config', 'prompts', 'hub'},
     'memory':   {'core', 'config', 'hub'},
     'model':    {'core', 'config', 'hub', 'memory'},
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'memory', 'model', 'plots'},
+    'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
+    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'memory', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},
 }
+MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
+MAY_IMPORT['check'] = {'core', 'config', 'data', 'hub', 'model', 'run', 'tokens', 'train'}
+MAY_IMPORT['demo'] = {*MAY_IMPORT} - {'check'}
 MAY_IMPORT['cli'] = {*MAY_IMPORT}
 
 
