@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'count_steps', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #a118a666
+# %% ../nbs/12_check.ipynb #b2dfe217
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,8 @@ from .core import UserError
 from .data import load_rows
 from .hub import hub_errors, resolve_model
 from .model import hardware, target_modules
-from .tokens import encode_rows, load_tokenizer, show_mask
-from .train import check_output, prepare
+from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
+from .train import _check_names, check_output, prepare
 
 # %% ../nbs/12_check.ipynb #b50d5c48
 def model_skeleton(
@@ -50,7 +50,7 @@ class Check:
 
     __repr__ = __str__
 
-# %% ../nbs/12_check.ipynb #8c3d0ed2
+# %% ../nbs/12_check.ipynb #f0eebf1e
 def count_steps(
     n_rows, # rows (packed rows) to train on
     config, # `Config`
@@ -67,11 +67,12 @@ def check_run(
     "Check everything that can be checked without the model's weights; the first thing that is wrong is a `UserError`."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
+    _check_names(config)
     hw, data, skeleton = hardware(config), prepare(config), model_skeleton(config)
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
     return Check(config, data, hw, targets, weights, count_steps(len(data.train), config))
 
-# %% ../nbs/12_check.ipynb #64f3137e
+# %% ../nbs/12_check.ipynb #2ea32c56
 def preview_rows(
     config, # `Config`, or what `load_config` takes
     n=3,    # how many rows
@@ -81,5 +82,5 @@ def preview_rows(
     tokenizer, rows = load_tokenizer(config), load_rows(config)
     encoded = encode_rows(rows.select(range(min(len(rows), max(10 * n, 100)))), tokenizer, config)
     good = [i for i, reason in enumerate(encoded['reason']) if reason is None][:n]
-    if not good: raise UserError(f'none of the first {len(encoded)} rows can be used: {", ".join(set(encoded["reason"]))}.')
+    if not good: raise UserError(f'none of the first {len(encoded)} rows can be used.\n{dropped_rows(encoded)}')
     return [show_mask(encoded[i], tokenizer) for i in good]

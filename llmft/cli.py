@@ -43,7 +43,7 @@ def _config(source, set_, out=None): # -> `Config`
     from llmft.config import load_config, parse_overrides
     return load_config(source, **parse_overrides(set_ or []), **({'output_dir': str(out)} if out else {}))
 
-# %% ../nbs/11_cli.ipynb #a8507e86
+# %% ../nbs/11_cli.ipynb #658aa3fe
 @app.command()
 def recipes(name: Annotated[Optional[str], typer.Argument(metavar='[NAME]', help='Print this one, to copy it into a file of your own.')] = None):
     "List the recipes; each works in place of a file."
@@ -59,7 +59,7 @@ def check(source: Source, set_: Set = None):
     _print(str(check_run(_config(source, set_))))
 
 @app.command()
-def preview(source: Source, n: Annotated[int, typer.Option('-n', help='How many rows.')] = 3, set_: Set = None):
+def preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='How many rows.')] = 3, set_: Set = None):
     "Show rows as text, with what is learned in colour."
     from llmft.check import preview_rows
     for mask in preview_rows(_config(source, set_), n):
@@ -86,7 +86,7 @@ def demo(out: Annotated[Path, typer.Option(help='The run folder.')] = Path('runs
     from llmft.demo import run_demo
     if run_demo(out, overwrite, say=_print).interrupted: raise typer.Exit(130)
 
-# %% ../nbs/11_cli.ipynb #4b7ac073
+# %% ../nbs/11_cli.ipynb #0176b7d8
 @app.command()
 def chat(run: RunDir, temperature: Annotated[float, typer.Option(min=0, help='0: always the likeliest token.')] = 0.0):
     "Talk to a run or a merged model."
@@ -99,8 +99,9 @@ def generate(run: RunDir,
     prompt: Annotated[Optional[List[str]], typer.Option('-p', '--prompt', help='A question; may be repeated.')] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256, temperature: Annotated[float, typer.Option(min=0)] = 0.0):
     "Answer questions."
-    from llmft.infer import load_run, read_questions
+    from llmft.infer import check_questions, load_run, read_questions, run_config
     questions = read_questions(file, prompt)
+    check_questions(questions, run_config(run).datasets[0], file)
     for answer in load_run(run).generate(questions, max_new_tokens=max_new_tokens, temperature=temperature): _print(answer)
 
 # %% ../nbs/11_cli.ipynb #6075d23c

@@ -7,13 +7,14 @@ __all__ = ['RECIPES', 'read_yaml', 'DatasetConfig', 'ModelKeys', 'AdapterKeys', 
            'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config', 'save_config', 'parse_overrides',
            'config_reference']
 
-# %% ../nbs/00_config.ipynb #74aaeb58
+# %% ../nbs/00_config.ipynb #b1310eb8
 import difflib, re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from .core import UserError, write_atomic
 
@@ -41,30 +42,56 @@ def _key_lines(node, where, path=()): # {('datasets', 0, 'path'): 3, ...}
             lines |= _key_lines(value, where, (*path, i))
     return lines
 
-# %% ../nbs/00_config.ipynb #e2426d06
+# %% ../nbs/00_config.ipynb #143fd0fd
+_PLAIN = { # pyyaml's words -> ours
+    r"'\\t'": 'a tab stands where only spaces may be. Indent with spaces.',
+    'mapping values are not allowed': 'there is a second colon in this line, or the line above is indented otherwise. Put text that holds `: ` in quotes.',
+    'another document': 'a second document begins here (`---`). One file describes one run.',
+    'stream end|end of stream': 'what is opened here is never closed. Add the missing quote or bracket.',
+    'special characters': 'there is a character that cannot stand in text. Save the file as plain text.',
+    'constructor for the tag': 'a tag such as `!name` is for programs. Remove it, or put the text in quotes.',
+    'unhashable key': 'a key must be a word, as in `seed: 1`.',
+    'could not find expected': 'a key without a colon. Write `key: value`, with a space behind the colon.',
+}
+
+def _yaml_problem(e, text): # pyyaml's exception -> (line or None, what is wrong)
+    problem = getattr(e, 'problem', None) or getattr(e, 'reason', None) or str(e)
+    mark, begun = getattr(e, 'problem_mark', None), getattr(e, 'context_mark', None)
+    if re.search('stream end|end of stream', problem) and begun: mark = begun
+    line = mark.line + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
+    return line, next((plain for pattern, plain in _PLAIN.items() if re.search(pattern, problem)), f'{problem}. Check the indentation, the colons and the quotes there.')
+
+# %% ../nbs/00_config.ipynb #241c7e59
 def read_yaml(
     text,            # the YAML document
     where='<text>',  # its name in messages
 ): # (`dict`, lines of its keys)
     "The mapping in a YAML document and the line number of each key."
-    try: node = yaml.compose(text, _Loader)
+    try: node, values = yaml.compose(text, _Loader), yaml.load(text, _Loader)
     except yaml.YAMLError as e:
-        mark = getattr(e, 'problem_mark', None)
-        line = f':{mark.line + 1}' if mark else ''
-        raise UserError(f'{where}{line}: this is not valid YAML: {getattr(e, "problem", None) or e}. '
-                        'Check the indentation, the colons and the quotes there.') from None
+        line, problem = _yaml_problem(e, text)
+        raise UserError(f'{where}{f":{line}" if line else ""}: this is not valid YAML: {problem}') from None
+    except ValueError as e: raise UserError(f'{where}: a value cannot be read: {e}. If it is meant as text, put it in quotes.') from None
     if not isinstance(node, yaml.MappingNode):
-        raise UserError(f'{where}: a run is described by lines of the form `key: value`; this file holds none.')
-    return yaml.load(text, _Loader), _key_lines(node, where)
+        held = 'it is empty' if node is None else 'it holds a list' if isinstance(node, yaml.SequenceNode) else 'it holds one text'
+        raise UserError(f'{where}: a run is described by lines of the form `key: value`, but {held}. `llmft recipes smollm2-135m` prints an example.')
+    return values, _key_lines(node, where)
 
 # %% ../nbs/00_config.ipynb #099f3938
 def _key(default, text, group=None, **checks):
     "A documented field: `default`, what it means, the heading it stands under, and the values it may have."
     return Field(default, description=text, json_schema_extra={'group': group} if group else None, **checks)
 
-# %% ../nbs/00_config.ipynb #a50e0b3e
+# %% ../nbs/00_config.ipynb #64006431
 class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', validate_default=False, allow_inf_nan=False)
+
+    @field_validator('*', mode='before')
+    @classmethod
+    def _no_truth(cls, value, info): # pydantic takes `true` for the number 1
+        kinds = {(kind := cls.model_fields[info.field_name].annotation), *get_args(kind)}
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}: raise PydanticCustomError('int_type' if int in kinds else 'float_type', 'no number')
+        return value
 
 class DatasetConfig(_Strict):
     "One source of rows."
@@ -146,23 +173,24 @@ class OutputKeys(_Strict):
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     report_to: list[str] = _key([], 'Trackers that also get the metrics: `tensorboard`, `wandb`, `trackio`. None by default.', 'Output')
 
-# %% ../nbs/00_config.ipynb #b06990b9
+# %% ../nbs/00_config.ipynb #fdd546f1
 class Config(OutputKeys, TrainingKeys, DataKeys, AdapterKeys, ModelKeys): # fields come out in the opposite order
     "One run: everything that decides what it does."
 
     @model_validator(mode='after')
     def _together(self):
-        if self.load_in_4bit is None: self.load_in_4bit = self.adapter == 'qlora' and not self.load_in_8bit
-        if self.lora_target_linear is None: self.lora_target_linear = not self.lora_target_modules
+        if self.load_in_4bit is None: self.__dict__['load_in_4bit'] = self.adapter == 'qlora' and not self.load_in_8bit
+        if self.lora_target_linear is None: self.__dict__['lora_target_linear'] = not self.lora_target_modules
         for wrong, key, message in self._conflicts():
             if wrong: raise ValueError(f'@{key}@{message}')
-        self.adapter = 'qlora' if self.load_in_4bit else 'lora'
+        self.__dict__['adapter'] = 'qlora' if self.load_in_4bit else 'lora'
         return self
 
     def _conflicts(self): # (is it so, key to point at, message)
         return [
             (self.load_in_4bit and self.load_in_8bit, 'load_in_8bit', 'the base weights can be kept in 4 bits or in 8, not both. Remove one of `load_in_4bit`, `load_in_8bit`.'),
-            (self.adapter == 'qlora' and not self.load_in_4bit, 'adapter', '`qlora` means 4-bit base weights. Set `load_in_4bit: true`, or `adapter: lora`.'),
+            (self.adapter == 'qlora' and not self.load_in_4bit and 'adapter' in self.model_fields_set, 'adapter', '`qlora` means 4-bit base weights. '
+                f'Remove `{"load_in_8bit" if self.load_in_8bit else "load_in_4bit: false"}`, or set `adapter: lora`.'),
             (self.bf16 is True and self.fp16, 'fp16', 'one number format at a time. Remove one of `bf16`, `fp16`.'),
             (self.warmup_steps is not None and self.warmup_ratio is not None, 'warmup_ratio', 'two lengths for one warm-up. Remove `warmup_steps` or `warmup_ratio`.'),
             (bool(self.test_datasets) and self.val_set_size > 0, 'val_set_size', 'held-out rows come from `test_datasets` or from `val_set_size`, not both.'),
@@ -182,44 +210,64 @@ def dump_yaml(
     "A mapping as YAML text, keys in their own order."
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
-# %% ../nbs/00_config.ipynb #8403d4eb
-def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0)
-    return DatasetConfig if loc and loc[0] in ('datasets', 'test_datasets') else Config
+# %% ../nbs/00_config.ipynb #05c0924d
+def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0, 'path')
+    return DatasetConfig if len(loc) > 1 and loc[0] in ('datasets', 'test_datasets') else Config
 
 def _nearest(name, names, lead='Did you mean'):
     "` Did you mean …?` with the most similar of `names`, or nothing."
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
     return f' {lead} `{near[0]}`?' if near else ''
 
-# %% ../nbs/00_config.ipynb #02ff1448
-def _advice(error, loc): # one of pydantic's errors -> text
-    key, kind, ctx = loc[-1] if loc else '', error['type'], error.get('ctx', {})
-    if kind == 'extra_forbidden':
-        return f'`{key}` is not a key that llmft knows.{_nearest(key, _model_at(loc).model_fields)}'
-    if kind == 'missing': return f'`{key}` is missing. {_model_at(loc).model_fields[key].description}'
-    if kind == 'value_error': return str(ctx['error']).split('@', 2)[-1]
-    if kind == 'literal_error':
-        near = _nearest(error['input'], ctx['expected'].replace("'", ' ').replace(',', ' ').split())
-        return f'`{key}` must be {ctx["expected"]}, not {error["input"]!r}.{near}'
-    bounds = dict(greater_than='above {gt}', greater_than_equal='at least {ge}', less_than='below {lt}', less_than_equal='at most {le}')
-    if kind in bounds: return f'`{key}` must be {bounds[kind].format(**ctx)}, not {error["input"]!r}.'
-    text = error['msg'][0].lower() + error['msg'][1:]
-    return f'`{key}`: {text}, but this is {error["input"]!r}.'
+# %% ../nbs/00_config.ipynb #33874289
+_WANTED = dict(greater_than='above {gt:g}', greater_than_equal='at least {ge:g}', less_than='below {lt:g}', less_than_equal='at most {le:g}',
+    literal_error='{expected}', finite_number='a finite number', too_short='a list of at least one entry, as `- path: my.jsonl`',
+    list_type='a list', dict_type='a mapping, as `key: value`', model_type='a mapping, as `path: my.jsonl`', model_attributes_type='a mapping, as `path: my.jsonl`',
+    bool_type='true or false', bool_parsing='true or false', string_type='text', float_type='a number', float_parsing='a number',
+    int_type='a whole number', int_parsing='a whole number', int_from_float='a whole number')
 
-# %% ../nbs/00_config.ipynb #51ce2e17
+def _wanted(error, loc): # one of pydantic's errors -> what would be right
+    kind, ctx = error['type'], error.get('ctx', {})
+    if kind == 'list_type' and loc[-1] in ('datasets', 'test_datasets'): return 'a list (begin each entry with `- path:`)'
+    if kind == 'list_type' and isinstance(error['input'], str): return f'a list, as `[{error["input"]}]`'
+    return _WANTED[kind].format(**ctx) if kind in _WANTED else error['msg']
+
+def _shown(value): # a value as it may stand in the file
+    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) < 60 else text[:57] + '...'
+
+# %% ../nbs/00_config.ipynb #ba799834
+def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `blank`: the key stands there without a value
+    error, key = errors[0], f'entry {loc[-1] + 1} of `{loc[-2]}`' if isinstance(loc[-1], int) else f'`{loc[-1]}`'
+    kind = error['type']
+    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_nearest(loc[-1], _model_at(loc).model_fields)}'
+    if kind == 'missing': return f'{key} {"has no value" if blank else "is missing"}. {_model_at(loc).model_fields[loc[-1]].description}'
+    if kind == 'value_error': return f'{key}: {str(error["ctx"]["error"]).split("@", 2)[-1]}'
+    names = re.findall(r"'(.+?)'", ' '.join(e['ctx']['expected'] for e in errors if e['type'] == 'literal_error'))
+    wanted = ' or '.join(dict.fromkeys(_wanted(e, loc) for e in errors))
+    quotes = ' Put it in quotes.' if kind == 'string_type' and len(errors) == 1 and isinstance(error['input'], (int, float)) else ''
+    return f'{key} must be {wanted}, not {_shown(error["input"])}.{quotes}{_nearest(error["input"], names)}'
+
+# %% ../nbs/00_config.ipynb #5c52525e
+def _place(loc): # a place as the file has it, without the names that pydantic gives to the members of a union
+    return tuple(l for i, l in enumerate(loc) if l != '[key]' and
+        (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings')))
+
+def _by_place(errors): # {place: errors}; where an entry of a list is wrong, it does not matter that the list is no text
+    found = {}
+    for error in errors:
+        loc = _place(error['loc']) or (str(error['ctx']['error']).split('@')[1],)
+        found.setdefault(loc, []).append(error)
+    return {loc: errors for loc, errors in found.items() if not any(other[:len(loc)] == loc and len(other) > len(loc) for other in found)}
+
 def _explain(e, where, lines): # pydantic's ValidationError -> UserError
     "One line for each error: file, line, key, what to do."
     out = []
-    for error in e.errors():
-        loc = tuple(l for l in error['loc'] if l in _names(error['loc']) or isinstance(l, int))
-        if error['type'] == 'value_error' and not loc: loc = (str(error['ctx']['error']).split('@')[1],)
-        line = lines.get(loc) or (lines.get(loc[:-1]) if loc[:-1] else None)
+    for loc, errors in _by_place(e.errors()).items():
+        line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
         place = where if line is None else line if isinstance(line, str) else f'{where}:{line}'
-        out.append((line if isinstance(line, int) else 0, f'{place}: {_advice(error, loc)}'))
+        out.append((line if isinstance(line, int) else 0, f'{place}: {_advice(errors, loc, loc in lines)}'))
     return UserError('\n'.join(dict.fromkeys(message for _, message in sorted(out))))
-
-def _names(loc): # pydantic adds the names of a union's members to a place; keep only what the file says
-    return [l for l in loc if isinstance(l, str) and not re.search(r'[\[\]-]|^(str|bool|int|float|literal|list|constrained)', l)]
 
 # %% ../nbs/00_config.ipynb #34edd023
 RECIPES = Path(__file__).parent/'recipes' if '__file__' in globals() else Path('../llmft/recipes')
@@ -228,7 +276,7 @@ def list_recipes() -> dict[str, str]: # {name: first line of its file}
     "The recipes that come with llmft; each name works wherever a file does."
     return {p.stem: p.read_text(encoding='utf-8').splitlines()[0].lstrip('# ') for p in sorted(RECIPES.glob('*.yml'))}
 
-# %% ../nbs/00_config.ipynb #dad73ccd
+# %% ../nbs/00_config.ipynb #8dbe655a
 def find_config(
     source, # a path, or a recipe's name
 ) -> Path:
@@ -238,17 +286,29 @@ def find_config(
     if path.is_dir(): raise UserError(f'{source} is a folder. Name the YAML file in it.')
     recipe = RECIPES/f'{path.stem}.yml'
     if str(path) in (path.stem, recipe.name) and recipe.is_file(): return recipe
-    near = _nearest(path.stem, list_recipes())
+    near = _nearest(path.name, [*list_recipes(), *(p.name for p in path.parent.glob('*.y*ml'))])
     raise UserError(f'{source}: there is no such file and no recipe of that name.{near} Recipes: {", ".join(list_recipes()) or "none"}.')
 
-# %% ../nbs/00_config.ipynb #4cefc51a
+# %% ../nbs/00_config.ipynb #f726370a
 def _given(value): # without the keys that are blank
     "`value` without the keys whose value is empty: a blank means \"not given\"."
     if isinstance(value, dict): return {k: _given(v) for k, v in value.items() if v is not None}
     if isinstance(value, list): return [_given(v) for v in value]
     return value
 
-# %% ../nbs/00_config.ipynb #5c90d9ea
+def _words(value): # a key such as `3:` is a number for YAML
+    if isinstance(value, dict): return {str(k): _words(v) for k, v in value.items()}
+    return [_words(v) for v in value] if isinstance(value, list) else value
+
+def _read_text(path): # UTF-8, with or without a byte order mark
+    try: data = path.read_bytes()
+    except OSError as e: raise UserError(f'{path}: cannot be read: {e.strerror}.') from None
+    try: return data.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = data.count(b'\n', 0, e.start) + 1
+        raise UserError(f'{path}:{line}: this is not UTF-8 text. Save the file as UTF-8 in your editor.') from None
+
+# %% ../nbs/00_config.ipynb #bdd67ec5
 def load_config(
     source,      # path, recipe's name, or a `dict`
     **overrides, # keys to set or change, as `learning_rate=1e-4`
@@ -257,15 +317,13 @@ def load_config(
     if isinstance(source, Config): source = source.model_dump(exclude_unset=True)
     if isinstance(source, dict): where, values, lines = '<dict>', dict(source), {}
     else:
-        path = find_config(source)
-        try: where, (values, lines) = str(path), read_yaml(path.read_text(encoding='utf-8-sig'), str(path))
-        except (UnicodeDecodeError, OSError) as e: raise UserError(f'{path}: cannot be read as a text file: {e}') from None
+        where = str(path := find_config(source))
+        values, lines = read_yaml(_read_text(path), where)
     for key, value in overrides.items():
         values[key] = value
-        lines = {k: v for k, v in lines.items() if k[0] != key} | {(key,): f'set {key}={value!r}'}
-    try: return Config(**_given(values))
+        lines = {k: v for k, v in lines.items() if k[0] != key} | {(key,): f'set {key}={value}'}
+    try: return Config.model_validate(_words(_given(values)))
     except ValidationError as e: raise _explain(e, where, lines) from None
-    except TypeError: raise UserError(f'{where}: every key must be a word, as in `seed: 1`.') from None
 
 # %% ../nbs/00_config.ipynb #b4cbbe76
 def save_config(
@@ -275,7 +333,7 @@ def save_config(
     "Write a configuration with every key filled in; `load_config` reads it back as an equal one."
     return write_atomic(path, dump_yaml(config.model_dump(mode='json')))
 
-# %% ../nbs/00_config.ipynb #4d7bbe4d
+# %% ../nbs/00_config.ipynb #01e235d9
 def parse_overrides(
     items, # texts of the form `key=value`
 ) -> dict:
@@ -285,7 +343,7 @@ def parse_overrides(
         key, eq, value = item.partition('=')
         if not eq or not key.strip(): raise UserError(f'{item!r}: expected KEY=VALUE, as in learning_rate=1e-4.')
         try: out[key.strip()] = yaml.load(value, _Loader)
-        except yaml.YAMLError: raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
+        except (yaml.YAMLError, ValueError): raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
     return out
 
 # %% ../nbs/00_config.ipynb #47e55d5f

@@ -73,8 +73,9 @@ def sha256(
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
 
-# %% ../nbs/00_core.ipynb #00615631
+# %% ../nbs/00_core.ipynb #a9cf9811
 def quiet():
     "Silence log messages that tell a user nothing to act on."
-    import logging
+    import logging, warnings
+    warnings.filterwarnings('ignore', r'`(is_)?gradient_checkpointing` is deprecated', FutureWarning) # peft and TRL still use the old name
     for name in ('bitsandbytes.backends.cpu.ops', 'bitsandbytes.backends.utils'): logging.getLogger(name).setLevel(logging.ERROR)

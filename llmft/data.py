@@ -6,8 +6,8 @@
 __all__ = ['BUILTIN', 'source_arguments', 'find_broken_line', 'load_source', 'load_rows', 'split_dataset', 'load_splits',
            'describe_sources']
 
-# %% ../nbs/02_data.ipynb #e1a3ec2f
-import gzip, json, math
+# %% ../nbs/02_data.ipynb #83e291c6
+import csv, gzip, json, math, re
 from pathlib import Path
 
 from .config import Config, _nearest
@@ -24,12 +24,16 @@ def _reader(path): # the reader of `datasets` for a file; `data.jsonl.gz` is rea
     if suffix in _READERS: return _READERS[suffix]
     raise UserError(f'{path}: files ending in `{suffix or path.name}` cannot be read. Known: {", ".join(_READERS)}, each also with .gz.')
 
-# %% ../nbs/02_data.ipynb #48c72933
+# %% ../nbs/02_data.ipynb #4fe7d1ed
 def _builtin(dataset): # `builtin/NAME` -> arguments of `load_dataset`
     folder = BUILTIN/dataset.path.removeprefix('builtin/')
     names = [p.name for p in BUILTIN.iterdir() if p.is_dir()]
     if folder.name not in names: raise UserError(f'{dataset.path}: there is no such built-in data set.{_nearest(folder.name, names)} There is: {", ".join(names)}.')
     return {'path': 'json', 'data_files': {p.name.split('.')[0]: str(p) for p in sorted(folder.glob('*.jsonl.gz'))}}
+
+def _look_into(folder): # a `UserError` if there is nothing to read
+    known = {p for p in folder.rglob('*') if Path(p.name.removesuffix('.gz')).suffix in _READERS}
+    if not known: raise UserError(f'{folder}: there are no data files in this folder ({", ".join(_READERS)}). It holds: {", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"}.')
 
 def _looks_local(path): return path.startswith(('.', '/', '~')) or '\\' in path or Path(path).suffix.removeprefix('.') in {s[1:] for s in _READERS} | {'gz'}
 
@@ -39,54 +43,119 @@ def source_arguments(
     "How `datasets` reads a source: built in, a file, a folder, or from the Hub."
     path = Path(dataset.path).expanduser()
     if dataset.path.startswith('builtin/'): return _builtin(dataset)
-    if path.is_file(): return {'path': _reader(path), 'data_files': {dataset.split.split('[')[0]: str(path)}} | ({'delimiter': '\t'} if '.tsv' in path.name else {})
+    if path.is_file(): return {'path': _reader(path), 'data_files': {dataset.split.split('[')[0]: str(path)}}
+    if path.is_dir() and not dataset.data_files: _look_into(path)
     if path.is_dir(): return {'path': str(path), 'data_files': dataset.data_files}
     if _looks_local(dataset.path):
         near = _nearest(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
         raise UserError(f'{dataset.path}: there is no such file or folder.{near} Paths are relative to the folder you are in, {Path.cwd()}.')
     return {'path': dataset.path, 'name': dataset.name, 'revision': dataset.revision, 'data_files': dataset.data_files}
 
-# %% ../nbs/02_data.ipynb #f25e47e1
+# %% ../nbs/02_data.ipynb #343bc4ec
+def _open(path, **kwargs): return (gzip.open if str(path).endswith('.gz') else open)(path, **kwargs)
+
+def _json_problem(path, line, e): return f'{path}:{line}: this is not valid JSON: {e.msg.removesuffix(" at")} at character {e.colno}.'
+
+def _json_lines(path): # what is wrong in a .jsonl file
+    with _open(path, mode='rb') as f:
+        for n, line in enumerate(f, 1):
+            try: text = line.decode('utf-8-sig' if n == 1 else 'utf-8').strip()
+            except UnicodeDecodeError: return f'{path}:{n}: this is not UTF-8 text. Save the file as UTF-8.'
+            try:
+                if text and not isinstance(json.loads(text), dict): return f'{path}:{n}: a row must be an object `{{"column": value}}`.'
+            except json.JSONDecodeError as e: return _json_problem(path, n, e)
+
+def _text_file(path): # what is wrong in a .json, .csv or .txt file
+    with _open(path, mode='rb') as f: data = f.read()
+    try: text = data.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = data.count(b'\n', 0, e.start) + 1
+        return f'{path}:{line}: this is not UTF-8 text. Save the file as UTF-8.'
+    if '.json' not in Path(path).name: return None
+    try: json.loads(text)
+    except json.JSONDecodeError as e: return _json_problem(path, e.lineno, e)
+
 def find_broken_line(
-    path, # a .jsonl or .json file, also .gz
+    path, # a .jsonl, .json, .csv or .txt file, also .gz
 ) -> str | None: # what is wrong, with its line; None if nothing is
-    "Where a JSON file is broken."
-    opener = gzip.open if str(path).endswith('.gz') else open
-    try:
-        with opener(path, 'rt', encoding='utf-8') as f:
-            text = f.read() if '.jsonl' not in Path(path).name else None
-            if text is not None: json.loads(text)
-            else:
-                for n, line in enumerate(f, 1):
-                    if line.strip() and not isinstance(json.loads(line), dict): return f'{path}:{n}: a row must be an object `{{"column": value}}`.'
-    except json.JSONDecodeError as e: return f'{path}:{n if text is None else e.lineno}: this is not valid JSON: {e.msg} at character {e.colno}.'
-    except UnicodeDecodeError as e: return f'{path}: is not UTF-8 text ({e.reason}). Save it as UTF-8.'
+    "Where a text file is broken."
+    try: return _json_lines(path) if '.jsonl' in Path(path).name else _text_file(path)
+    except gzip.BadGzipFile: return f'{path}: cannot be read: it is not a gzip file. Remove the ending .gz if it is plain text.'
     except (OSError, EOFError) as e: return f'{path}: cannot be read: {e}.'
 
-# %% ../nbs/02_data.ipynb #5989b4d2
+# %% ../nbs/02_data.ipynb #b374126a
+def _csv_arguments(path): # arguments of `datasets` that read each cell as text
+    from datasets import Features, Value
+    delimiter = '\t' if '.tsv' in path.name else ','
+    try:
+        with _open(path, mode='rt', encoding='utf-8-sig', newline='') as f:
+            reader = csv.reader(f, delimiter=delimiter)
+            head, first, line = next(reader, []), next(reader, []), reader.line_num
+    except (OSError, EOFError, UnicodeDecodeError, csv.Error): return {'delimiter': delimiter} # told when the file is read
+    if twice := [c for c in head if head.count(c) > 1]: raise UserError(f'{path}:1: there are two columns called `{twice[0]}`. Rename one.')
+    if len(first) > len(head): raise UserError(_too_many(path, line, len(first), len(head))) # pandas would shift the columns
+    return {'delimiter': delimiter, 'keep_default_na': False, 'features': Features({c: Value('string') for c in head})}
+
+def _too_many(path, line, values, columns):
+    return f'{path}:{line}: this row has {values} values, but there are {columns} columns. Put quotes around a text that holds the separator.'
+
+def _csv_problem(path, text): # pandas' words -> ours
+    if m := re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', text): return _too_many(path, m[2], m[3], m[1])
+    if m := re.search(r'EOF inside string starting at row (\d+)', text): return f'{path}: a quote that opens in row {m[1]} is never closed.'
+
+# %% ../nbs/02_data.ipynb #b0667f28
+def _why(dataset, e): # -> what is wrong with a source, from what `datasets` said; None if that is not known
+    file, text = Path(dataset.path).expanduser(), str(e.__cause__ or e)
+    if file.is_file() and file.stat().st_size == 0: return 'the file is empty.'
+    for part in sorted(file.rglob('*')) if file.is_dir() else [file] if file.is_file() else []:
+        if re.search(r'\.(jsonl?|[ct]sv|txt)(\.gz)?$', part.name) and (wrong := find_broken_line(part)): return wrong
+    if 'corresponds to no data' in str(e): return 'there are no rows' + (f' in split `{dataset.split}`.' if dataset.split != 'train' else '.')
+    if 'Unrecognized instruction format' in str(e): return f'split `{dataset.split}` cannot be read. A split is a name, or a part of one, as `train[:100]`.'
+    if m := re.search(r'Unknown split .*?\[(.*?)\]', str(e)): return f'there is no split `{dataset.split}`. There are: {m[1]}.'.replace("'", '`').replace('"', '`')
+    if wrong := _csv_problem(file, text): return wrong
+    if file.exists(): return f'cannot be read: {text.splitlines()[0] if text else type(e).__name__}'
+
 def _read(dataset): # -> `datasets.Dataset`; what goes wrong is told as a `UserError`
     from datasets import load_dataset
-    arguments = source_arguments(dataset)
+    arguments, file = source_arguments(dataset), Path(dataset.path).expanduser()
+    if arguments['path'] == 'csv' and file.stat().st_size: arguments |= _csv_arguments(file)
     try:
         with hub_errors(dataset.path): return load_dataset(**arguments, split=dataset.split)
     except UserError: raise
     except Exception as e:
-        file = Path(dataset.path).expanduser()
-        if file.is_file() and '.json' in file.name and (wrong := find_broken_line(file)): raise UserError(wrong) from None
-        if 'split' in str(e).lower(): raise UserError(f'{dataset.path}: split `{dataset.split}` cannot be read: {e}') from None
-        if file.is_file() and file.stat().st_size == 0: raise UserError(f'{dataset.path}: the file is empty.') from None
-        if file.exists(): raise UserError(f'{dataset.path}: cannot be read as {arguments["path"]}: {str(e.__cause__ or e).splitlines()[0]}') from None
-        raise
+        if (wrong := _why(dataset, e)) is None: raise
+        raise UserError(wrong if wrong.startswith(str(file)) else f'{dataset.path}: {wrong}') from None
 
-# %% ../nbs/02_data.ipynb #af0b35f3
+# %% ../nbs/02_data.ipynb #e6ef9065
+def _is_text(value): return isinstance(value, str)
+def _are_messages(value): return isinstance(value, list) and all(isinstance(m, dict) for m in value)
+
+def _expected(dataset): # {column: (what it must hold, its test)} of the formats that are known
+    if dataset.type == 'chat_template': return {dataset.field_messages: ('a list of messages, each with a role and a content', _are_messages)}
+    return {c: ('text', _is_text) for c in {'alpaca': ['instruction', 'input', 'output'], 'completion': [dataset.field]}.get(dataset.type, [])}
+
+def _check_values(rows, dataset): # text where text is learned, messages where messages are
+    for column, (what, test) in _expected(dataset).items():
+        if column not in rows.column_names or (test is _is_text and getattr(rows.features[column], 'dtype', '') in ('string', 'large_string')): continue
+        wrong = next(((i, v) for i, v in enumerate(rows[column], 1) if v is not None and not test(v)), None)
+        if wrong: raise UserError(f'{dataset.path}: row {wrong[0]}: `{column}` must be {what}, not {repr(wrong[1])[:60]}.{" Put it in quotes." if isinstance(wrong[1], (int, float)) else ""}')
+
+def _check_utf8(rows, dataset): # the reader of JSON takes any bytes; so they are looked at here
+    if not Path(dataset.path).expanduser().is_file(): return
+    try: rows.data.table.validate(full=True)
+    except ValueError: raise UserError(find_broken_line(Path(dataset.path).expanduser()) or f'{dataset.path}: it holds text that is not UTF-8.') from None
+
+# %% ../nbs/02_data.ipynb #44a8b009
 def load_source(
     dataset,  # `DatasetConfig`
     index=0,  # its place in `datasets`, then in `test_datasets`
 ): # `datasets.Dataset`: its columns, `source` and `row`
     "The rows of one source, with the columns that its format needs."
     rows = _read(dataset)
-    if not len(rows): raise UserError(f'{dataset.path}: there are no rows in split `{dataset.split}`.')
+    if not len(rows): raise UserError(f'{dataset.path}: there are no rows' + (f' in split `{dataset.split}`.' if dataset.split != 'train' else '.'))
     check_columns(rows.column_names, dataset)
+    _check_utf8(rows, dataset)
+    _check_values(rows, dataset)
     rows = rows.remove_columns([c for c in ('source', 'row') if c in rows.column_names])
     return rows.add_column('source', [index] * len(rows)).add_column('row', list(range(len(rows))))
 

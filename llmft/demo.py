@@ -56,7 +56,7 @@ def _keep(run, scores, answers): # scores.json and scores.png in the run folder
     from llmft.plots import plot_run
     plot_run(run.metrics, scores.counts(), run.path/'scores.png')
 
-# %% ../nbs/13_demo.ipynb #abfa41b9
+# %% ../nbs/13_demo.ipynb #adac375b
 def run_demo(
     out='runs/demo', # run folder
     overwrite=False, # replace it if it exists
@@ -78,7 +78,8 @@ def run_demo(
     _show_answer(say, row, answer, base.results[i])
     _title(say, '3. Training')
     run = finetune(config, overwrite=overwrite, say=lambda x: say(str(x)))
-    if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.'); return run
+    if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.')
+    if run.interrupted: return run
     say(text_loss(run.metrics))
     _title(say, '4. The model after')
     chat = load_run(run.path)
@@ -87,7 +88,9 @@ def run_demo(
     _keep(run, scores, {'base': before, 'tuned': after})
     loss = run.first('eval_loss'), run.last('eval_loss')
     say(f'{scores}\nloss on the held-out answers: {loss[0]:.3f} before, {loss[1]:.3f} after ({1 - loss[1] / loss[0]:.0%} less)')
-    if (i := _mended(base, tuned)) is not None: say('\nA right answer, to a question that was answered wrongly before:\n'); _show_answer(say, rows[i], after[i], tuned.results[i])
+    if (i := _mended(base, tuned)) is not None:
+        say('\nA right answer, to a question that was answered wrongly before:\n')
+        _show_answer(say, rows[i], after[i], tuned.results[i])
     _title(say, '5. What to do next')
     say(f'Everything is in {run.path}: README.md tells what is there, scores.png shows how it went.\n\nTry:\n  llmft chat {run.path}\n'
         f'  llmft merge {run.path} {run.path}-merged\n  llmft train smollm2-135m --set lora_r=32 --set num_epochs=2 --out runs/second')

@@ -129,13 +129,13 @@ def from_dict(cls:Scores,
     rows = [dict(r) for r in d['rows']]
     return cls([r.pop('group') for r in rows], [CodeResult(**r) for r in rows])
 
-# %% ../nbs/08_evaluate.ipynb #f1ba2719
+# %% ../nbs/08_evaluate.ipynb #3cae2b2c
 def score_model(
     model, tokenizer,
     rows,              # dicts with `tests`, and what the prompt format needs
     dataset,           # `DatasetConfig`: the prompt format
     run_code=False,    # allow running what the model writes
-    max_new_tokens=160,# longest answer
+    max_new_tokens=128,# longest answer
     progress='Answering', # description of the bar; `None` for none
 ): # (`Scores`, the answers)
     "Let the model answer each row and run the answers against the rows' tests."

@@ -8,9 +8,10 @@ __all__ = ['BUILTIN_MODELS', 'HUB_RULES', 'builtin_model', 'folder_size', 'pip_r
            'ready_folder', 'disk_full', 'one_at_a_time', 'fetch_builtin', 'missing_folder', 'check_folder', 'is_path',
            'resolve_model', 'exception_texts', 'hub_error', 'hub_errors']
 
-# %% ../nbs/builtin/smollm2_135m.ipynb #cc88e795
+# %% ../nbs/builtin/smollm2_135m.ipynb #e400e54b
 import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, time, types, zipfile
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from .core import *
 
@@ -396,13 +397,45 @@ HUB_RULES |= {
         "{name} has no weights in the safetensors format. llmft reads no .bin files, because loading one can run code that is hidden in it. Choose a model that has *.safetensors.",
 }
 
-# %% ../nbs/builtin/smollm2_135m.ipynb #4dec65d3
+# %% ../nbs/builtin/smollm2_135m.ipynb #e3236dc9
+@lru_cache
+def _silence(endpoint, minute): # why the Hub at `endpoint` does not answer, or None; remembered for the `minute`
+    from huggingface_hub.utils import get_session
+    try: get_session().head(endpoint, timeout=5)
+    except Exception as e: return e
+
+@contextmanager
+def _cache_only(): # what HF_HUB_OFFLINE=1 does, inside the block
+    import huggingface_hub.constants, sys
+    modules = [huggingface_hub.constants] + [sys.modules[m] for m in ['datasets.config'] if m in sys.modules]
+    for m in modules: m.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for m in modules: m.HF_HUB_OFFLINE = False
+
+def _on_hub(name): # may `name` have to be fetched?
+    return not (name.startswith('builtin/') or is_path(name) or Path(name).exists())
+
+# %% ../nbs/builtin/smollm2_135m.ipynb #e018a325
+@contextmanager
+def _no_waiting(name): # do not wait for a Hub that does not answer
+    from huggingface_hub import constants, is_offline_mode
+    reason = _silence(constants.ENDPOINT, int(time.time() // 60)) if _on_hub(name) and not is_offline_mode() else None
+    if reason is None: yield; return
+    try:
+        with _cache_only(): yield
+    except Exception as e:
+        if 'Offline mode is on' in str(hub_error(e, name)): raise reason from None
+        raise
+
+# %% ../nbs/builtin/smollm2_135m.ipynb #896449d9
 @contextmanager
 def hub_errors(
     name, # the model or data set that is asked for
 ):
     "Turn exceptions about the Hub or the files of a model into one clear message; others pass unchanged."
-    try: yield
+    try:
+        with _no_waiting(name): yield
     except Exception as e:
         error = hub_error(e, name)
         if error is None or error is e: raise

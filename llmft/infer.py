@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream', 'Chat', 'run_config', 'saved_tokenizer', 'load_run',
-           'read_questions', 'chat_loop']
+           'read_questions', 'check_questions', 'chat_loop']
 
 # %% ../nbs/07_infer.ipynb #171649e5
 import json
@@ -128,12 +128,13 @@ class Chat:
     def clear(self): self.messages = []
     def __repr__(self): return f'Chat({self.path or self.config.base_model}, format {self.dataset.type}, {len(self.messages)} messages)'
 
-# %% ../nbs/07_infer.ipynb #fa1ff735
+# %% ../nbs/07_infer.ipynb #a37fb782
 def run_config(
     path, # run folder or merged model
 ) -> Config:
     "The configuration in a run folder, or a `UserError` that says what is missing."
     path = Path(path).expanduser()
+    if path.is_file(): raise UserError(f'{path}: this is a file. Give the run folder that `llmft train` made.')
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
         if (path/name).is_file(): return load_config(path/name)
@@ -163,22 +164,41 @@ def load_run(
     model = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter')
     return Chat(model.eval(), saved_tokenizer(path/'adapter', config), config, path)
 
-# %% ../nbs/07_infer.ipynb #c1bcb684
+# %% ../nbs/07_infer.ipynb #15de36cf
+def _question(line, path, n): # line `n` of a file as a row or a text
+    try:
+        text = line.decode('utf-8-sig').strip()
+        row = json.loads(text) if path.suffix == '.jsonl' else text
+    except UnicodeDecodeError: raise UserError(f'{path}:{n}: this is not UTF-8 text. Save the file as UTF-8.') from None
+    except json.JSONDecodeError as e: raise UserError(f'{path}:{n}: this is not valid JSON: {e.msg} at character {e.colno}.') from None
+    if path.suffix == '.jsonl' and not isinstance(row, dict): raise UserError(f'{path}:{n}: a row must be an object, as {{"instruction": "…"}}.')
+    return row
+
 def read_questions(
     file=None,   # .jsonl with rows, or a text file with one question a line
     prompts=None,# questions
 ) -> list: # of texts and rows
     "Questions from the command line and from a file."
-    questions = list(prompts or [])
+    questions = [p for p in prompts or [] if p.strip()]
     if file is not None:
         path = Path(file)
-        if not path.is_file(): raise UserError(f'{path}: there is no such file.')
-        for n, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
-            if not line.strip(): continue
-            try: questions.append(json.loads(line) if path.suffix == '.jsonl' else line)
-            except json.JSONDecodeError as e: raise UserError(f'{path}:{n}: this is not valid JSON: {e.msg}.') from None
+        if not path.is_file(): raise UserError(f'{path}: there is no such file. Give questions in a .jsonl or .txt file, or one with -p "…".')
+        for n, line in enumerate(path.read_bytes().splitlines(), 1):
+            if line.strip(): questions.append(_question(line, path, n))
     if not questions: raise UserError('there is no question. Give one with -p "…", or a file.')
     return questions
+
+# %% ../nbs/07_infer.ipynb #99d7b474
+def check_questions(
+    questions, # from `read_questions`
+    dataset,   # `DatasetConfig`: the format of the run
+    where='a row', # their name in messages
+):
+    "A `UserError` if a row lacks a column that a question in this format has."
+    needed = [c for c, v in find_format(dataset.type).ask('?', dataset).items() if v]
+    for row in questions:
+        missing = [c for c in needed if isinstance(row, dict) and not row.get(c)]
+        if missing: raise UserError(f'{where}: a question of `type: {dataset.type}` needs `{missing[0]}`; one row has {", ".join(f"`{c}`" for c in row) or "nothing"}.')
 
 # %% ../nbs/07_infer.ipynb #292e9116
 _HELP = '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.'

@@ -156,7 +156,7 @@ def load_base(
             trust_remote_code=config.trust_remote_code, device_map={'': 0} if hw.device == 'cuda' else {'': hw.device})
     return _keep_layout(model).requires_grad_(False)
 
-# %% ../nbs/05_model.ipynb #9cfa6bdd
+# %% ../nbs/05_model.ipynb #ce448f33
 def _linear_names(model): # last names of all linear layers but the output head, as 'q_proj'
     import torch
     head = model.get_output_embeddings()
@@ -169,7 +169,11 @@ def target_modules(
     "Which layers get an adapter; a name that fits no layer is a `UserError` with the nearest one."
     wanted = config.lora_target_modules
     names = {part for name, _ in model.named_modules() for part in [name.split('.')[-1]] if part}
+    for w in config.lora_modules_to_save or []:
+        if w.split('.')[-1] not in names: raise UserError(f'lora_modules_to_save: this model has no module called `{w}`.{_nearest(w, names)}')
     if isinstance(wanted, str):
+        try: re.compile(wanted)
+        except re.error as e: raise UserError(f'lora_target_modules: {wanted!r} is not a regular expression ({e}). For names of layers write a list, as [{wanted}].') from None
         if not any(re.fullmatch(wanted, name) for name, _ in model.named_modules()): raise UserError(f'lora_target_modules: no layer has a name that fits {wanted!r}. Layers are called as {next(n for n, m in model.named_modules() if n.endswith(_linear_names(model)[0]))}.')
         return wanted
     for w in wanted or []:

@@ -107,13 +107,31 @@ def make_collator(
         return DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=True)
     return Collator(tokenizer.pad_token_id)
 
-# %% ../nbs/06_train.ipynb #a54538cd
-def _check_names(config): # names that transformers knows, with the nearest one in the message
-    from transformers import SchedulerType
+# %% ../nbs/06_train.ipynb #4b97e511
+def _known(key, value, known): # `known`: an enumeration of transformers
+    names = [n.value for n in known]
+    if value not in names: raise UserError(f'`{key}`: there is none called `{value}`.{_nearest(value, names)} Known: {", ".join(names)}.')
+
+def _check_trackers(config):
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+    for name in config.report_to:
+        if name not in INTEGRATION_TO_CALLBACK: raise UserError(f'`report_to`: there is none called `{name}`.{_nearest(name, INTEGRATION_TO_CALLBACK)} Known: {", ".join(INTEGRATION_TO_CALLBACK)}.')
+        if name not in get_available_reporting_integrations(): raise UserError(f'`report_to`: the package of `{name}` is not installed. Install it: `pip install {name}`.')
+
+def _check_names(config): # names that transformers knows and can use here, before the model is loaded
+    import torch
+    from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
     from transformers.training_args import OptimizerNames
-    for key, known in [('optimizer', OptimizerNames), ('lr_scheduler', SchedulerType)]:
-        names, value = [n.value for n in known], getattr(config, key)
-        if value not in names: raise UserError(f'`{key}`: there is none called `{value}`.{_nearest(value, names)} Known: {", ".join(names)}.')
+    _known('optimizer', config.optimizer, OptimizerNames)
+    _known('lr_scheduler', config.lr_scheduler, SchedulerType)
+    _check_trackers(config)
+    args = TrainingArguments(optim=config.optimizer, report_to='none')
+    try: Trainer.get_optimizer_cls_and_kwargs(args)
+    except (ImportError, ValueError) as e: raise UserError(f'`optimizer`: `{config.optimizer}` cannot be used here. {e}') from None
+    try:
+        if config.lr_scheduler == 'reduce_lr_on_plateau': raise ValueError
+        get_scheduler(config.lr_scheduler, torch.optim.SGD([torch.zeros(1)]), num_warmup_steps=1, num_training_steps=9)
+    except (ValueError, TypeError): raise UserError(f'`lr_scheduler`: `{config.lr_scheduler}` needs settings for which there are no keys. Take another, as `cosine`, `linear` or `constant`.') from None
 
 # %% ../nbs/06_train.ipynb #21274b52
 def _rhythm(per_epoch, steps, steps_per_epoch): # -> every so many steps, or None

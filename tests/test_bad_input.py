@@ -1,0 +1,481 @@
+"Every wrong input: one message that says what, where and what to do; status 2; nothing written."
+import gzip, json, os, re, subprocess, sys, time
+from pathlib import Path
+
+import pytest
+
+from llmft.cli import main
+
+ROWS = ''.join(json.dumps({'instruction': f'question {i}', 'output': f'answer {i}'}) + '\n' for i in range(8))
+RUN = '''\
+base_model: builtin/smollm2-135m
+adapter: lora
+datasets:
+  - path: data.jsonl
+sequence_len: 64
+output_dir: out
+'''
+BASE = RUN.replace('adapter: lora\n', '')
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    "Each test works in a folder of its own, with eight good rows and a good description of a run."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv('HF_HUB_OFFLINE', raising=False)
+    Path('data.jsonl').write_text(ROWS)
+    Path('run.yml').write_text(RUN)
+    return tmp_path
+
+
+def tree(): return {str(p): p.read_bytes() if p.is_file() else None for p in Path('.').rglob('*')}
+
+
+@pytest.fixture
+def wrong(capsys):
+    "Run a command that must fail; the message."
+    def run(*args):
+        before = tree()
+        with pytest.raises(SystemExit) as e: main([str(a) for a in args])
+        err = capsys.readouterr().err
+        assert e.value.code == 2, err
+        assert 'Traceback' not in err and err.count('Error: ') == 1, err
+        assert tree() == before, 'something was written'
+        return err[err.index('Error: ') + 7:].strip()
+    return run
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    "The weights are never read: a mistake must show before that."
+    def load(*_, **__): raise AssertionError('the model was loaded')
+    monkeypatch.setattr('llmft.train.load_base', load)
+
+
+def says(message, *parts):
+    for part in parts: assert part in message, message
+    assert 'pydantic' not in message and 'input should be' not in message.lower(), message
+
+
+# the description of a run
+
+YAML = {
+    'never closed': ('datasets: [\n', 'run.yml:1: this is not valid YAML', 'never closed'),
+    'open quote': ('base_model: "abc\nadapter: lora\n', 'run.yml:1: this is not valid YAML', 'never closed'),
+    'two colons': ('base_model: a: b\n', 'run.yml:1: this is not valid YAML', 'second colon'),
+    'indentation': ('datasets:\n  - path: a\n type: b\n', 'run.yml:3: this is not valid YAML'),
+    'tab': ('base_model: x\ndatasets:\n\t- path: a\n', 'run.yml:3: this is not valid YAML', 'tab', 'Indent with spaces'),
+    'no colon': (BASE + 'seed 3\nlora_r: 4\n', 'run.yml:7: this is not valid YAML'),
+    'NUL': (BASE + 'seed: \0\n', 'run.yml:6: this is not valid YAML', 'cannot stand in text'),
+    'tag': (BASE + 'seed: !!python/name:os.system x\n', 'run.yml:6: this is not valid YAML', 'a tag'),
+    'list as key': (BASE + '? [a]\n: 4\n', 'run.yml:6: this is not valid YAML', 'a key must be a word'),
+    'no date': (BASE + 'seed: 2001-13-41\n', 'run.yml: a value cannot be read: month', 'quotes'),
+    'two documents': (BASE + '---\nseed: 1\n', 'run.yml:6: this is not valid YAML', 'One file describes one run'),
+    'twice': (BASE + 'seed: 3\nlora_r: 8\nseed: 4\n', 'run.yml:8: `seed` is given twice (first in line 6)'),
+    'twice in an entry': (BASE.replace('jsonl', 'jsonl\n    path: b'), 'run.yml:4: `path` is given twice (first in line 3)'),
+    'empty': ('', 'run.yml: ', 'it is empty', 'llmft recipes smollm2-135m'),
+    'comment only': ('# nothing\n', 'run.yml: ', 'it is empty'),
+    'list': ('- a\n- b\n', 'run.yml: ', 'it holds a list', '`key: value`'),
+    'text': ('hello\n', 'run.yml: ', 'it holds one text'),
+    'unknown key': (BASE + 'lora_rank: 3\n', 'run.yml:6: `lora_rank` is not a key', 'Did you mean `lora_r`?'),
+    'key with a dash': (BASE + 'lora-r: 3\n', 'run.yml:6: `lora-r` is not a key', 'Did you mean `lora_r`?'),
+    'key that is a type': (BASE + 'strategy: 3\nfloat16: true\n', 'run.yml:6: `strategy` is not a key', 'run.yml:7: `float16` is not a key'),
+    'number as key': (BASE + '3: 4\n', 'run.yml:6: `3` is not a key'),
+    'unknown key in an entry': (BASE.replace('jsonl', 'jsonl\n    typ: alpaca'), 'run.yml:4: `typ` is not a key', 'Did you mean `type`?'),
+    'no model': ('datasets:\n  - path: data.jsonl\n', 'run.yml: `base_model` is missing', 'builtin/smollm2-135m'),
+    'no path': ('base_model: a\ndatasets:\n  - type: alpaca\n', 'run.yml:3: `path` is missing'),
+    'blank': ('base_model: a\ndatasets:\n', 'run.yml:2: `datasets` has no value'),
+    'no data': ('base_model: a\ndatasets: []\n', 'run.yml:2: `datasets` must be a list of at least one entry', '`- path: my.jsonl`'),
+    'mapping': ('base_model: a\ndatasets:\n  path: data.jsonl\n', 'run.yml:2: `datasets` must be a list', '`- path:`'),
+    'name': ('base_model: a\ndatasets: data.jsonl\n', 'run.yml:2: `datasets` must be a list', '`- path:`', "not 'data.jsonl'"),
+    'list of names': ('base_model: a\ndatasets:\n  - data.jsonl\n', 'run.yml:3: entry 1 of `datasets` must be a mapping', '`path: my.jsonl`'),
+}
+
+
+@pytest.mark.parametrize('name', YAML)
+def test_yaml(name, wrong):
+    text, *parts = YAML[name]
+    Path('run.yml').write_text(text)
+    says(wrong('train', 'run.yml'), *parts)
+
+
+VALUES = {
+    'micro_batch_size: many': "`micro_batch_size` must be a whole number, not 'many'.",
+    'micro_batch_size: 1.5': '`micro_batch_size` must be a whole number, not 1.5.',
+    'micro_batch_size: 0': '`micro_batch_size` must be above 0, not 0.',
+    'micro_batch_size: -1': '`micro_batch_size` must be above 0, not -1.',
+    'micro_batch_size: true': '`micro_batch_size` must be a whole number, not true.',
+    'num_epochs: true': '`num_epochs` must be a number, not true.',
+    'num_epochs: [1]': '`num_epochs` must be a number, not [1].',
+    'num_epochs: 0': '`num_epochs` must be above 0, not 0.',
+    'lora_r: 0': '`lora_r` must be above 0, not 0.',
+    'lora_alpha: -2': '`lora_alpha` must be above 0, not -2.',
+    'lora_dropout: 1': '`lora_dropout` must be below 1, not 1.',
+    'sequence_len: 0': '`sequence_len` must be at least 8, not 0.',
+    'max_steps: 0': '`max_steps` must be above 0, not 0.',
+    'learning_rate: 50': '`learning_rate` must be at most 1, not 50.',
+    'learning_rate: .nan': '`learning_rate` must be a finite number, not nan.',
+    'lora_alpha: .inf': '`lora_alpha` must be a finite number, not inf.',
+    'max_grad_norm: -.inf': '`max_grad_norm` must be a finite number, not -inf.',
+    'val_set_size: .nan': '`val_set_size` must be a finite number, not nan.',
+    'val_set_size: -0.1': '`val_set_size` must be at least 0, not -0.1.',
+    'val_set_size: 1.5': '`val_set_size`: above 1 it is a number of rows and must be whole.',
+    'val_set_size: 1': '`val_set_size`: 1 would hold out everything.',
+    'seed: 2001-01-01': '`seed` must be a whole number, not 2001-01-01.',
+    'load_in_8bit: maybe': "`load_in_8bit` must be true or false, not 'maybe'.",
+    'bf16: perhaps': "`bf16` must be true or false or 'auto', not 'perhaps'.",
+    'adapter: qlra': "`adapter` must be 'qlora' or 'lora', not 'qlra'. Did you mean `qlora`?",
+    'optimizer: 3': '`optimizer` must be text, not 3. Put it in quotes.',
+    'report_to: wandb': "`report_to` must be a list, as `[wandb]`, not 'wandb'.",
+    'lora_target_modules: 3': '`lora_target_modules` must be text or a list, not 3.',
+    'lora_target_modules: [q_proj, 3]': 'entry 2 of `lora_target_modules` must be text, not 3.',
+    'load_in_8bit: true\nload_in_4bit: true': '`load_in_8bit`: the base weights can be kept in 4 bits or in 8, not both.',
+    'load_in_8bit: true\nadapter: qlora': '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_8bit`, or set `adapter: lora`.',
+    'adapter: qlora\nload_in_4bit: false': '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_4bit: false`, or set `adapter: lora`.',
+    'bf16: true\nfp16: true': '`fp16`: one number format at a time.',
+    'warmup_steps: 1\nwarmup_ratio: 0.1': '`warmup_ratio`: two lengths for one warm-up.',
+    'eval_steps: 1\nevals_per_epoch: 1': '`eval_steps`: two rhythms for one thing.',
+    'save_steps: 1\nsaves_per_epoch: 1': '`save_steps`: two rhythms for one thing.',
+    'lora_target_linear: false': '`lora_target_linear`: nothing would be trained.',
+    'val_set_size: 2\ntest_datasets: [{path: data.jsonl}]': '`val_set_size`: held-out rows come from `test_datasets` or from `val_set_size`, not both.',
+}
+
+
+@pytest.mark.parametrize('text', VALUES)
+def test_value(text, wrong):
+    before = ''.join(line for line in BASE.splitlines(keepends=True) if line.split(':')[0] not in re.findall(r'^\w+', text, re.M))
+    Path('run.yml').write_text(before + text + '\n')
+    message, count = wrong('train', 'run.yml'), before.count('\n')
+    says(message, VALUES[text])
+    assert int(re.match(r'run\.yml:(\d+): ', message)[1]) in range(count + 1, count + 2 + text.count('\n')), message
+    assert message.count('\n') == 0, message
+
+
+def test_all_mistakes_at_once(wrong):
+    Path('run.yml').write_text(BASE + 'lora_rank: 3\nseed: many\nlora_r: 0\n')
+    assert [line.split(': ')[0] for line in wrong('check', 'run.yml').splitlines()] == ['run.yml:6', 'run.yml:7', 'run.yml:8']
+
+
+def test_eight_bits_alone_is_right():
+    from llmft.config import load_config
+    Path('run.yml').write_text(BASE + 'load_in_8bit: true\n')
+    config = load_config('run.yml')
+    assert (config.adapter, config.load_in_4bit, config.load_in_8bit) == ('lora', False, True)
+
+
+@pytest.mark.parametrize('encoding, line', [('latin-1', 6), ('utf-16', 1)])
+def test_yaml_encoding(encoding, line, wrong):
+    Path('run.yml').write_bytes((BASE + 'chat_template: für\n').encode(encoding))
+    says(wrong('train', 'run.yml'), f'run.yml:{line}: this is not UTF-8 text', 'Save the file as UTF-8')
+
+
+def test_file(wrong):
+    says(wrong('train', 'runn.yml'), 'runn.yml: there is no such file and no recipe of that name', 'Did you mean `run.yml`?', 'smollm2-135m')
+    says(wrong('train', 'nowhere/else.yml'), 'nowhere/else.yml: there is no such file')
+    says(wrong('check', '.'), '. is a folder', 'Name the YAML file in it')
+    for command in ('train', 'check', 'preview', 'recipes'): says(wrong(command, 'smolm2-135m'), 'Did you mean `smollm2-135m`?')
+
+
+@pytest.mark.parametrize('item, part', {'seed': 'expected KEY=VALUE, as in learning_rate=1e-4', '=3': 'expected KEY=VALUE',
+    'sed=3': '`sed` is not a key that llmft knows. Did you mean `seed`?', 'seed=[1': 'the value is not valid YAML', 'seed=2001-13-41': 'the value is not valid YAML',
+    'seed=abc': "set seed=abc: `seed` must be a whole number, not 'abc'.", 'learning_rate=nan': "`learning_rate` must be a finite number, not 'nan'",
+    'datasets={path: a}': '`datasets` must be a list', 'datasets=[{pth: a}]': 'set datasets=', 'lora_r=0': '`lora_r` must be above 0, not 0.'}.items())
+def test_set(item, part, wrong):
+    for command in ('train', 'check', 'preview'): says(wrong(command, 'run.yml', '--set', item), part)
+
+
+# data
+
+def data(name, content, entry=''):
+    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    Path('run.yml').write_text(RUN.replace('data.jsonl', name + entry))
+
+
+LATIN = 'instruction,output\na,b\nc,ü\n'.encode('latin-1')
+CHAT, TEXT = '\n    type: chat_template', '\n    type: completion'
+DATA = {
+    'broken line': ('d.jsonl', ROWS + '{"instruction": 1,\n' + ROWS, '', 'd.jsonl:9: this is not valid JSON', 'at character 19'),
+    'cut off': ('d.jsonl', ROWS + '{"instruction": "a", "output": "b', '', 'd.jsonl:9: this is not valid JSON'),
+    'row that is a list': ('d.jsonl', ROWS + '[1, 2]\n', '', 'd.jsonl:9: a row must be an object'),
+    'packed, broken line': ('d.jsonl.gz', gzip.compress((ROWS + '{"instruction": 1,\n').encode()), '', 'd.jsonl.gz:9: this is not valid JSON'),
+    'packed, cut off': ('d.jsonl.gz', gzip.compress(ROWS.encode())[:-20], '', 'd.jsonl.gz: cannot be read'),
+    'not packed': ('d.jsonl.gz', ROWS, '', 'd.jsonl.gz: cannot be read: it is not a gzip file'),
+    'json': ('d.json', '[{"instruction": "a", "output": "b"},\n {"instruction" 3}]', '', 'd.json:2: this is not valid JSON'),
+    'one value deeper': ('d.json', '{"data": [{"instruction": "a", "output": "b"}]}', '', 'needs the column `instruction`', 'there are `data`'),
+    'no bytes': ('d.jsonl', '', '', 'd.jsonl: the file is empty.'),
+    'no bytes json': ('d.json', '', '', 'd.json: the file is empty.'),
+    'no bytes csv': ('d.csv', '', '', 'd.csv: the file is empty.'),
+    'no bytes parquet': ('d.parquet', '', '', 'd.parquet: the file is empty.'),
+    'no rows': ('d.json', '[]', '', 'd.json: there are no rows.'),
+    'blank lines': ('d.jsonl', '\n\n', '', 'd.jsonl: there are no rows.'),
+    'only a head': ('d.csv', 'instruction,output\n', '', 'd.csv: there are no rows.'),
+    'parquet': ('d.parquet', 'hello', '', 'd.parquet: cannot be read', 'Parquet'),
+    'csv, long row': ('d.csv', 'instruction,output\na,b\nc,d,e,f\ng,h\n', '', 'd.csv:3: this row has 4 values, but there are 2 columns', 'quotes'),
+    'csv, all rows long': ('d.csv', 'instruction,output\na,b,c\nd,e,f\n', '', 'd.csv:2: this row has 3 values, but there are 2 columns'),
+    'csv, open quote': ('d.csv', 'instruction,output\na,b\n"c,d\ng,h\n', '', 'd.csv: a quote that opens in row 2 is never closed'),
+    'csv, equal columns': ('d.csv', 'instruction,output,output\na,b,c\n', '', 'd.csv:1: there are two columns called `output`'),
+    'csv, encoding': ('d.csv', LATIN, '', 'd.csv:3: this is not UTF-8 text'),
+    'jsonl, encoding': ('d.jsonl', ROWS.encode() + '{"instruction": "ü", "output": "b"}\n'.encode('latin-1'), '', 'd.jsonl:9: this is not UTF-8 text'),
+    'txt, encoding': ('d.txt', 'ü\n'.encode('latin-1'), TEXT, 'd.txt:1: this is not UTF-8 text'),
+    'columns': ('d.jsonl', '{"question": "a", "answer": "b"}\n', '', 'd.jsonl: `type: alpaca` needs the column `instruction`', 'there are `question`, `answer`'),
+    'number': ('d.jsonl', ROWS + '{"instruction": "x", "output": 7}\n', '', 'd.jsonl: row 9: `output` must be text, not 7. Put it in quotes.'),
+    'mapping': ('d.jsonl', ROWS + '{"instruction": "x", "output": {"a": 1}}\n', '', "d.jsonl: row 9: `output` must be text, not {'a': 1}."),
+    'all numbers': ('d.jsonl', '{"text": 1}\n{"text": 2}\n', TEXT, 'd.jsonl: row 1: `text` must be text, not 1.'),
+    'no messages': ('d.jsonl', '{"messages": "hello"}\n', CHAT, 'd.jsonl: row 1: `messages` must be a list of messages', "not 'hello'"),
+    'messages that are texts': ('d.jsonl', '{"messages": ["hello"]}\n', CHAT, 'd.jsonl: row 1: `messages` must be a list of messages', "not ['hello']"),
+    'messages with other names': ('d.jsonl', '{"messages": [{"from": "user", "value": "3"}]}\n', CHAT, 'a message has no `role` (row 1)'),
+    'ending': ('d.xlsx', ROWS, '', 'd.xlsx: files ending in `.xlsx` cannot be read', '.jsonl'),
+    'type': ('d.jsonl', ROWS, '\n    type: alpca', 'there is no prompt format `alpca`', 'Did you mean `alpaca`?'),
+    'empty slice': ('d.jsonl', ROWS, '\n    split: train[:0]', 'd.jsonl: there are no rows in split `train[:0]`'),
+    'no slice': ('d.jsonl', ROWS, '\n    split: train[abc', 'd.jsonl: split `train[abc` cannot be read', '`train[:100]`'),
+    'all answers empty': ('d.jsonl', '{"instruction": "a", "output": ""}\n' * 3, '', 'no row of the data can be used', 'the answer is empty (row 1, 2, 3)'),
+}
+
+
+@pytest.mark.parametrize('name', DATA)
+def test_data(name, wrong, no_training):
+    file, content, entry, *parts = DATA[name]
+    data(file, content, entry)
+    for command in ('train', 'check'): says(wrong(command, 'run.yml'), *parts)
+
+
+def test_no_data_there(wrong):
+    Path('run.yml').write_text(RUN.replace('data.jsonl', 'dat.jsonl'))
+    says(wrong('train', 'run.yml'), 'dat.jsonl: there is no such file or folder', 'Did you mean `data.jsonl`?', str(Path.cwd()))
+    Path('run.yml').write_text(RUN.replace('data.jsonl', 'builtin/python-evol-2k'))
+    says(wrong('train', 'run.yml'), 'there is no such built-in data set', 'Did you mean `python-evol-1k`?')
+    Path('run.yml').write_text(RUN.replace('data.jsonl', 'builtin/python-evol-1k\n    split: held'))
+    says(wrong('train', 'run.yml'), 'builtin/python-evol-1k: there is no split `held`', '`heldout`')
+
+
+def test_folder_of_data(wrong):
+    Path('mine').mkdir()
+    Path('mine/notes.md').write_text('hi')
+    Path('run.yml').write_text(RUN.replace('data.jsonl', './mine'))
+    says(wrong('check', 'run.yml'), 'mine: there are no data files in this folder', 'It holds: notes.md')
+    Path('mine/train.jsonl').write_text(ROWS + '{"a\n')
+    says(wrong('check', 'run.yml'), 'mine/train.jsonl:9: this is not valid JSON')
+
+
+def test_rows_that_are_left_out(capsys):
+    "One bad row does not stop a run: it is counted, with its number."
+    data('d.jsonl', ROWS + '{"instruction": "x", "output": ""}\n' + ROWS + '{"instruction": "x", "output": null}\n')
+    main_ok('check', 'run.yml')
+    assert '16 rows are used.\n2 are left out: the answer is empty (row 9, 18).' in capsys.readouterr().out
+    data('d.csv', 'instruction,output\na,7\nb,None\nc\nd,\n') # a number and a word that pandas takes for a missing value
+    main_ok('check', 'run.yml')
+    assert '2 rows are used.\n2 are left out: the answer is empty (row 3, 4).' in capsys.readouterr().out
+
+
+def main_ok(*args):
+    with pytest.raises(SystemExit) as e: main(list(args))
+    assert not e.value.code
+
+
+def test_too_long(wrong, no_training):
+    Path('run.yml').write_text(RUN.replace('64', '8'))
+    says(wrong('train', 'run.yml'), 'no row of the data can be used', '8 are left out: longer than sequence_len 8 (row 1, 2, 3, …)', 'Increase `sequence_len`')
+    says(wrong('preview', 'run.yml'), 'none of the first 8 rows can be used', 'longer than sequence_len 8 (row 1, 2, 3, …)')
+    data('d.jsonl', ROWS + json.dumps({'instruction': 'x', 'output': 'long ' * 80}) + '\n')
+    says(wrong('train', 'run.yml', '--set', 'excess_length_strategy=error'), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy: drop`')
+
+
+def test_held_out_too_much(wrong, no_training):
+    says(wrong('train', 'run.yml', '--set', 'val_set_size=100'), 'val_set_size: 100 rows are to be held out, but there are only 8.')
+
+
+# what transformers and peft would refuse late
+
+@pytest.mark.parametrize('item, parts', {
+    'optimizer=adamw_torh': ['`optimizer`: there is none called `adamw_torh`', 'Did you mean `adamw_torch`?'],
+    'optimizer=adamw_torch_xla': ['`optimizer`: `adamw_torch_xla` cannot be used here'],
+    'lr_scheduler=cosin': ['`lr_scheduler`: there is none called `cosin`', 'Did you mean `cosine`?'],
+    'lr_scheduler=warmup_stable_decay': ['`lr_scheduler`: `warmup_stable_decay` needs settings for which there are no keys'],
+    'lr_scheduler=reduce_lr_on_plateau': ['`lr_scheduler`: `reduce_lr_on_plateau` needs settings'],
+    'report_to=[wandbb]': ['`report_to`: there is none called `wandbb`', 'Did you mean `wandb`?'],
+    'report_to=[dvclive]': ['`report_to`: the package of `dvclive` is not installed', 'pip install dvclive'],
+    'chat_template=my.jinja': ['chat_template: my.jinja cannot be read', 'No such file'],
+    'attn_implementation=flash_attention_2': ['attn_implementation: flash_attention_2 needs', 'Use `auto` or `sdpa`'],
+}.items())
+def test_late(item, parts, wrong, no_training, monkeypatch):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    for command in ('train', 'check'): says(wrong(command, 'run.yml', '--set', item), *parts)
+
+
+@pytest.mark.parametrize('item, parts', {
+    'lora_target_modules=[qproj]': ['lora_target_modules: this model has no layer called `qproj`', 'Did you mean `q_proj`?'],
+    'lora_target_modules=xx.*': ["lora_target_modules: no layer has a name that fits 'xx.*'", 'model.layers.0.'],
+    'lora_target_modules=xx(*': ["lora_target_modules: 'xx(*' is not a regular expression"],
+    'lora_modules_to_save=[embed_tokns]': ['lora_modules_to_save: this model has no module called `embed_tokns`', 'Did you mean `embed_tokens`?'],
+}.items())
+def test_layers(item, parts, wrong, monkeypatch):
+    from llmft.check import model_skeleton
+    monkeypatch.setattr('llmft.train.load_base', lambda config, hw: model_skeleton(config)) # no weights
+    for command in ('train', 'check'): says(wrong(command, 'run.yml', '--set', item), *parts)
+
+
+def test_model(wrong):
+    Path('mm').mkdir()
+    Path('mm/x.txt').write_text('')
+    says(wrong('train', 'run.yml', '--set', 'base_model=./mm'), 'base_model: the folder mm has no config.json and no weights', 'It has: x.txt')
+    says(wrong('train', 'run.yml', '--set', 'base_model=./m'), 'base_model: there is no folder m.')
+    says(wrong('train', 'run.yml', '--set', 'base_model=builtin/smolm2'), "no built-in model 'smolm2'", 'Did you mean builtin/smollm2-135m?')
+
+
+# where it is written
+
+def test_output(wrong, no_training):
+    Path('out').mkdir()
+    Path('out/mine.txt').write_text('dear')
+    says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', '--resume', '--overwrite')
+    says(wrong('train', 'run.yml', '--resume'), 'out', 'checkpoint', 'resume')
+    says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', 'checkpoint')
+    says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written', 'is not a folder', '--out')
+    says(wrong('check', 'run.yml', '--set', 'output_dir=data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written')
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.getuid() == 0, reason='root may write everywhere')
+def test_output_read_only(folder, wrong, no_training):
+    (folder/'locked').mkdir(mode=0o500)
+    try: says(wrong('train', 'run.yml', '--out', 'locked/run'), 'output_dir: locked/run cannot be written', 'read-only', '--out')
+    finally: (folder/'locked').chmod(0o700)
+
+
+# after training
+
+@pytest.mark.parametrize('command', [['chat', 'RUN'], ['generate', 'RUN', '-p', 'x'], ['score', 'RUN', '--run-code'], ['merge', 'RUN', 'merged']], ids=lambda c: c[0])
+def test_no_run(command, wrong):
+    Path('other').mkdir()
+    Path('other/hello.txt').write_text('')
+    def ask(run): return wrong(*(run if a == 'RUN' else a for a in command))
+    says(ask('nowhere'), 'nowhere: there is no such folder')
+    says(ask('other'), 'other: this is not a run folder of llmft', 'It holds: hello.txt')
+    says(ask('data.jsonl'), 'data.jsonl: this is a file', 'run folder')
+
+
+def unfinished(): # a run folder without adapter
+    from llmft.config import load_config, save_config
+    save_config(load_config('run.yml'), 'out/config_completed.yml')
+
+
+@pytest.mark.parametrize('command', [['chat', 'out'], ['generate', 'out', '-p', 'x'], ['merge', 'out', 'merged']], ids=lambda c: c[0])
+def test_no_adapter(command, wrong, no_training):
+    unfinished()
+    says(wrong(*command), 'out', 'no adapter', 'stopped before it could be saved')
+
+
+QUESTIONS = {
+    'missing': ('no.jsonl', None, 'no.jsonl: there is no such file'),
+    'broken': ('q.jsonl', '{"instruction": "a"}\n{"instruction"\n', 'q.jsonl:2: this is not valid JSON'),
+    'number': ('q.jsonl', '{"instruction": "a"}\n\n3\n', 'q.jsonl:3: a row must be an object'),
+    'empty': ('q.txt', '\n\n', 'there is no question'),
+    'encoding': ('q.txt', 'a\nü\n'.encode('latin-1'), 'q.txt:2: this is not UTF-8 text'),
+    'column': ('q.jsonl', '{"question": "a"}\n', 'q.jsonl: a question of `type: alpaca` needs `instruction`; one row has `question`'),
+}
+
+
+@pytest.mark.parametrize('name', QUESTIONS)
+def test_questions(name, wrong):
+    file, content, part = QUESTIONS[name]
+    unfinished()
+    if content is not None: Path(file).write_bytes(content if isinstance(content, bytes) else content.encode())
+    says(wrong('generate', 'out', file), part)
+
+
+def test_no_question(wrong):
+    unfinished()
+    says(wrong('generate', 'out'), 'there is no question', '-p')
+    says(wrong('generate', 'out', '-p', ' '), 'there is no question')
+
+
+# the Hub
+
+@pytest.fixture
+def hub_raises(monkeypatch):
+    "The Hub answers, and the libraries raise what they raise then."
+    import httpx, huggingface_hub.errors as errors
+    monkeypatch.setattr('llmft.hub._silence', lambda *_: None)
+    def arrange(where, kind, url, wrap):
+        request = httpx.Request('GET', url)
+        def load(*_, **__):
+            try: raise getattr(errors, kind)('403 Client Error', response=httpx.Response(403, request=request))
+            except Exception as e: raise wrap('see the cause') from e
+        monkeypatch.setattr(where, load)
+    return arrange
+
+
+@pytest.mark.parametrize('kind, parts', {'GatedRepoError': ['Access to me/model must be granted first', 'https://huggingface.co/me/model', 'hf auth login'],
+    'RepositoryNotFoundError': ['The Hub has no model me/model', 'Check the spelling', './me/model']}.items())
+def test_hub_model(kind, parts, wrong, hub_raises):
+    hub_raises('transformers.AutoTokenizer.from_pretrained', kind, 'https://huggingface.co/me/model', OSError)
+    for command in ('train', 'check', 'preview'): says(wrong(command, 'run.yml', '--set', 'base_model=me/model'), *parts)
+
+
+@pytest.mark.parametrize('kind, parts', {'GatedRepoError': ['Access to me/data must be granted first', 'https://huggingface.co/datasets/me/data'],
+    'RepositoryNotFoundError': ['The Hub has no data set me/data', 'Check the spelling']}.items())
+def test_hub_data(kind, parts, wrong, hub_raises):
+    from datasets.exceptions import DatasetNotFoundError
+    hub_raises('datasets.load_dataset', kind, 'https://huggingface.co/datasets/me/data', DatasetNotFoundError)
+    says(wrong('train', 'run.yml', '--set', 'datasets=[{path: me/data}]'), *parts)
+
+
+# the same from a shell: status, one message, nothing written, no waiting
+
+def shell(*args, **env):
+    start, before = time.time(), tree()
+    run = subprocess.run([sys.executable, '-c', 'from llmft.cli import main; main()', *args], capture_output=True, text=True, env=os.environ | env)
+    assert 'Traceback' not in run.stderr, run.stderr
+    return run, time.time() - start, tree() == before
+
+
+def test_shell():
+    run, _, same = shell('train', 'run.yml', '--set', 'lora_r=0')
+    assert (run.returncode, run.stdout, run.stderr, same) == (2, '', 'Error: set lora_r=0: `lora_r` must be above 0, not 0.\n', True)
+    data('d.jsonl', ROWS + '{"a')
+    run, _, same = shell('train', 'run.yml')
+    assert run.returncode == 2 and same and 'd.jsonl:9' in run.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize('item, name', [('base_model=me/model', 'me/model'), ('datasets=[{path: me/data}]', 'me/data')])
+def test_no_network(item, name, tmp_path):
+    run, seconds, same = shell('train', 'run.yml', '--set', item, HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(tmp_path.parent/'hf'))
+    assert run.returncode == 2 and same
+    says(run.stderr, f'Error: No connection to the Hugging Face Hub, and files of {name} are missing from the cache', 'Check the network')
+    assert 'Retrying' not in run.stderr and 'Offline mode' not in run.stderr, run.stderr
+    assert seconds < 30 # the libraries by themselves wait 23 seconds more
+
+
+def test_offline_is_respected(tmp_path):
+    run, _, same = shell('train', 'run.yml', '--set', 'base_model=me/model', HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path.parent/'hf'))
+    assert run.returncode == 2 and same
+    says(run.stderr, 'Error: Offline mode is on (HF_HUB_OFFLINE), and files of me/model are missing')
+
+
+def test_cached_model_needs_no_network(tmp_path):
+    from llmft.hub import fetch_builtin
+    sha, repo = '0' * 40, tmp_path.parent/'hf-cached'/'hub'/'models--me--model'
+    (repo/'refs').mkdir(parents=True)
+    (repo/'refs'/'main').write_text(sha)
+    (repo/'snapshots').mkdir()
+    (repo/'snapshots'/sha).symlink_to(fetch_builtin(), target_is_directory=True)
+    run, seconds, _ = shell('check', 'run.yml', '--set', 'base_model=me/model', HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(repo.parent.parent))
+    assert run.returncode == 0, run.stderr
+    assert 'model: me/model, 135 million weights' in run.stdout
+    assert 'Retrying' not in run.stderr and seconds < 30
+
+
+STOP = '''
+import llmft.train
+def stop(*args, **kwargs): raise KeyboardInterrupt
+llmft.train.prepare = stop
+from llmft.cli import main
+main()
+'''
+
+
+def test_interrupted_before_training():
+    before = tree()
+    run = subprocess.run([sys.executable, '-c', STOP, 'train', 'run.yml'], capture_output=True, text=True)
+    assert run.returncode == 130
+    assert 'Traceback' not in run.stderr and 'nterrupted' in run.stderr
+    assert tree() == before

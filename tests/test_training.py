@@ -1,0 +1,410 @@
+import hashlib, json, os, signal, subprocess, sys, time
+import pytest, torch
+from datasets import Dataset
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, TrainerCallback
+from llmft import train
+from llmft.config import DatasetConfig, load_config, save_config
+from llmft.core import UserError
+from llmft.infer import load_run, prompt_ids
+from llmft.model import add_adapter, load_base
+from llmft.prompts import RowError, row_to_turns
+from llmft.tokens import IGNORE, encode_turns, load_tokenizer
+from llmft.train import Collator, finetune, learned_token_loss, make_trainer, pack, prepare
+from tests.tiny import alpaca_rows, builtin_tokenizer, save_rows, save_tiny, tiny_config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('training')
+
+@pytest.fixture(scope='module')
+def model(folder): return save_tiny(folder/'model')
+
+@pytest.fixture(scope='module')
+def rows(folder): return save_rows(folder/'rows.jsonl', alpaca_rows(40))
+
+@pytest.fixture(scope='module')
+def tokenizer(): return load_tokenizer(load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'builtin/python-evol-1k'}]}))
+
+@pytest.fixture
+def config(model, rows, tmp_path): return tiny_config(model, rows, tmp_path/'run')
+
+@pytest.fixture
+def exact(config): return load_config(config, adapter='lora', load_in_4bit=False, bf16=False) # all in 32 bits
+
+def losses(run): return {m['step']: m['loss'] for m in run.metrics if 'loss' in m}
+
+def adapter(run): return run.path/'adapter'/'adapter_model.safetensors'
+
+def sha(path): return hashlib.sha256(path.read_bytes()).hexdigest()
+
+def stirred(model): # the second LoRA matrix starts at 0, which would hide most mistakes
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if 'lora_B' in name: p.data.normal_(std=.1)
+    return model
+
+def value_and_gradient(model, loss): # loss: function
+    model.zero_grad()
+    value = loss()
+    value.backward()
+    return value.item(), torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+
+def assert_same(a, b, value=1e-5, gradient=1e-4):
+    assert a[0] == pytest.approx(b[0], rel=value)
+    assert (a[1] - b[1]).norm() < gradient * b[1].norm()
+
+
+# -- the model
+
+def test_layers_are_nf4_and_the_adapter_is_float32(config):
+    from bitsandbytes.nn import Linear4bit
+    model = add_adapter(load_base(config), config)
+    base = model.get_base_model()
+    linear = {n for n, m in base.named_modules() if isinstance(m, Linear4bit)}
+    assert len(linear) == 2 * 7 and not any('lm_head' in n or 'norm' in n for n in linear)
+    for m in base.modules():
+        if isinstance(m, Linear4bit): assert (m.weight.quant_state.quant_type, m.weight.quant_state.nested, m.weight.dtype) == ('nf4', True, torch.uint8)
+    def trained(): return {(n.split('.')[-3], p.dtype) for n, p in model.named_parameters() if p.requires_grad}
+    expected = {('lora_A', torch.float32), ('lora_B', torch.float32)}
+    assert trained() == expected
+    data = prepare(config)
+    make_trainer(config, model, data, config.output_dir)
+    assert trained() == expected
+    from trl import SFTConfig, SFTTrainer
+    SFTTrainer(model=model, train_dataset=data.train, processing_class=data.tokenizer,
+        args=SFTConfig(config.output_dir, dataset_kwargs={'skip_prepare_dataset': True}, report_to='none', use_cpu=True, bf16=False))
+    assert trained() == {('lora_A', torch.bfloat16), ('lora_B', torch.bfloat16)} # what TRL does by itself
+
+
+def test_using_the_model_does_not_change_its_gradients(config):
+    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.functional import has_avx512bf16
+    config = load_config(config, bf16=True)
+    model = stirred(add_adapter(load_base(config), config)).train()
+    batch = Collator(0)([prepare(config).train[i] for i in range(2)])
+    def gradient(): return value_and_gradient(model, lambda: learned_token_loss(model, batch))
+    def use():
+        model.eval()
+        with torch.no_grad(): model(batch['input_ids'])
+        model.train()
+    fresh = gradient()
+    use()
+    used = gradient()
+    assert used[0] == fresh[0] and torch.equal(used[1], fresh[1])
+    if not has_avx512bf16(): return
+    for m in model.modules():
+        if isinstance(m, Linear4bit): m.support_avx512bf16_for_cpu = True # as bitsandbytes has it
+    use()
+    try: broken = gradient()
+    except RuntimeError: return
+    assert (broken[1] - fresh[1]).norm() > .1 * fresh[1].norm()
+
+
+def test_whole_modules_train_too(config):
+    finetune(load_config(config, lora_modules_to_save=['lm_head'], max_steps=2), say=None)
+    saved = load_file(config.output_dir + '/adapter/adapter_model.safetensors')
+    assert any('lm_head' in name for name in saved)
+
+
+# -- the loss
+
+@pytest.fixture
+def both_ways(exact): # a model, rows one by one, the same rows packed
+    data = prepare(load_config(exact, sample_packing=False))
+    return stirred(add_adapter(load_base(exact), exact)), list(data.train), list(pack(data.train, exact.sequence_len))
+
+
+def test_packing_changes_nothing(both_ways):
+    model, single, packed = both_ways
+    assert len(packed) < len(single) and any(len(r['seq_lengths']) > 2 for r in packed)
+    batch = Collator(0)(packed)
+    a, b = (value_and_gradient(model, lambda: learned_token_loss(model, b)) for b in (Collator(0)(single), batch))
+    assert_same(b, a)
+    lost = batch | {'position_ids': torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])}
+    assert learned_token_loss(model, lost).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
+
+
+def test_loss_is_the_loss(both_ways, exact):
+    model, _, packed = both_ways
+    data = prepare(exact)
+    trainer = make_trainer(exact, model, data, exact.output_dir)
+    batch = Collator(0)(packed[:3])
+    n = (batch['labels'][:, 1:] != IGNORE).sum()
+    def plain():
+        logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits[:, :-1]
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE, reduction='sum') / n
+    trl = type(trainer).__mro__[1].compute_loss
+    expected = value_and_gradient(model, plain)
+    assert_same(value_and_gradient(model, lambda: learned_token_loss(model, batch) / n), expected)
+    assert_same(value_and_gradient(model, lambda: learned_token_loss(model, batch, chunk=7) / n), expected)
+    assert_same(value_and_gradient(model, lambda: trl(trainer, model, dict(batch), num_items_in_batch=n)), expected)
+    assert_same(value_and_gradient(model, lambda: trainer.compute_loss(model, dict(batch), num_items_in_batch=n)), expected)
+
+
+def test_held_out_loss_counts_tokens(both_ways, exact):
+    model, single, _ = both_ways
+    model.eval()
+    with torch.no_grad(): total = sum(learned_token_loss(model, Collator(0)([r])).item() for r in single)
+    n = sum(l != IGNORE for r in single for l in r['labels'][1:])
+    trainer = make_trainer(exact, model, prepare(exact), exact.output_dir)
+    rows = Dataset.from_list(single)
+    assert train.held_out_loss(trainer, rows) == pytest.approx(total / n, rel=1e-5)
+
+
+# -- what is learned
+
+CHAT = [{'role': r, 'content': c} for r, c in [('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'A prime?'), ('assistant', '7')]]
+EXAMPLES = {'alpaca': ({'instruction': 'Say it', 'input': '', 'output': 'it'}, ['it']), 'completion': ({'text': 'Once upon'}, ['Once upon']), 'chat_template': ({'messages': CHAT}, ['Hello!', '7'])}
+
+def encoded(row, kind, tokenizer):
+    return encode_turns(row_to_turns(row, DatasetConfig(path='', type=kind), tokenizer), tokenizer)
+
+def learned(ids, labels, tokenizer): # the learned pieces as text
+    out, open_ = [], False
+    for i, l in zip(ids, labels):
+        if l == IGNORE: open_ = False; continue
+        assert i == l
+        out, open_ = (out[:-1] + [out[-1] + [i]] if open_ else out + [[i]]), True
+    return [tokenizer.decode(o) for o in out]
+
+
+@pytest.mark.parametrize('kind', EXAMPLES)
+def test_answers_and_their_ends_are_learned(kind, tokenizer):
+    row, answers = EXAMPLES[kind]
+    expected = [a + tokenizer.eos_token for a in answers]
+    tokens = encoded(row, kind, tokenizer)
+    assert learned(tokens['input_ids'], tokens['labels'], tokenizer) == expected
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id # so a mask by token would lose the end
+    long = {'input_ids': [5] * 40, 'labels': [IGNORE] * 40}
+    batch = Collator(tokenizer.pad_token_id)([tokens, long])
+    n = len(tokens['input_ids'])
+    labels = batch['labels'][0]
+    first = labels[0].item()
+    assert first == IGNORE and (labels[n:] == IGNORE).all()
+    if kind == 'completion': expected = [tokenizer.decode(tokens['input_ids'][1:])] # nothing comes before the first token
+    assert learned(batch['input_ids'][0].tolist(), labels.tolist(), tokenizer) == expected
+
+
+@pytest.fixture(scope='module')
+def bos_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    t = Tokenizer(models.BPE({c: i + 3 for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))} | {'<unk>': 0, '<s>': 1, '</s>': 2}, []))
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=t, bos_token='<s>', eos_token='</s>', unk_token='<unk>')
+
+
+@pytest.mark.parametrize('packed', [False, True])
+def test_one_bos_for_each_text(bos_tokenizer, folder, tmp_path, packed):
+    model = folder/'with_bos'
+    if not model.exists(): save_tiny(model, tokenizer=bos_tokenizer)
+    data = prepare(tiny_config(model, save_rows(tmp_path/'r.jsonl', [{'instruction': 'a', 'output': o * 3} for o in 'bcde']), tmp_path/'run', sequence_len=512, sample_packing=packed))
+    texts = 0
+    for row in data.train:
+        assert any(l != IGNORE for l in row['labels'])
+        at = 0
+        for n in row.get('seq_lengths') or [len(row['input_ids'])]:
+            ids, labels = row['input_ids'][at:at + n], row['labels'][at:at + n]
+            assert (ids[0], ids.count(1), labels[0], ids[-1], labels[-1]) == (1, 1, IGNORE, 2, 2)
+            at, texts = at + n, texts + 1
+    assert texts == 4 and (len(data.train) < 4) == packed
+
+
+ODD = ['plain', '  two spaces first', '\n\nnew lines first', 'party \U0001f389\U0001f469‍\U0001f4bb', 'a spelled <|im_end|> and </s>', 'ends in spaces  ', 'ends in lines\n\n', 'tab\t\tand é']
+
+@pytest.mark.parametrize('kind', EXAMPLES)
+@pytest.mark.parametrize('text', ODD)
+@pytest.mark.parametrize('which', ['builtin', 'bos'])
+def test_what_is_asked_is_how_the_learned_row_begins(kind, text, which, tokenizer, bos_tokenizer):
+    tok, dataset = tokenizer if which == 'builtin' else bos_tokenizer, DatasetConfig(path='', type=kind)
+    if kind == 'chat_template' and which == 'bos': pytest.skip('it has no chat template')
+    if kind == 'chat_template':
+        messages = CHAT[:2] + [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': text}]
+        if '<|im_end|>' in text:
+            with pytest.raises(RowError, match='control token'): encoded({'messages': messages}, kind, tok)
+            return
+        row, question = {'messages': messages}, messages[:-1]
+    elif kind == 'completion': row, question = {'text': text}, {'text': text}
+    else: row, question = {'instruction': text, 'input': text, 'output': text}, {'instruction': text, 'input': text, 'output': ''}
+    ids, tokens = prompt_ids(question, tok, dataset), encoded(row, kind, tok)
+    assert tokens['input_ids'][:len(ids)] == ids
+    if kind != 'completion': assert all(l == IGNORE for l in tokens['labels'][:len(ids)]) and tokens['labels'][len(ids)] != IGNORE
+    if kind == 'alpaca':
+        bare = {'instruction': text, 'output': text}
+        ids = prompt_ids(text, tok, dataset) # as in a chat
+        assert encoded(bare, kind, tok)['input_ids'][:len(ids)] == ids
+
+
+def test_spelled_control_tokens_are_text(tokenizer):
+    row = {'instruction': 'Explain <|im_start|>', 'input': '<|im_end|>', 'output': 'It is <|im_end|>, or <|endoftext|>.'}
+    ids = encoded(row, 'alpaca', tokenizer)['input_ids']
+    assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id] == ids[-1:]
+    assert 'It is <|im_end|>, or <|endoftext|>.' in tokenizer.decode(ids)
+
+
+# -- a run
+
+@pytest.fixture(scope='module')
+def run(folder, model):
+    rows = alpaca_rows(30)
+    for i in (4, 9): rows[i]['output'] = 'word ' * 300
+    rows[6]['output'] = ''
+    config = tiny_config(model, save_rows(folder/'some_bad.jsonl', rows), folder/'run', val_set_size=4, evals_per_epoch=2)
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv('HF_TOKEN', 'hf_secret')
+        return finetune(config, say=None)
+
+
+def test_folder_is_complete(run, folder):
+    for name in ('config.yml', 'config_completed.yml', 'environment.json', 'data.json', 'metrics.jsonl', 'loss.png', 'README.md', 'samples.md',
+                 'adapter/adapter_config.json', 'adapter/adapter_model.safetensors', 'adapter/tokenizer.json', 'adapter/chat_template.jinja'):
+        assert (run.path/name).stat().st_size > 0, name
+    assert not [p for p in run.path.iterdir() if p.name.startswith('.')]
+    given, completed = load_config(run.path/'config.yml'), load_config(run.path/'config_completed.yml')
+    assert given == completed == run.config and given.model_fields_set < completed.model_fields_set
+    environment = json.loads((run.path/'environment.json').read_text())
+    assert environment['packages']['torch'] == torch.__version__ and environment['choices']
+    assert (run.path/'samples.md').read_text().count('**After**') == 3
+
+
+def test_no_secret_is_written(run):
+    for p in run.path.rglob('*'):
+        if p.is_file(): assert b'hf_secret' not in p.read_bytes(), p
+
+
+def test_left_out_rows_are_counted(run, folder):
+    data = json.loads((run.path/'data.json').read_text())
+    both = [data['rows_left_out'], data['held_out_left_out']]
+    first = sorted(n for part in both for reason, d in part.items() if 'sequence_len' in reason for n in d['first'])
+    assert first == [5, 10] # counted from 1
+    assert [n for part in both for reason, d in part.items() if 'empty' in reason for n in d['first']] == [7]
+    assert data['rows_used'] + data['held_out'] == 27
+    assert data['sources'][0]['sha256'] == {'some_bad.jsonl': sha(folder/'some_bad.jsonl')}
+
+
+def test_metrics_have_each_step_once(run):
+    steps = [m['step'] for m in run.metrics if 'loss' in m]
+    measured = [m['step'] for m in run.metrics if 'eval_loss' in m]
+    assert steps == list(range(1, steps[-1] + 1))
+    assert measured[0] == 0 and measured[-1] == steps[-1] and len(measured) == len(set(measured)) >= 3
+    assert losses(run)[steps[-1]] < losses(run)[1]
+
+
+def test_adapter_loads_without_llmft(run, model):
+    chat = load_run(run.path, quantized=False)
+    row = {'instruction': 'Add 3 to a number', 'output': ''}
+    [expected] = chat.generate([row], max_new_tokens=12)
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=chat.model.dtype)
+    plain, tok = PeftModel.from_pretrained(base, run.path/'adapter').eval(), AutoTokenizer.from_pretrained(run.path/'adapter')
+    prompt = ('Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+              '### Instruction:\nAdd 3 to a number\n\n### Response:\n')
+    ids = tok(prompt, return_tensors='pt')
+    answer = plain.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=tok.pad_token_id)[0, ids['input_ids'].shape[1]:]
+    assert expected and tok.decode(answer, skip_special_tokens=True) == expected
+    with plain.disable_adapter(): other = plain.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=tok.pad_token_id)[0, ids['input_ids'].shape[1]:]
+    assert other.tolist() != answer.tolist()
+
+
+def test_seed_decides(folder, rows):
+    "Real weights in real NF4."
+    def train_it(name, seed):
+        config = tiny_config('builtin/smollm2-135m', rows, folder/name, seed=seed, max_steps=2, micro_batch_size=1, learning_rate=1e-3, lora_dropout=.1, lora_target_modules=['q_proj', 'down_proj'])
+        return sha(adapter(finetune(config, say=None)))
+    first = train_it('first', 1)
+    torch.rand(3) # whatever happened before
+    assert train_it('second', 1) == first != train_it('other', 2)
+
+
+def test_layouts_and_checkpointing_train(config, tmp_path):
+    usual = finetune(load_config(config, max_steps=3), say=None)
+    saving = finetune(load_config(config, max_steps=3, gradient_checkpointing=True, output_dir=str(tmp_path/'saving')), say=None)
+    assert losses(saving) == pytest.approx(losses(usual), abs=1e-3)
+    sorted_ = finetune(load_config(config, max_steps=3, sample_packing=False, group_by_length=True, output_dir=str(tmp_path/'sorted')), say=None)
+    assert len(losses(sorted_)) == 3
+
+
+def test_broken_numbers_stop_the_run(config, folder, tmp_path):
+    broken = AutoModelForCausalLM.from_pretrained(config.base_model)
+    broken.model.layers[1].mlp.down_proj.weight.data[3] = float('inf')
+    broken.save_pretrained(tmp_path/'model'); builtin_tokenizer().save_pretrained(tmp_path/'model')
+    config = load_config(config, base_model=str(tmp_path/'model'), load_in_4bit=False, adapter='lora')
+    with pytest.raises(UserError, match='the loss is nan at step 1'): finetune(config, say=None)
+    with pytest.raises(UserError, match='eval_loss is nan at step 0'): finetune(load_config(config, val_set_size=4), overwrite=True, say=None)
+
+
+# -- stopping and going on
+
+def stop_after(steps, monkeypatch):
+    "Press Ctrl-C while step number `steps` is made."
+    class Press(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == steps - 1: os.kill(os.getpid(), signal.SIGINT)
+    def make(*args):
+        trainer = make_trainer(*args)
+        trainer.add_callback(Press())
+        return trainer
+    monkeypatch.setattr(train, 'make_trainer', make)
+
+
+@pytest.mark.parametrize('stop', [2, 7]) # in the first and in the second epoch
+def test_going_on_is_as_never_stopped(stop, config, tmp_path, monkeypatch):
+    config = load_config(config, num_epochs=2, gradient_accumulation_steps=2, lora_dropout=.1, val_set_size=4, save_total_limit=1)
+    straight = finetune(load_config(config, output_dir=str(tmp_path/'straight')), say=None)
+    with monkeypatch.context() as m:
+        stop_after(stop, m)
+        stopped = finetune(config, say=None)
+    assert stopped.interrupted and stopped.last('step') == stop and adapter(stopped).is_file()
+    assert 'stopped before its end' in (stopped.path/'README.md').read_text()
+    with open(stopped.path/'metrics.jsonl', 'a') as f: f.write(json.dumps({'step': stop + 1, 'seconds': 9, 'loss': 99.0}) + '\n{"step": ') # a step after the checkpoint, a line cut off
+    with pytest.raises(UserError, match='`lora_r` was'): finetune(load_config(config, lora_r=4), resume=True, say=None)
+    resumed = finetune(config, resume=True, say=None)
+    assert not resumed.interrupted and 'stopped before' not in (resumed.path/'README.md').read_text()
+    assert [m['step'] for m in resumed.metrics if 'loss' in m] == list(losses(straight))
+    assert losses(resumed) == pytest.approx(losses(straight), abs=1e-3)
+    assert [(m['step'], round(m['eval_loss'], 3)) for m in resumed.metrics if 'eval_loss' in m] == [(m['step'], round(m['eval_loss'], 3)) for m in straight.metrics if 'eval_loss' in m]
+    a, b = load_file(adapter(resumed)), load_file(adapter(straight))
+    assert a.keys() == b.keys()
+    for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-3)
+    again = finetune(config, resume=True, say=None) # nothing is left to do
+    assert again.metrics == resumed.metrics or len(losses(again)) == len(losses(resumed))
+
+
+def command(*args): return [sys.executable, '-c', 'from llmft.cli import main; main()', 'train', *map(str, args)]
+
+def until(process, out, steps):
+    "Wait until the run in `out` has made so many steps."
+    for _ in range(1200):
+        file = out/'metrics.jsonl'
+        if file.is_file() and file.read_text().count('"loss"') >= steps: return
+        assert process.poll() is None, process.communicate()
+        time.sleep(.05)
+    process.kill()
+    raise AssertionError('no step was made')
+
+
+def test_ctrl_c_saves(config, tmp_path):
+    file = save_config(load_config(config, num_epochs=500), tmp_path/'long.yml')
+    process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out = tmp_path/'run'
+    until(process, out, 2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f'saved in {out}' in stderr and '--resume' in stderr and 'Traceback' not in stderr
+    assert load_run(out)('Add 1', max_new_tokens=2) is not None
+
+
+def test_killed_run_goes_on(config, tmp_path):
+    config = load_config(config, num_epochs=6, save_steps=1)
+    process = subprocess.Popen(command(save_config(config, tmp_path/'run.yml')), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(process, tmp_path/'run', 3)
+    process.kill()
+    process.communicate()
+    with pytest.raises(UserError, match='exists already'): finetune(config, say=None)
+    newest = max((tmp_path/'run'/'checkpoints').iterdir(), key=lambda p: int(p.name.split('-')[-1]))
+    (newest/'trainer_state.json').unlink(missing_ok=True) # as if it was killed while saving
+    run = finetune(config, resume=True, say=None)
+    assert list(losses(run)) == list(range(1, run.last('step') + 1)) and adapter(run).is_file()
+    assert finetune(load_config(config, max_steps=1), overwrite=True, say=None).last('step') == 1
