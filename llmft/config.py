@@ -7,14 +7,13 @@ __all__ = ['RECIPES', 'read_yaml', 'DatasetConfig', 'ModelKeys', 'AdapterKeys', 
            'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config', 'save_config', 'parse_overrides',
            'config_reference']
 
-# %% ../nbs/00_config.ipynb #b1310eb8
+# %% ../nbs/00_config.ipynb #b2d25b7a
 import difflib, re
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticCustomError
 
 from .core import UserError, write_atomic
 
@@ -42,7 +41,7 @@ def _key_lines(node, where, path=()): # {('datasets', 0, 'path'): 3, ...}
             lines |= _key_lines(value, where, (*path, i))
     return lines
 
-# %% ../nbs/00_config.ipynb #143fd0fd
+# %% ../nbs/00_config.ipynb #054e9571
 _PLAIN = { # pyyaml's words -> ours
     r"'\\t'": 'a tab stands where only spaces may be. Indent with spaces.',
     'mapping values are not allowed': 'there is a second colon in this line, or the line above is indented otherwise. Put text that holds `: ` in quotes.',
@@ -58,7 +57,7 @@ def _yaml_problem(e, text): # pyyaml's exception -> (line or None, what is wrong
     problem = getattr(e, 'problem', None) or getattr(e, 'reason', None) or str(e)
     mark, begun = getattr(e, 'problem_mark', None), getattr(e, 'context_mark', None)
     if re.search('stream end|end of stream', problem) and begun: mark = begun
-    line = mark.line + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
+    line = min(mark.line, text.rstrip().count('\n')) + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
     return line, next((plain for pattern, plain in _PLAIN.items() if re.search(pattern, problem)), f'{problem}. Check the indentation, the colons and the quotes there.')
 
 # %% ../nbs/00_config.ipynb #241c7e59
@@ -82,7 +81,7 @@ def _key(default, text, group=None, **checks):
     "A documented field: `default`, what it means, the heading it stands under, and the values it may have."
     return Field(default, description=text, json_schema_extra={'group': group} if group else None, **checks)
 
-# %% ../nbs/00_config.ipynb #64006431
+# %% ../nbs/00_config.ipynb #dc6c8542
 class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', validate_default=False, allow_inf_nan=False)
 
@@ -90,8 +89,7 @@ class _Strict(BaseModel):
     @classmethod
     def _no_truth(cls, value, info): # pydantic takes `true` for the number 1
         kinds = {(kind := cls.model_fields[info.field_name].annotation), *get_args(kind)}
-        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}: raise PydanticCustomError('int_type' if int in kinds else 'float_type', 'no number')
-        return value
+        return str(value).lower() if isinstance(value, bool) and bool not in kinds and kinds & {int, float} else value
 
 class DatasetConfig(_Strict):
     "One source of rows."
@@ -276,7 +274,7 @@ def list_recipes() -> dict[str, str]: # {name: first line of its file}
     "The recipes that come with llmft; each name works wherever a file does."
     return {p.stem: p.read_text(encoding='utf-8').splitlines()[0].lstrip('# ') for p in sorted(RECIPES.glob('*.yml'))}
 
-# %% ../nbs/00_config.ipynb #8dbe655a
+# %% ../nbs/00_config.ipynb #eb80e31d
 def find_config(
     source, # a path, or a recipe's name
 ) -> Path:
@@ -284,8 +282,8 @@ def find_config(
     path = Path(source).expanduser()
     if path.is_file(): return path
     if path.is_dir(): raise UserError(f'{source} is a folder. Name the YAML file in it.')
-    recipe = RECIPES/f'{path.stem}.yml'
-    if str(path) in (path.stem, recipe.name) and recipe.is_file(): return recipe
+    recipe = str(path).removesuffix('.yml')
+    if recipe in list_recipes(): return RECIPES/f'{recipe}.yml'
     near = _nearest(path.name, [*list_recipes(), *(p.name for p in path.parent.glob('*.y*ml'))])
     raise UserError(f'{source}: there is no such file and no recipe of that name.{near} Recipes: {", ".join(list_recipes()) or "none"}.')
 

@@ -6,8 +6,9 @@
 __all__ = ['BUILTIN', 'source_arguments', 'find_broken_line', 'load_source', 'load_rows', 'split_dataset', 'load_splits',
            'describe_sources']
 
-# %% ../nbs/02_data.ipynb #83e291c6
+# %% ../nbs/02_data.ipynb #8fbd2737
 import csv, gzip, json, math, re
+from contextlib import contextmanager
 from pathlib import Path
 
 from .config import Config, _nearest
@@ -103,7 +104,15 @@ def _csv_problem(path, text): # pandas' words -> ours
     if m := re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', text): return _too_many(path, m[2], m[3], m[1])
     if m := re.search(r'EOF inside string starting at row (\d+)', text): return f'{path}: a quote that opens in row {m[1]} is never closed.'
 
-# %% ../nbs/02_data.ipynb #b0667f28
+# %% ../nbs/02_data.ipynb #3185cbdf
+@contextmanager
+def _no_log(wanted): # `datasets` logs an error that is raised as well
+    from datasets.utils import logging
+    level = logging.get_verbosity()
+    if wanted: logging.set_verbosity(logging.CRITICAL)
+    try: yield
+    finally: logging.set_verbosity(level)
+
 def _why(dataset, e): # -> what is wrong with a source, from what `datasets` said; None if that is not known
     file, text = Path(dataset.path).expanduser(), str(e.__cause__ or e)
     if file.is_file() and file.stat().st_size == 0: return 'the file is empty.'
@@ -120,7 +129,7 @@ def _read(dataset): # -> `datasets.Dataset`; what goes wrong is told as a `UserE
     arguments, file = source_arguments(dataset), Path(dataset.path).expanduser()
     if arguments['path'] == 'csv' and file.stat().st_size: arguments |= _csv_arguments(file)
     try:
-        with hub_errors(dataset.path): return load_dataset(**arguments, split=dataset.split)
+        with _no_log(file.exists()), hub_errors(dataset.path): return load_dataset(**arguments, split=dataset.split)
     except UserError: raise
     except Exception as e:
         if (wrong := _why(dataset, e)) is None: raise

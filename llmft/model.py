@@ -14,7 +14,7 @@ from .config import Config, _nearest
 from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
 
-# %% ../nbs/05_model.ipynb #050a4677
+# %% ../nbs/05_model.ipynb #2a276fff
 @dataclass
 class Choice:
     "One thing that was chosen for this machine."
@@ -23,6 +23,7 @@ class Choice:
     why: str    # the reason
     key: str    # the key of the YAML that overrules it
 
+# %% ../nbs/05_model.ipynb #90a15e6a
 @dataclass
 class Hardware:
     "The machine a run is on, and what was chosen for it."
@@ -40,7 +41,7 @@ class Hardware:
 
     __repr__ = __str__
 
-# %% ../nbs/05_model.ipynb #6bf3bf66
+# %% ../nbs/05_model.ipynb #80a35486
 def _cpu_name():
     import platform
     try: return re.search(r'model name\s*: (.+)', open('/proc/cpuinfo').read()).group(1)
@@ -50,6 +51,7 @@ def _ram():
     try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
     except (AttributeError, ValueError, OSError): return 0
 
+# %% ../nbs/05_model.ipynb #4b9d5b31
 def _device(): # (device, name, bytes of memory)
     import torch
     if torch.cuda.is_available():
@@ -58,12 +60,13 @@ def _device(): # (device, name, bytes of memory)
     if torch.backends.mps.is_available(): return 'mps', 'Apple GPU', _ram()
     return 'cpu', _cpu_name(), _ram()
 
-# %% ../nbs/05_model.ipynb #f03febb7
+# %% ../nbs/05_model.ipynb #79793d83
 def _cpu_has_bf16():
     import torch
     try: return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     except AttributeError: return False
 
+# %% ../nbs/05_model.ipynb #cc3a0a7a
 def choose_dtype(
     device,         # `cuda`, `mps` or `cpu`
     capability=None,# compute capability of the GPU, as `(7, 5)`
@@ -100,9 +103,10 @@ def choose_attention(
     if can_flash: return 'flash_attention_2', 'flash-attn is installed and the GPU can run it'
     return 'sdpa', 'it runs on every device' if device != 'cuda' else 'flash-attn is not installed or the GPU is too old for it'
 
-# %% ../nbs/05_model.ipynb #c1ad9d9f
+# %% ../nbs/05_model.ipynb #90b8bd60
 _UNPAGED = {'paged_adamw_32bit': 'adamw_torch', 'paged_adamw_8bit': 'adamw_bnb_8bit', 'paged_ademamix_32bit': 'ademamix'} # the others only lose `paged_`
 
+# %% ../nbs/05_model.ipynb #ae1d7ec8
 def choose_optimizer(
     device, # `cuda`, `mps` or `cpu`
     wanted, # the YAML's `optimizer`
@@ -156,12 +160,13 @@ def load_base(
             trust_remote_code=config.trust_remote_code, device_map={'': 0} if hw.device == 'cuda' else {'': hw.device})
     return _keep_layout(model).requires_grad_(False)
 
-# %% ../nbs/05_model.ipynb #ce448f33
+# %% ../nbs/05_model.ipynb #e9b6f630
 def _linear_names(model): # last names of all linear layers but the output head, as 'q_proj'
     import torch
     head = model.get_output_embeddings()
     return sorted({name.split('.')[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head})
 
+# %% ../nbs/05_model.ipynb #8fa5910b
 def target_modules(
     model,  # from `load_base`
     config, # `Config`
@@ -180,7 +185,7 @@ def target_modules(
         if w.split('.')[-1] not in names: raise UserError(f'lora_target_modules: this model has no layer called `{w}`.{_nearest(w, names)} Linear layers: {", ".join(_linear_names(model))}.')
     return sorted(set(wanted or []) | set(_linear_names(model) if config.lora_target_linear else []))
 
-# %% ../nbs/05_model.ipynb #81fe234a
+# %% ../nbs/05_model.ipynb #0ab0d430
 def adapter_in_float32(
     model, # `PeftModel`
 ):
@@ -190,6 +195,7 @@ def adapter_in_float32(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     return model
 
+# %% ../nbs/05_model.ipynb #4c292db5
 def add_adapter(
     model,  # from `load_base`
     config, # `Config`
@@ -203,6 +209,11 @@ def add_adapter(
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', FutureWarning) # peft reads a property that transformers has renamed
         return adapter_in_float32(get_peft_model(model, lora))
+
+# %% ../nbs/05_model.ipynb #1860b8fb
+def _count(p): # a 4-bit weight keeps two values in a byte
+    state = getattr(p, 'quant_state', None)
+    return (state.shape.numel(), 'NF4') if state is not None else (p.numel(), str(p.dtype).removeprefix('torch.'))
 
 # %% ../nbs/05_model.ipynb #550788a7
 @dataclass
@@ -222,11 +233,7 @@ class Parameters:
 
     def __str__(self): return f'{self.trained:,} weights are trained, {self.trained / (self.trained + self.frozen):.2%} of all; {self.frozen:,} are frozen.'
 
-# %% ../nbs/05_model.ipynb #7d34106a
-def _count(p): # a 4-bit weight keeps two values in a byte
-    state = getattr(p, 'quant_state', None)
-    return (state.shape.numel(), 'NF4') if state is not None else (p.numel(), str(p.dtype).removeprefix('torch.'))
-
+# %% ../nbs/05_model.ipynb #b6d844a7
 def parameter_report(
     model, # with or without adapter
 ) -> Parameters:

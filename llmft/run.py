@@ -6,7 +6,7 @@
 __all__ = ['environment', 'Run', 'check_output', 'start_run', 'check_resume', 'cut_metrics', 'sample_answers', 'samples_text',
            'run_readme', 'finish_run']
 
-# %% ../nbs/06a_run.ipynb #ea20817f
+# %% ../nbs/06a_run.ipynb #fa36216d
 import json, os, platform, shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,16 +14,17 @@ from pathlib import Path
 
 from .config import OutputKeys, dump_yaml, load_config, save_config
 from .core import UserError, folder_atomic, write_atomic
-from .infer import generate
+from .infer import generate_ids, prompt_ids
 from .model import hardware
 
-# %% ../nbs/06a_run.ipynb #b538704b
+# %% ../nbs/06a_run.ipynb #8aad19c4
 _PACKAGES = ['llmft', 'torch', 'transformers', 'trl', 'peft', 'bitsandbytes', 'datasets', 'accelerate', 'tokenizers']
 
 def _version(name):
     try: return version(name)
     except PackageNotFoundError: return None
 
+# %% ../nbs/06a_run.ipynb #3809036f
 def _git_commit(): # of the folder the run was started in
     import subprocess
     try: return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, timeout=5).stdout.strip() or None
@@ -38,7 +39,13 @@ def environment(
     return {'python': platform.python_version(), 'platform': platform.platform(), 'packages': {n: _version(n) for n in _PACKAGES}, 'device': hw.device,
             'name': hw.name, 'memory_bytes': hw.memory, 'choices': [vars(c) for c in hw.choices], 'commit': _git_commit()}
 
-# %% ../nbs/06a_run.ipynb #ceff2e29
+# %% ../nbs/06a_run.ipynb #6c4d8007
+def _held_out(metrics): # how the held-out loss changed, in words; nothing if it was not measured
+    losses = [m['eval_loss'] for m in metrics if 'eval_loss' in m]
+    if not losses: return ''
+    return f'held-out loss {losses[0]:.3f}' + (f' -> {losses[-1]:.3f}' if len(losses) > 1 else ' before training')
+
+# %% ../nbs/06a_run.ipynb #74b26b1e
 @dataclass
 class Run:
     "A run folder."
@@ -61,14 +68,9 @@ class Run:
         from llmft.plots import plot_loss
         return plot_loss(self.metrics)
 
-    def held_out(self): # how the held-out loss changed, in words; nothing if it was not measured
-        losses = [m['eval_loss'] for m in self.metrics if 'eval_loss' in m]
-        if not losses: return ''
-        return f'held-out loss {losses[0]:.3f}' + (f' -> {losses[-1]:.3f}' if len(losses) > 1 else ' before training')
-
     def __str__(self):
         loss = self.last('loss')
-        parts = [f'run {self.path}: {self.last("step") or 0} steps in {self.last("seconds") or 0:.0f} s', 'no step was made' if loss is None else f'loss {loss:.3f}', self.held_out()]
+        parts = [f'run {self.path}: {self.last("step") or 0} steps in {self.last("seconds") or 0:.0f} s', 'no step was made' if loss is None else f'loss {loss:.3f}', _held_out(self.metrics)]
         return ', '.join(filter(None, parts)) + (' (stopped early)' if self.interrupted else '')
 
     __repr__ = __str__
@@ -89,7 +91,7 @@ def check_output(
     if not os.access(parent, os.W_OK): raise UserError(f'output_dir: {out} cannot be written, {parent} is read-only for you. Take another folder with --out DIR.')
     return out
 
-# %% ../nbs/06a_run.ipynb #69c157ad
+# %% ../nbs/06a_run.ipynb #8c5ae60c
 def _json(path, values): write_atomic(path, json.dumps(values, indent=1, ensure_ascii=False) + '\n')
 
 def _write_start(folder, config, hw): # what may be different when a run is continued
@@ -97,6 +99,7 @@ def _write_start(folder, config, hw): # what may be different when a run is cont
     save_config(config, folder/'config_completed.yml')
     _json(folder/'environment.json', environment(hw))
 
+# %% ../nbs/06a_run.ipynb #a6db42e6
 def start_run(
     config,         # `Config`
     hw,             # `Hardware`
@@ -116,11 +119,12 @@ def start_run(
         _json(tmp/'data.json', data)
     return Run(out)
 
-# %% ../nbs/06a_run.ipynb #6b66d2f0
+# %% ../nbs/06a_run.ipynb #586067a1
 _MAY_CHANGE = {*OutputKeys.model_fields, 'num_epochs', 'max_steps', 'eval_batch_size', 'gradient_checkpointing', 'attn_implementation', 'bf16', 'fp16'}
 
 def _step(checkpoint): return int(checkpoint.name.split('-')[-1])
 
+# %% ../nbs/06a_run.ipynb #39ee41c1
 def check_resume(
     out,    # the run folder
     config, # `Config`
@@ -143,7 +147,7 @@ def cut_metrics(
     write_atomic(run.path/'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep))
     return max((m['seconds'] for m in keep), default=0)
 
-# %% ../nbs/06a_run.ipynb #13460633
+# %% ../nbs/06a_run.ipynb #c70c89ac
 def sample_answers(
     config, # `Config`
     rows,   # the held-out rows as they were read, or None
@@ -152,8 +156,11 @@ def sample_answers(
     "How to answer the first held-out rows without and with the adapter."
     entries = config.datasets + (config.test_datasets or [])
     chosen = [rows[i] for i in range(min(n, len(rows)))] if rows is not None else []
-    def ask(model, tokenizer): return [generate(model, tokenizer, [r], entries[r['source']], max_new_tokens=128)[0] for r in chosen]
+    def ask(model, tokenizer):
+        ids = [prompt_ids(r, tokenizer, entries[r['source']]) for r in chosen]
+        return tokenizer.batch_decode(generate_ids(model, tokenizer, ids, max_new_tokens=128), skip_special_tokens=True)
     def both(model, tokenizer):
+        if not chosen: return []
         with model.disable_adapter(): before = ask(model, tokenizer)
         return list(zip(chosen, before, ask(model, tokenizer)))
     return both
@@ -172,7 +179,7 @@ def samples_text(
         parts += [f'## {i}', fence(shown), '**Before**', fence(before), '**After**', fence(after)]
     return '\n\n'.join(parts) + '\n'
 
-# %% ../nbs/06a_run.ipynb #9d868c98
+# %% ../nbs/06a_run.ipynb #54ebdef0
 _README = '''# {name}
 
 {base}, tuned with {adapter} (rank {r}) on {data}.{stopped}
@@ -196,17 +203,18 @@ In Python with nothing but transformers and peft: `PeftModel.from_pretrained(Aut
 Every setting stands in `config_completed.yml`, what was measured in `metrics.jsonl`, versions and hardware in `environment.json`, the data in `data.json`.
 '''
 
+# %% ../nbs/06a_run.ipynb #a5d98cdd
 def run_readme(
     run,   # `Run`
     about, # what is to be said about data and model
 ) -> str: # Markdown
     "The run in words."
-    config, held = run.config, run.held_out()
+    config, held = run.config, _held_out(run.metrics)
     stopped = ' **The run was stopped before its end; `llmft train` goes on with `--resume`.**' if run.interrupted else ''
     return _README.format(name=run.path.name, base=config.base_model, adapter=config.adapter, r=config.lora_r, data=', '.join(d.path for d in config.datasets),
         stopped=stopped, about=about, steps=run.last('step') or 0, seconds=run.last('seconds') or 0, held=held and f', {held}', path=run.path.as_posix())
 
-# %% ../nbs/06a_run.ipynb #019f43da
+# %% ../nbs/06a_run.ipynb #3c1f2c46
 def _save_plot(run):
     import matplotlib.pyplot as plt
     fig, tmp = run.plot().figure, run.path/'.loss.png'
@@ -214,6 +222,7 @@ def _save_plot(run):
     plt.close(fig)
     os.replace(tmp, run.path/'loss.png')
 
+# %% ../nbs/06a_run.ipynb #65673a0f
 def finish_run(
     run, model, tokenizer,
     about,  # text for the README

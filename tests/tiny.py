@@ -2,12 +2,30 @@
 import json
 from pathlib import Path
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from llmft.config import load_config
 from llmft.hub import fetch_builtin
 
+torch.set_num_threads(1) # models this small gain nothing from more, and lose much where cores are shared
+
+
+ALPACA = ('Below is an instruction that describes a task, paired with an input that provides further context. Write a response that appropriately completes '
+          'the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n{output}')
+CHAT_TEMPLATE = "{% for m in messages %}<s>{{ m.role }}: {{ m.content }}</s>{% endfor %}{% if add_generation_prompt %}<s>assistant: {% endif %}"
+
 
 def builtin_tokenizer(): return AutoTokenizer.from_pretrained(fetch_builtin())
+
+
+def small_tokenizer():
+    "Byte-level pieces of a vocabulary of 600, with a `<s>` that it puts first."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    t = Tokenizer(models.BPE())
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [ALPACA.format(**r) for r in alpaca_rows(40)]
+    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, special_tokens=['<unk>', '<s>', '</s>'], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    t.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=t, bos_token='<s>', eos_token='</s>', unk_token='<unk>', chat_template=CHAT_TEMPLATE)
 
 
 def save_tiny(folder, kind=LlamaForCausalLM, shape=LlamaConfig, tokenizer=None, **sizes):
