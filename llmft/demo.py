@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['run_demo']
 
-# %% ../nbs/13_demo.ipynb #1af797a3
+# %% ../nbs/13_demo.ipynb #86ed39b5
 import json
 from pathlib import Path
 
 from .config import load_config
-from .core import write_atomic
+from .core import UserError, write_atomic
 from .data import load_rows
 from .evaluate import BeforeAfter, extract_code, score_model
 from .infer import load_run
@@ -56,7 +56,7 @@ def _keep(run, scores, answers): # scores.json and scores.png in the run folder
     from llmft.plots import plot_run
     plot_run(run.metrics, scores.counts(), run.path/'scores.png')
 
-# %% ../nbs/13_demo.ipynb #adac375b
+# %% ../nbs/13_demo.ipynb #602eeb9a
 def run_demo(
     out='runs/demo', # run folder
     overwrite=False, # replace it if it exists
@@ -65,6 +65,7 @@ def run_demo(
     "Train the recipe `smollm2-135m` between two measurements and tell what happens."
     from llmft.plots import text_loss
     config = load_config('smollm2-135m', output_dir=str(out))
+    if Path(out).exists() and not overwrite: raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
     check_output(config, overwrite)
     say(_PLAN)
     _title(say, '1. The data')

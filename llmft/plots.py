@@ -9,18 +9,18 @@ __all__ = ['small_pictures', 'smooth', 'plot_loss', 'text_loss', 'plot_lengths',
 # %% ../nbs/10_plots.ipynb #b26d5c40
 import math, random
 
-# %% ../nbs/10_plots.ipynb #f9db5d56
+# %% ../nbs/10_plots.ipynb #d1d2c34e
 def small_pictures(dpi=72, colours=24):
     "Show the figures of this notebook as small PNG files; does nothing outside of notebooks."
-    import io
-    from IPython import get_ipython
+    import io, sys
     from matplotlib.figure import Figure
     from PIL import Image
     def small_png(fig):
         fig.savefig(raw := io.BytesIO(), dpi=dpi, bbox_inches='tight')
         Image.open(raw).convert('RGB').quantize(colours).save(small := io.BytesIO(), 'png', optimize=True)
         return small.getvalue()
-    if get_ipython(): get_ipython().display_formatter.formatters['image/png'].for_type(Figure, small_png)
+    shell = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython()
+    if shell: shell.display_formatter.formatters['image/png'].for_type(Figure, small_png)
 
 # %% ../nbs/10_plots.ipynb #c91bd74a
 _colours = dict(blue='#0072B2', orange='#E69F00', green='#009E73', sky='#56B4E9', red='#D55E00', pink='#CC79A7', grey='#999999')
