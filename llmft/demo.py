@@ -19,10 +19,10 @@ from .tokens import encode_turns, load_tokenizer, show_mask
 from .prompts import row_to_turns
 from .train import check_output, finetune
 
-# %% ../nbs/13_demo.ipynb #db07e0e5
+# %% ../nbs/13_demo.ipynb #c7941293
 _PLAN = '''\
 llmft demo: a small language model (135 million weights) learns to solve short Python exercises.
-On two CPU cores this takes about 6 minutes: fetching the model (93 MB, once), asking it 100 questions, training, asking again.
+On two CPU cores this takes about 5 minutes: fetching the model (93 MB, once), asking it 100 questions, training, asking again.
 
 1. the data    2. the model before    3. training    4. the model after    5. what to do next
 '''
@@ -35,12 +35,13 @@ def _show_data(config, tokenizer, say): # one row as the model sees it
     say(f'{len(rows):,} exercises with answers. One of them, as the model sees it; only the marked part is learned:\n')
     say(show_mask(encode_turns(row_to_turns(row, config.datasets[0]), tokenizer), tokenizer))
 
-# %% ../nbs/13_demo.ipynb #448965f4
+# %% ../nbs/13_demo.ipynb #77837805
 def _score(model, tokenizer, config, rows, what): # the built-in tests are ours, so running the answers is allowed
     return score_model(model, tokenizer, rows, config.test_datasets[0], run_code=True, progress=f'Asking the {what} model')
 
-def _example(rows, answers, scores, good): # (row, answer) of the first row that passed, or failed
-    return next(((i, r, a) for i, (r, a, s) in enumerate(zip(rows, answers, scores.results)) if s.ok == good), None)
+def _wrong(answers, scores): # the first row that failed; rather one with a function in it, which says more than an empty answer
+    failed = [i for i, r in enumerate(scores.results) if not r.ok]
+    return next((i for i in failed if 'def ' in extract_code(answers[i])), failed[0] if failed else None)
 
 def _mended(base, tuned): # the first row that failed before and passes now
     return next((i for i, (b, t) in enumerate(zip(base.results, tuned.results)) if t.ok and not b.ok), None)
@@ -56,7 +57,7 @@ def _keep(run, scores, answers): # scores.json and scores.png in the run folder
     from llmft.plots import plot_run
     plot_run(run.metrics, scores.counts(), run.path/'scores.png')
 
-# %% ../nbs/13_demo.ipynb #602eeb9a
+# %% ../nbs/13_demo.ipynb #9493da9c
 def run_demo(
     out='runs/demo', # run folder
     overwrite=False, # replace it if it exists
@@ -74,9 +75,10 @@ def run_demo(
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
     base, before = _score(load_base(config), tokenizer, config, rows, 'base')
-    say(f'{base}\n\nA wrong answer:\n')
-    i, row, answer = _example(rows, before, base, good=False)
-    _show_answer(say, row, answer, base.results[i])
+    say(str(base))
+    if (i := _wrong(before, base)) is not None:
+        say('\nA wrong answer:\n')
+        _show_answer(say, rows[i], before[i], base.results[i])
     _title(say, '3. Training')
     run = finetune(config, overwrite=overwrite, say=lambda x: say(str(x)))
     if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.')

@@ -5,22 +5,30 @@
 # %% auto #0
 __all__ = ['merge_adapter']
 
-# %% ../nbs/09_export.ipynb #01ea5a39
+# %% ../nbs/09_export.ipynb #26601fb6
+from dataclasses import replace
 from pathlib import Path
 
 from .config import save_config
-from .core import UserError, folder_atomic, write_atomic
+from .core import UserError, check_writable, folder_atomic, write_atomic
 from .infer import run_config, saved_tokenizer
-from .model import load_base
+from .model import hardware, load_base
 
-# %% ../nbs/09_export.ipynb #5dc7cfcb
+# %% ../nbs/09_export.ipynb #0cdc006f
 def _check_space(model, out): # a `UserError` before half a model is written
     import shutil
     parent = next(p for p in [out, *out.resolve().parents] if p.exists())
     need, free = sum(p.numel() * p.element_size() for p in model.parameters()), shutil.disk_usage(parent).free
     if need > free: raise UserError(f'{out}: the merged model takes {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there. Choose a folder on another disk.')
 
-# %% ../nbs/09_export.ipynb #95ff4ac9
+def _check_merge(run, out, overwrite): # a `UserError` before anything is loaded
+    if (run/'llmft.yml').is_file(): raise UserError(f'{run}: this is a merged model already.')
+    if not (run/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{run}: there is no adapter to merge; the run was stopped before it could be saved.')
+    if out.exists() and not overwrite: raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
+    if out.is_dir() and any(out.iterdir()) and not (out/'llmft.yml').is_file(): raise UserError(f'{out} is not a merged model of llmft, so it is not replaced. Choose another folder.')
+    check_writable(out)
+
+# %% ../nbs/09_export.ipynb #6f703762
 def merge_adapter(
     run,            # run folder
     out,            # folder to write; it must not exist
@@ -30,9 +38,8 @@ def merge_adapter(
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
     from peft import PeftModel
     run, out, config = Path(run).expanduser(), Path(out).expanduser(), run_config(run)
-    if not (run/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{run}: there is no adapter to merge; the run was stopped before it could be saved.')
-    if out.exists() and not overwrite: raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
-    model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto'), run/'adapter')
+    _check_merge(run, out, overwrite)
+    model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(hardware(config), device='cpu')), run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), saved_tokenizer(run/'adapter', config)
     merged.generation_config.pad_token_id = tokenizer.pad_token_id

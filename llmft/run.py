@@ -6,14 +6,14 @@
 __all__ = ['environment', 'Run', 'check_output', 'start_run', 'check_resume', 'cut_metrics', 'sample_answers', 'samples_text',
            'run_readme', 'finish_run']
 
-# %% ../nbs/06a_run.ipynb #fa36216d
+# %% ../nbs/06a_run.ipynb #2412a4b1
 import json, os, platform, shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .config import OutputKeys, dump_yaml, load_config, save_config
-from .core import UserError, folder_atomic, write_atomic
+from .core import UserError, check_writable, folder_atomic, write_atomic
 from .infer import generate_ids, prompt_ids
 from .model import hardware
 
@@ -75,7 +75,7 @@ class Run:
 
     __repr__ = __str__
 
-# %% ../nbs/06a_run.ipynb #ddfbd2e9
+# %% ../nbs/06a_run.ipynb #3cca5150
 def check_output(
     config,         # `Config`
     overwrite=False,# may a run folder that exists be replaced
@@ -86,9 +86,7 @@ def check_output(
     if out.is_dir() and overwrite and any(out.iterdir()) and not (out/'config_completed.yml').is_file():
         raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. Take another folder with --out DIR.')
     if out.exists() and not (overwrite or resume): raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), continue it (--resume), or replace it (--overwrite).')
-    parent = next(p for p in [out, *out.resolve().parents] if p.exists())
-    if not parent.is_dir(): raise UserError(f'output_dir: {out} cannot be written, {parent} is not a folder. Take another folder with --out DIR.')
-    if not os.access(parent, os.W_OK): raise UserError(f'output_dir: {out} cannot be written, {parent} is read-only for you. Take another folder with --out DIR.')
+    check_writable(out, 'output_dir: ')
     return out
 
 # %% ../nbs/06a_run.ipynb #8c5ae60c

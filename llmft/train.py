@@ -28,7 +28,7 @@ def pack(
     from trl import pack_dataset
     return pack_dataset(tokens, sequence_len, 'bfd', {'batch_size': len(tokens), 'desc': 'Packing'})
 
-# %% ../nbs/06_train.ipynb #c8b0197e
+# %% ../nbs/06_train.ipynb #0ea40c07
 @dataclass
 class Prepared:
     "The data of a run as tokens."
@@ -43,7 +43,8 @@ class Prepared:
     def __str__(self):
         packed = f'packed into {len(self.train):,} of {self.lengths.sequence_len} tokens, {self.fill:.0%} full' if 'seq_lengths' in self.train.column_names else 'not packed'
         lost = f'Held out: {self.dropped_heldout}\n' if self.dropped_heldout and self.dropped_heldout.reasons else ''
-        return f'{self.dropped}\n{lost}{self.lengths}\n{packed}; {len(self.heldout) if self.heldout else 0} rows are held out'
+        held = f'{len(self.heldout):,} rows are held out' if self.heldout else 'no rows are held out, so nothing is measured on the way (`val_set_size` or `test_datasets` in the YAML change it)'
+        return f'{self.dropped}\n{lost}{self.lengths}\n{packed}; {held}'
 
     __repr__ = __str__
 
@@ -134,9 +135,9 @@ def _check_names(config): # names that transformers knows and can use here, befo
         get_scheduler(config.lr_scheduler, torch.optim.SGD([torch.zeros(1)]), num_warmup_steps=1, num_training_steps=9)
     except (ValueError, TypeError): raise UserError(f'`lr_scheduler`: `{config.lr_scheduler}` needs settings for which there are no keys. Take another, as `cosine`, `linear` or `constant`.') from None
 
-# %% ../nbs/06_train.ipynb #f7aee0e6
+# %% ../nbs/06_train.ipynb #0c214a42
 def _rhythm(per_epoch, steps, steps_per_epoch): # -> every so many steps, or None
-    return steps or (max(1, steps_per_epoch // per_epoch) if per_epoch else None)
+    return steps or (math.ceil(steps_per_epoch / per_epoch) if per_epoch else None)
 
 def _timing(config, data): # when something happens, in the words of transformers
     per_epoch = math.ceil(len(data.train) / (config.micro_batch_size * config.gradient_accumulation_steps))
