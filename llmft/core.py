@@ -57,15 +57,16 @@ def folder_atomic(
         shutil.rmtree(tmp, ignore_errors=True)
         raise
 
-# %% ../nbs/00_core.ipynb #a95ac4f2
+# %% ../nbs/00_core.ipynb #cd7b3d33
 def check_writable(
     path,     # folder or file that is to be made
     what='',  # in front of the message, as the key it comes from
+    advice='Choose another folder.', # what to do
 ):
     "A `UserError` if `path` could not be written; nothing is made."
     parent = next(p for p in [Path(path), *Path(path).absolute().parents] if p.exists())
-    if not parent.is_dir(): raise UserError(f'{what}{path} cannot be written, {parent} is not a folder. Take another folder.')
-    if not os.access(parent, os.W_OK): raise UserError(f'{what}{path} cannot be written, {parent} is read-only for you. Take another folder.')
+    if not parent.is_dir(): raise UserError(f'{what}{path} cannot be written, {parent} is not a folder. {advice}')
+    if not os.access(parent, os.W_OK): raise UserError(f'{what}{path} cannot be written, {parent} is read-only for you. {advice}')
 
 # %% ../nbs/00_core.ipynb #dcfb2ce3
 def cache_dir() -> Path: # the folder; it need not exist yet

@@ -75,7 +75,7 @@ class Run:
 
     __repr__ = __str__
 
-# %% ../nbs/06a_run.ipynb #3cca5150
+# %% ../nbs/06a_run.ipynb #9d891ad7
 def check_output(
     config,         # `Config`
     overwrite=False,# may a run folder that exists be replaced
@@ -86,7 +86,7 @@ def check_output(
     if out.is_dir() and overwrite and any(out.iterdir()) and not (out/'config_completed.yml').is_file():
         raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. Take another folder with --out DIR.')
     if out.exists() and not (overwrite or resume): raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), continue it (--resume), or replace it (--overwrite).')
-    check_writable(out, 'output_dir: ')
+    check_writable(out, 'output_dir: ', 'Take another folder with --out DIR.')
     return out
 
 # %% ../nbs/06a_run.ipynb #8c5ae60c
