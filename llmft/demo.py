@@ -19,13 +19,21 @@ from .tokens import encode_turns, load_tokenizer, show_mask
 from .prompts import row_to_turns
 from .train import check_output, finetune
 
-# %% ../nbs/13_demo.ipynb #c7941293
+# %% ../nbs/13_demo.ipynb #55ea261c
 _PLAN = '''\
 llmft demo: a small language model (135 million weights) learns to solve short Python exercises.
 On two CPU cores this takes about 5 minutes: fetching the model (93 MB, once), asking it 100 questions, training, asking again.
 
 1. the data    2. the model before    3. training    4. the model after    5. what to do next
 '''
+
+_NEXT = '''\
+Everything is in {0}: README.md tells what is there, scores.png shows how it went.
+
+Try:
+  llmft chat {0}
+  llmft merge {0} {0}-merged
+  llmft train smollm2-135m --set lora_r=32 --set num_epochs=2 --out runs/second'''
 
 def _title(say, text): say(f'\n=== {text} ' + '=' * max(0, 70 - len(text)))
 
@@ -57,7 +65,25 @@ def _keep(run, scores, answers): # scores.json and scores.png in the run folder
     from llmft.plots import plot_run
     plot_run(run.metrics, scores.counts(), run.path/'scores.png')
 
-# %% ../nbs/13_demo.ipynb #9493da9c
+# %% ../nbs/13_demo.ipynb #dd73bdac
+def _ask_before(config, tokenizer, rows, say): # (`Scores`, answers) of the base model, told
+    base, before = _score(load_base(config), tokenizer, config, rows, 'base')
+    say(str(base))
+    if (i := _wrong(before, base)) is not None:
+        say('\nA wrong answer:\n')
+        _show_answer(say, rows[i], before[i], base.results[i])
+    return base, before
+
+def _ask_after(run, config, tokenizer, rows, base, before, say): # score the run, keep and tell it
+    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned')
+    scores, loss = BeforeAfter(base, tuned), (run.first('eval_loss'), run.last('eval_loss'))
+    _keep(run, scores, {'base': before, 'tuned': after})
+    say(f'{scores}\nloss on the held-out answers: {loss[0]:.3f} before, {loss[1]:.3f} after ({1 - loss[1] / loss[0]:.0%} less)')
+    if (i := _mended(base, tuned)) is not None:
+        say('\nA right answer, to a question that was answered wrongly before:\n')
+        _show_answer(say, rows[i], after[i], tuned.results[i])
+
+# %% ../nbs/13_demo.ipynb #4569f72e
 def run_demo(
     out='runs/demo', # run folder
     overwrite=False, # replace it if it exists
@@ -74,27 +100,15 @@ def run_demo(
     _show_data(config, tokenizer, say)
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
-    base, before = _score(load_base(config), tokenizer, config, rows, 'base')
-    say(str(base))
-    if (i := _wrong(before, base)) is not None:
-        say('\nA wrong answer:\n')
-        _show_answer(say, rows[i], before[i], base.results[i])
+    base, before = _ask_before(config, tokenizer, rows, say)
     _title(say, '3. Training')
     run = finetune(config, overwrite=overwrite, say=lambda x: say(str(x)))
-    if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.')
-    if run.interrupted: return run
+    if run.interrupted:
+        say(f'\nStopped. What was trained so far is saved in {run.path}.')
+        return run
     say(text_loss(run.metrics))
     _title(say, '4. The model after')
-    chat = load_run(run.path)
-    tuned, after = _score(chat.model, tokenizer, config, rows, 'tuned')
-    scores = BeforeAfter(base, tuned)
-    _keep(run, scores, {'base': before, 'tuned': after})
-    loss = run.first('eval_loss'), run.last('eval_loss')
-    say(f'{scores}\nloss on the held-out answers: {loss[0]:.3f} before, {loss[1]:.3f} after ({1 - loss[1] / loss[0]:.0%} less)')
-    if (i := _mended(base, tuned)) is not None:
-        say('\nA right answer, to a question that was answered wrongly before:\n')
-        _show_answer(say, rows[i], after[i], tuned.results[i])
+    _ask_after(run, config, tokenizer, rows, base, before, say)
     _title(say, '5. What to do next')
-    say(f'Everything is in {run.path}: README.md tells what is there, scores.png shows how it went.\n\nTry:\n  llmft chat {run.path}\n'
-        f'  llmft merge {run.path} {run.path}-merged\n  llmft train smollm2-135m --set lora_r=32 --set num_epochs=2 --out runs/second')
+    say(_NEXT.format(run.path))
     return run
