@@ -1,4 +1,4 @@
-import ast, importlib.metadata, statistics, subprocess, sys, sysconfig, time
+import ast, importlib.metadata, subprocess, sys, sysconfig, time
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
@@ -80,6 +80,6 @@ def test_help_is_quick():
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
     llmft = Path(sysconfig.get_path('scripts'))/'llmft'
-    times = [(seconds(llmft, '--help'), seconds(sys.executable, '-c', 'import typer, rich')) for _ in range(5)]
-    ours, least = map(statistics.median, zip(*times))
+    times = [(seconds(llmft, '--help'), seconds(sys.executable, '-c', 'import typer, rich')) for _ in range(9)]
+    ours, least = map(min, zip(*times)) # the best of several: what other processes take is not ours
     assert ours < 3*least, f'{ours:.2f} s against {least:.2f} s'
