@@ -19,7 +19,9 @@ MAY_IMPORT = {
     'prompts':  {'core', 'config'},
     'data':     {'core', 'config', 'prompts', 'hub'},
     'tokens':   {'core', 'config', 'prompts', 'hub'},
-    'memory':   {'core', 'config', 'hub'},
+    'gpus':     {'core', 'config'},
+    'dryrun':   {'core'},
+    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun'},
     'model':    {'core', 'config', 'hub', 'memory'},
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
     'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'memory', 'model', 'run'},

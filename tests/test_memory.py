@@ -1,0 +1,187 @@
+"The memory plan against the same step really run, bad input, and (with a GPU) against what CUDA reports."
+import functools, json, time
+from pathlib import Path
+import pytest, torch
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from llmft.config import load_config
+from llmft.core import UserError
+from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
+from llmft.gpus import GiB, find_gpu, find_place, known_gpus
+from llmft.memory import attention_of, dry_run, fit_to_gpu, plan_memory, read_shape
+from llmft.model import add_adapter, load_base
+from llmft.train import Collator, _plain_head, learned_token_loss
+
+SIZES = dict(vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+    max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
+KINDS = {'llama': {}, 'mistral': {}, 'qwen2': {}, 'qwen3': {}, 'gemma3_text': {}, 'phi3': {}, 'gpt_neox': {}, 'mixtral': dict(num_local_experts=4)}
+CODE_LLAMA = dict(model_type='llama', vocab_size=32016, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+    max_position_embeddings=16384, rope_theta=1e6, tie_word_embeddings=False)
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    "Folders with models of random weights, made when they are asked for."
+    root = tmp_path_factory.mktemp('models')
+    def folder(kind):
+        if not (root/kind).exists(): AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **SIZES, **KINDS[kind])).save_pretrained(root/kind)
+        return root/kind
+    return folder
+
+
+def run_config(folder, **more):
+    return load_config({'base_model': str(folder), 'datasets': [{'path': 'rows.jsonl'}], 'adapter': 'lora', 'bf16': False, 'lora_r': 8, 'micro_batch_size': 2, 'sequence_len': 64} | more)
+
+
+def real_step(config, **step):
+    "The step that llmft takes: its model, its adapter, its rows, its loss, the optimizer of transformers; watched."
+    tracker, n = StorageTracker(), config.sequence_len
+    model = load_base(config)
+    for t in model_tensors(model): tracker.see(t, 'weights')
+    with tracker: model = add_adapter(model, config)
+    for p in model.parameters():
+        if p.requires_grad: tracker.see(p, 'adapter')
+    if config.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': lambda: checkpointed(tracker)})
+    row = {'input_ids': [5]*n, 'labels': [5]*n} | ({'seq_lengths': [n//2, n//2]} if config.sample_packing else {})
+    batch = Collator(0)([row]*config.micro_batch_size)
+    batch['labels'] = batch['input_ids'].clone() # every token is learned, as the plan supposes
+    for t in batch.values(): tracker.see(t, 'activations')
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=config.optimizer, report_to='none', use_cpu=True))
+    assert _plain_head(model.config)
+    training_step(model.train(), batch, learned_token_loss, kind([p for p in model.parameters() if p.requires_grad], **settings), tracker,
+        accumulate=config.gradient_accumulation_steps > 1, **step)
+    return peaks(tracker)
+
+
+def compare(config, **step):
+    _bnb_stand_ins()
+    real, plan = real_step(config, **step), peaks(dry_run(config, read_shape(config), find_gpu('CPU'))[0])
+    peak = max(size for size, *_ in real.values())
+    assert abs(max(size for size, *_ in plan.values()) - peak) < .01*peak
+    for step in ('start', 'forward', 'backward', 'optimizer', 'end'): assert plan[step][2] == real[step][2], step
+    return real
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('rows,length', [(2, 64), (1, 1280)])
+@pytest.mark.parametrize('kind', KINDS)
+def test_plan_is_the_real_step(folders, kind, rows, length, checkpointing):
+    real = compare(run_config(folders(kind), micro_batch_size=rows, sequence_len=length, gradient_checkpointing=checkpointing))
+    assert real['backward'][2]['activations'] and real['optimizer'][2]['optimizer'] and real['optimizer'][2]['gradients']
+
+
+@pytest.mark.parametrize('more', [dict(adapter='qlora'), dict(load_in_8bit=True), dict(optimizer='adamw_bnb_8bit', lora_r=64), dict(optimizer='sgd'),
+    dict(sample_packing=False), dict(gradient_accumulation_steps=4), dict(lora_dropout=.1), dict(lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head'])], ids=str)
+def test_plan_is_the_real_step_with_other_settings(folders, more): compare(run_config(folders('llama'), **more))
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('kind', ['llama', 'qwen3', 'gemma3_text']) # no `layer_norm`, which the CPU's autocast leaves in 16 bits and CUDA's does not
+def test_plan_is_the_real_step_in_two_formats(folders, kind, checkpointing):
+    compare(run_config(folders(kind), bf16=True, sequence_len=256, gradient_checkpointing=checkpointing), amp=functools.partial(torch.autocast, 'cpu', torch.bfloat16))
+
+
+def test_code_llama_takes_seconds():
+    start = time.process_time()
+    plan = plan_memory('code-llama-7b', 'T4', CODE_LLAMA)
+    assert time.process_time() - start < 10
+    assert plan.fits() and plan.fits('RTX 3070') and not plan.fits('5GiB')
+    assert 3.8*GiB < sum(plan.at_rest.values()) < 4*GiB # NF4 weights and a 32-bit adapter of rank 32
+    assert plan.peak_bytes == sum(plan.parts.values()) and plan.step == 'backward' and 'layers.31' in plan.module
+    assert 'it fits' in str(plan) and '| weights |' in plan._repr_markdown_()
+
+
+def test_half_precision_weights_and_more_rows_cost_what_they_must():
+    def plan(**more): return plan_memory(load_config('code-llama-7b', **more), 'A100-80GB', CODE_LLAMA)
+    four, sixteen, ten = plan(), plan(adapter='lora', load_in_4bit=False), plan(micro_batch_size=10)
+    assert sixteen.parts['weights'] == pytest.approx(2*6_738_546_688, rel=1e-4)
+    assert ten.parts['weights'] == four.parts['weights'] and 8 < ten.parts['activations']/four.parts['activations'] < 12
+    plain = plan(gradient_checkpointing=False)
+    assert plain.parts['activations'] > 5*four.parts['activations']
+
+
+def test_fit_keeps_the_rows_that_learn_together():
+    said, guide = [], load_config('code-llama-7b', micro_batch_size=10, gradient_accumulation_steps=1, eval_batch_size=10)
+    assert not plan_memory(guide, 'T4', CODE_LLAMA).fits()
+    fitted = fit_to_gpu(guide, 'T4', CODE_LLAMA, say=said.append)
+    assert plan_memory(fitted, 'T4', CODE_LLAMA).fits()
+    assert fitted.micro_batch_size*fitted.gradient_accumulation_steps == 10 and fitted.sequence_len == guide.sequence_len
+    changed = [key for key, value in fitted if value != getattr(guide, key)]
+    assert [line.split(':')[0] for line in said[:-1]] == changed and all(line.count(': ') >= 2 for line in said[:-1])
+    with pytest.raises(UserError, match='Nothing makes this run fit on 3GiB'): fit_to_gpu(load_config(guide, sequence_len=128, micro_batch_size=1), '3GiB', CODE_LLAMA)
+
+
+def test_shorter_rows_are_the_last_resort():
+    said, tight = [], load_config('code-llama-7b', gradient_accumulation_steps=1, sequence_len=4096)
+    fitted = fit_to_gpu(tight, '5.5GiB', CODE_LLAMA, say=said.append)
+    assert fitted.sequence_len < 4096 and any('LAST RESORT' in line for line in said)
+
+
+@pytest.mark.parametrize('name,wanted', [('T4', 'T4'), ('Tesla T4', 'T4'), ('nvidia rtx 4090', 'RTX 4090'), ('a100', 'A100-40GB'), ('A100 80GB', 'A100-80GB'), ('mps', 'Apple')])
+def test_gpu_names(name, wanted): assert find_gpu(name).name == wanted
+
+
+def test_gpu_sizes():
+    assert find_gpu('15GiB').memory == 15*GiB and find_gpu('16 GB').memory == 16*10**9 and find_gpu('8xH100').count == 8
+    assert {'T4', 'P100', 'V100-16GB', 'L4', 'A10G', 'RTX 3060', 'RTX 5090', 'A100-40GB', 'A100-80GB', 'H100', 'H200', '2xT4', 'Apple', 'CPU'} <= {*known_gpus()}
+
+
+@pytest.mark.parametrize('call,message', [
+    (lambda: find_gpu('RTX 4900'), 'Did you mean `RTX 4090`'),
+    (lambda: find_gpu('0GiB'), 'must be above 0'),
+    (lambda: find_place('kagle'), 'Did you mean `kaggle`'),
+    (lambda: plan_memory('code-llama-7b', 'T4', dict(CODE_LLAMA, model_type='lama')), 'does not know the architecture `lama`. Did you mean `llama`'),
+    (lambda: plan_memory('code-llama-7b', 'T4', {}), 'has no `model_type`'),
+    (lambda: plan_memory('code-llama-7b', 'T4', {k: v for k, v in CODE_LLAMA.items() if k != 'vocab_size'}), 'has no `vocab_size`'),
+    (lambda: plan_memory('code-llama-7b', 'T4', dict(CODE_LLAMA, hidden_size='big')), 'config.json cannot be used|cannot be planned'),
+    (lambda: plan_memory({'base_model': 'x', 'datasets': [{'path': 'x'}], 'sequence_len': -5}, 'T4', CODE_LLAMA), '`sequence_len` must be at least 8'),
+    (lambda: plan_memory({'base_model': './nowhere/model', 'datasets': [{'path': 'x'}]}, 'T4'), 'there is no folder'),
+    (lambda: plan_memory({'base_model': 'x', 'datasets': [{'path': 'x'}], 'lora_target_modules': ['nothing']}, 'T4', dict(SIZES, model_type='llama')), 'adapter does not fit'),
+])
+def test_bad_input(call, message):
+    with pytest.raises(UserError, match=message): call()
+
+
+def test_4bit_needs_linear_layers():
+    from llmft.dryrun import quantize_layers
+    model = torch.nn.Sequential(torch.nn.Embedding(10, 4))
+    model.get_output_embeddings = lambda: None
+    with pytest.raises(UserError, match='no linear layers'): quantize_layers(model, 4, torch.float16)
+
+
+def test_a_folder_needs_no_weights(tmp_path):
+    (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
+    assert plan_memory(run_config(tmp_path), 'L4').fits()
+    assert attention_of(run_config(tmp_path), read_shape(run_config(tmp_path))) == 'sdpa'
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('more', [dict(adapter='qlora', bf16='auto'), dict(bf16='auto'), dict(bf16='auto', gradient_checkpointing=False), dict(bf16='auto', sample_packing=False)], ids=str)
+def test_against_cuda(more):
+    "What PyTorch allocates on the GPU in real steps of the built-in model; the comparison goes to benchmarks/results."
+    from transformers import AutoTokenizer
+    from llmft.hub import fetch_builtin
+    from llmft.train import _trainer_class
+    from trl import SFTConfig
+    from datasets import Dataset
+    config = run_config('builtin/smollm2-135m', **({'micro_batch_size': 4, 'sequence_len': 1024, 'lora_r': 16} | more))
+    plan, n = plan_memory(config), config.sequence_len
+    row = {'input_ids': [5]*n, 'labels': [5]*n} | ({'seq_lengths': [n//2, n//2]} if config.sample_packing else {})
+    free, _ = torch.cuda.mem_get_info()
+    model, bf16 = add_adapter(load_base(config), config), torch.cuda.is_bf16_supported(including_emulation=False)
+    tokenizer = AutoTokenizer.from_pretrained(fetch_builtin())
+    args = SFTConfig('/tmp/llmft-memory', dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_steps=3, report_to='none', save_strategy='no', disable_tqdm=True,
+        per_device_train_batch_size=config.micro_batch_size, gradient_checkpointing=config.gradient_checkpointing, optim=config.optimizer, bf16=bf16, fp16=not bf16)
+    trainer = _trainer_class()(model=model, args=args, train_dataset=Dataset.from_list([row]*12), processing_class=tokenizer, data_collator=Collator(0))
+    for p in trainer.model.parameters():
+        if p.requires_grad: p.data = p.data.float()
+    torch.cuda.reset_peak_memory_stats()
+    trainer.train()
+    real = torch.cuda.max_memory_allocated()
+    planned = plan.peak_bytes - plan.parts['CUDA'] - plan.parts['allocator']
+    out = Path(__file__).parent.parent/'benchmarks'/'results'/f'memory-{torch.cuda.get_device_name().replace(" ", "-")}.jsonl'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(settings=more, planned=planned, allocated=real, reserved=torch.cuda.max_memory_reserved(),
+        in_use=free - torch.cuda.mem_get_info()[0], assumed={k: plan.parts[k] for k in ('CUDA', 'allocator')}, torch=torch.__version__)) + '\n')
+    assert abs(planned - real) < .05*real
