@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'count_steps', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #b2dfe217
-import shutil
+# %% ../nbs/12_check.ipynb #de5854c7
+import math
 from dataclasses import dataclass
-from pathlib import Path
 
 from .config import Config, load_config
 from .core import UserError
@@ -16,7 +15,7 @@ from .data import load_rows
 from .hub import hub_errors, resolve_model
 from .model import hardware, target_modules
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
-from .train import _check_names, check_output, prepare
+from .train import _check_names, check_output, prepare, steps_per_epoch
 
 # %% ../nbs/12_check.ipynb #b50d5c48
 def model_skeleton(
@@ -30,7 +29,7 @@ def model_skeleton(
         shape = AutoConfig.from_pretrained(name, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code)
         with torch.device('meta'): return AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
 
-# %% ../nbs/12_check.ipynb #8acaad4c
+# %% ../nbs/12_check.ipynb #1b7e4029
 @dataclass
 class Check:
     "What a run would do."
@@ -42,7 +41,7 @@ class Check:
     steps: int        # changes of the weights
 
     def __str__(self):
-        c, held = self.config, len(self.data.heldout) if self.data.heldout else 0
+        c = self.config
         targets = self.targets if isinstance(self.targets, str) else ', '.join(self.targets)
         return '\n'.join([f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
             str(self.hardware), str(self.data),
@@ -50,15 +49,13 @@ class Check:
 
     __repr__ = __str__
 
-# %% ../nbs/12_check.ipynb #f0eebf1e
+# %% ../nbs/12_check.ipynb #1bd2003a
 def count_steps(
     n_rows, # rows (packed rows) to train on
     config, # `Config`
 ) -> int:
     "How many times the weights will change."
-    import math
-    per_epoch = math.ceil(n_rows / (config.micro_batch_size * config.gradient_accumulation_steps))
-    return config.max_steps or math.ceil(per_epoch * config.num_epochs)
+    return config.max_steps or math.ceil(steps_per_epoch(n_rows, config) * config.num_epochs)
 
 def check_run(
     config,         # `Config`, or what `load_config` takes

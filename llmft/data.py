@@ -6,12 +6,12 @@
 __all__ = ['BUILTIN', 'source_arguments', 'find_broken_line', 'load_source', 'load_rows', 'split_dataset', 'load_splits',
            'describe_sources']
 
-# %% ../nbs/02_data.ipynb #8fbd2737
+# %% ../nbs/02_data.ipynb #09694967
 import csv, gzip, json, math, re
 from contextlib import contextmanager
 from pathlib import Path
 
-from .config import Config, _nearest
+from .config import _nearest
 from .core import UserError, sha256
 from .hub import hub_errors
 from .prompts import check_columns
@@ -25,7 +25,7 @@ def _reader(path): # the reader of `datasets` for a file; `data.jsonl.gz` is rea
     if suffix in _READERS: return _READERS[suffix]
     raise UserError(f'{path}: files ending in `{suffix or path.name}` cannot be read. Known: {", ".join(_READERS)}, each also with .gz.')
 
-# %% ../nbs/02_data.ipynb #4fe7d1ed
+# %% ../nbs/02_data.ipynb #6ce67c89
 def _builtin(dataset): # `builtin/NAME` -> arguments of `load_dataset`
     folder = BUILTIN/dataset.path.removeprefix('builtin/')
     names = [p.name for p in BUILTIN.iterdir() if p.is_dir()]
@@ -36,7 +36,7 @@ def _look_into(folder): # a `UserError` if there is nothing to read
     known = {p for p in folder.rglob('*') if Path(p.name.removesuffix('.gz')).suffix in _READERS}
     if not known: raise UserError(f'{folder}: there are no data files in this folder ({", ".join(_READERS)}). It holds: {", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"}.')
 
-def _looks_local(path): return path.startswith(('.', '/', '~')) or '\\' in path or Path(path).suffix.removeprefix('.') in {s[1:] for s in _READERS} | {'gz'}
+def _looks_local(path): return path.startswith(('.', '/', '~')) or '\\' in path or Path(path).suffix in {*_READERS, '.gz'}
 
 def source_arguments(
     dataset, # `DatasetConfig`
@@ -104,7 +104,7 @@ def _csv_problem(path, text): # pandas' words -> ours
     if m := re.search(r'Expected (\d+) fields in line (\d+), saw (\d+)', text): return _too_many(path, m[2], m[3], m[1])
     if m := re.search(r'EOF inside string starting at row (\d+)', text): return f'{path}: a quote that opens in row {m[1]} is never closed.'
 
-# %% ../nbs/02_data.ipynb #3185cbdf
+# %% ../nbs/02_data.ipynb #18071fb5
 @contextmanager
 def _no_log(wanted): # `datasets` logs an error that is raised as well
     from datasets.utils import logging
@@ -113,12 +113,14 @@ def _no_log(wanted): # `datasets` logs an error that is raised as well
     try: yield
     finally: logging.set_verbosity(level)
 
+def _no_rows(dataset): return 'there are no rows' + (f' in split `{dataset.split}`.' if dataset.split != 'train' else '.')
+
 def _why(dataset, e): # -> what is wrong with a source, from what `datasets` said; None if that is not known
     file, text = Path(dataset.path).expanduser(), str(e.__cause__ or e)
     if file.is_file() and file.stat().st_size == 0: return 'the file is empty.'
     for part in sorted(file.rglob('*')) if file.is_dir() else [file] if file.is_file() else []:
         if re.search(r'\.(jsonl?|[ct]sv|txt)(\.gz)?$', part.name) and (wrong := find_broken_line(part)): return wrong
-    if 'corresponds to no data' in str(e): return 'there are no rows' + (f' in split `{dataset.split}`.' if dataset.split != 'train' else '.')
+    if 'corresponds to no data' in str(e): return _no_rows(dataset)
     if 'Unrecognized instruction format' in str(e): return f'split `{dataset.split}` cannot be read. A split is a name, or a part of one, as `train[:100]`.'
     if m := re.search(r'Unknown split .*?\[(.*?)\]', str(e)): return f'there is no split `{dataset.split}`. There are: {m[1]}.'.replace("'", '`').replace('"', '`')
     if wrong := _csv_problem(file, text): return wrong
@@ -154,14 +156,14 @@ def _check_utf8(rows, dataset): # the reader of JSON takes any bytes; so they ar
     try: rows.data.table.validate(full=True)
     except ValueError: raise UserError(find_broken_line(Path(dataset.path).expanduser()) or f'{dataset.path}: it holds text that is not UTF-8.') from None
 
-# %% ../nbs/02_data.ipynb #44a8b009
+# %% ../nbs/02_data.ipynb #a4b7c923
 def load_source(
     dataset,  # `DatasetConfig`
     index=0,  # its place in `datasets`, then in `test_datasets`
 ): # `datasets.Dataset`: its columns, `source` and `row`
     "The rows of one source, with the columns that its format needs."
     rows = _read(dataset)
-    if not len(rows): raise UserError(f'{dataset.path}: there are no rows' + (f' in split `{dataset.split}`.' if dataset.split != 'train' else '.'))
+    if not len(rows): raise UserError(f'{dataset.path}: {_no_rows(dataset)}')
     check_columns(rows.column_names, dataset)
     _check_utf8(rows, dataset)
     _check_values(rows, dataset)

@@ -129,7 +129,10 @@ def from_dict(cls:Scores,
     rows = [dict(r) for r in d['rows']]
     return cls([r.pop('group') for r in rows], [CodeResult(**r) for r in rows])
 
-# %% ../nbs/08_evaluate.ipynb #3cae2b2c
+# %% ../nbs/08_evaluate.ipynb #d318b1b6
+def _allowed(run_code): # a `UserError` unless it was asked for
+    if not run_code: raise UserError('scoring runs code that the model writes, in a sandbox. Allow it with run_code=True, or --run-code in the shell.')
+
 def score_model(
     model, tokenizer,
     rows,              # dicts with `tests`, and what the prompt format needs
@@ -139,14 +142,14 @@ def score_model(
     progress='Answering', # description of the bar; `None` for none
 ): # (`Scores`, the answers)
     "Let the model answer each row and run the answers against the rows' tests."
-    if not run_code: raise UserError('scoring runs code that the model writes, in a sandbox. Allow it with run_code=True, or --run-code in the shell.')
+    _allowed(run_code)
     rows = [r for r in rows if r.get('tests')]
     if not rows: raise UserError('no row has `tests`; pass@1 needs rows with a column of Python tests.')
     answers = generate(model, tokenizer, rows, dataset, max_new_tokens=max_new_tokens, batch_size=50, progress=progress)
     results = run_many([(extract_code(a), r['tests']) for a, r in zip(answers, rows)], progress=progress is not None)
     return Scores.of(rows, results), answers
 
-# %% ../nbs/08_evaluate.ipynb #58cb8001
+# %% ../nbs/08_evaluate.ipynb #ee138b87
 def score_run(
     path,          # run folder
     run_code=False,# allow running what the model writes
@@ -156,7 +159,7 @@ def score_run(
     config = run_config(path)
     rows, entry = load_splits(config)[1], (config.test_datasets or config.datasets)[0]
     if rows is None: raise UserError(f'{path}: this run has no held-out rows. Give `test_datasets` or `val_set_size` in its YAML.')
-    if not run_code: raise UserError('scoring runs code that the model writes, in a sandbox. Allow it with run_code=True, or --run-code in the shell.')
+    _allowed(run_code)
     chat = load_run(path)
     scores, answers = score_model(chat.model, chat.tokenizer, list(rows), entry, run_code=True, **how)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))

@@ -5,20 +5,19 @@
 # %% auto #0
 __all__ = ['merge_adapter']
 
-# %% ../nbs/09_export.ipynb #26601fb6
+# %% ../nbs/09_export.ipynb #dfe2b16c
 from dataclasses import replace
 from pathlib import Path
 
 from .config import save_config
-from .core import UserError, check_writable, folder_atomic, write_atomic
+from .core import UserError, check_writable, existing_parent, folder_atomic
 from .infer import run_config, saved_tokenizer
 from .model import hardware, load_base
 
-# %% ../nbs/09_export.ipynb #0cdc006f
+# %% ../nbs/09_export.ipynb #9459a164
 def _check_space(model, out): # a `UserError` before half a model is written
     import shutil
-    parent = next(p for p in [out, *out.resolve().parents] if p.exists())
-    need, free = sum(p.numel() * p.element_size() for p in model.parameters()), shutil.disk_usage(parent).free
+    need, free = sum(p.numel() * p.element_size() for p in model.parameters()), shutil.disk_usage(existing_parent(out)).free
     if need > free: raise UserError(f'{out}: the merged model takes {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there. Choose a folder on another disk.')
 
 def _check_merge(run, out, overwrite): # a `UserError` before anything is loaded

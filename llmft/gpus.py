@@ -8,10 +8,9 @@ __all__ = ['GiB', 'PLACES', 'Gpu', 'context_bytes', 'ram_bytes', 'known_gpus', '
 # %% ../nbs/04a_gpus.ipynb #207b56fd
 import os, re, shutil, sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from .config import _nearest
-from .core import UserError
+from .core import UserError, existing_parent
 
 # %% ../nbs/04a_gpus.ipynb #d90f269c
 GiB = 2**30
@@ -110,10 +109,7 @@ class Place:
 PLACES = {'kaggle': Place('Kaggle', int(30e9), int(50e9), int(20e9)), 'colab': Place('Colab', int(12.7e9), int(70e9), int(70e9))}
 
 # %% ../nbs/04a_gpus.ipynb #acdec461
-def _free(path): # free bytes of the disk that `path` is or will be on
-    path = Path(path).expanduser().absolute()
-    while not path.exists(): path = path.parent
-    return shutil.disk_usage(path).free
+def _free(path): return shutil.disk_usage(existing_parent(path)).free # free bytes of the disk that `path` is or will be on
 
 def find_place(
     name=None,  # `kaggle`, `colab`, or `None` for this machine

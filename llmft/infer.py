@@ -6,7 +6,7 @@
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream', 'Chat', 'run_config', 'saved_tokenizer', 'load_run',
            'read_questions', 'check_questions', 'chat_loop']
 
-# %% ../nbs/07_infer.ipynb #171649e5
+# %% ../nbs/07_infer.ipynb #5436b6a1
 import json
 from pathlib import Path
 from threading import Thread
@@ -14,7 +14,7 @@ from threading import Thread
 from .config import Config, DatasetConfig, load_config
 from .core import UserError
 from .prompts import ask_turns, find_format
-from .tokens import encode_turns, load_tokenizer
+from .tokens import encode_turns
 
 # %% ../nbs/07_infer.ipynb #a8ba69a5
 def prompt_ids(

@@ -6,7 +6,7 @@
 __all__ = ['PARTS', 'read_shape', 'compute_dtype', 'attention_of', 'dry_run', 'MemoryPlan', 'plan_memory', 'fit_to_gpu']
 
 # %% ../nbs/04_memory.ipynb #677594c2
-import functools, json, re, warnings
+import functools, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -6,12 +6,13 @@
 __all__ = ['Choice', 'Hardware', 'choose_dtype', 'choose_attention', 'choose_optimizer', 'hardware', 'load_base',
            'target_modules', 'adapter_in_float32', 'add_adapter', 'Parameters', 'parameter_report']
 
-# %% ../nbs/05_model.ipynb #0eecf026
-import os, re, warnings
+# %% ../nbs/05_model.ipynb #ae192f2f
+import re
 from dataclasses import dataclass, field
 
-from .config import Config, _nearest
+from .config import _nearest
 from .core import UserError, quiet
+from .gpus import ram_bytes
 from .hub import hub_errors, resolve_model
 
 # %% ../nbs/05_model.ipynb #2a276fff
@@ -41,24 +42,20 @@ class Hardware:
 
     __repr__ = __str__
 
-# %% ../nbs/05_model.ipynb #80a35486
+# %% ../nbs/05_model.ipynb #10cf02d2
 def _cpu_name():
     import platform
     try: return re.search(r'model name\s*: (.+)', open('/proc/cpuinfo').read()).group(1)
     except (OSError, AttributeError): return platform.processor() or platform.machine()
 
-def _ram():
-    try: return os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    except (AttributeError, ValueError, OSError): return 0
-
-# %% ../nbs/05_model.ipynb #4b9d5b31
+# %% ../nbs/05_model.ipynb #7660a20e
 def _device(): # (device, name, bytes of memory)
     import torch
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
         return 'cuda', p.name, p.total_memory
-    if torch.backends.mps.is_available(): return 'mps', 'Apple GPU', _ram()
-    return 'cpu', _cpu_name(), _ram()
+    if torch.backends.mps.is_available(): return 'mps', 'Apple GPU', ram_bytes()
+    return 'cpu', _cpu_name(), ram_bytes()
 
 # %% ../nbs/05_model.ipynb #79793d83
 def _cpu_has_bf16():
@@ -195,7 +192,7 @@ def adapter_in_float32(
         if p.requires_grad: p.data = p.data.to(torch.float32)
     return model
 
-# %% ../nbs/05_model.ipynb #4c292db5
+# %% ../nbs/05_model.ipynb #ba04b0d7
 def add_adapter(
     model,  # from `load_base`
     config, # `Config`
@@ -206,9 +203,7 @@ def add_adapter(
     torch.manual_seed(config.seed)
     lora = LoraConfig(r=config.lora_r, lora_alpha=config.lora_alpha, lora_dropout=config.lora_dropout, task_type='CAUSAL_LM',
         target_modules=target_modules(model, config), modules_to_save=config.lora_modules_to_save)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning) # peft reads a property that transformers has renamed
-        return adapter_in_float32(get_peft_model(model, lora))
+    return adapter_in_float32(get_peft_model(model, lora))
 
 # %% ../nbs/05_model.ipynb #1860b8fb
 def _count(p): # a 4-bit weight keeps two values in a byte

@@ -6,11 +6,11 @@
 __all__ = ['Turn', 'render', 'Format', 'register_format', 'prompt_formats', 'find_format', 'RowError', 'check_columns',
            'row_to_turns', 'prompt_turns', 'ask_turns', 'control_tokens']
 
-# %% ../nbs/01_prompts.ipynb #0b5ecd21
-from dataclasses import dataclass, field
+# %% ../nbs/01_prompts.ipynb #2046109c
+from dataclasses import dataclass
 from typing import Callable
 
-from .config import DatasetConfig, _nearest
+from .config import _nearest
 from .core import UserError
 
 # %% ../nbs/01_prompts.ipynb #d4014cb0

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CodeResult', 'run_code', 'sandbox_report', 'run_many']
 
-# %% ../nbs/08a_sandbox.ipynb #f9999d43
-import inspect, math, os, re, secrets, subprocess, sys, tempfile, threading, time
+# %% ../nbs/08a_sandbox.ipynb #c12da72f
+import inspect, math, os, secrets, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass

@@ -4,19 +4,17 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'load_tokenizer', 'encode_batch', 'encode_turns', 'Mask', 'show_mask', 'encode_rows', 'Dropped',
-           'dropped_rows', 'tokenize_dataset', 'Lengths', 'length_report']
+           'dropped_rows', 'usable_rows', 'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #bca1960b
+# %% ../nbs/03_tokens.ipynb #edc5f59f
 import hashlib, json
-from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from .config import Config
 from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
-from .prompts import RowError, Turn, prompt_turns, row_to_turns
+from .prompts import RowError, Turn, row_to_turns
 
 # %% ../nbs/03_tokens.ipynb #c72e034a
 def _template_text(value): # the YAML's `chat_template`: a text, or the name of a file
@@ -211,14 +209,12 @@ def dropped_rows(
         reasons[reason] = (n + 1, first + [row + 1] if n < 3 else first)
     return Dropped(len(encoded) - sum(n for n, _ in reasons.values()), reasons)
 
-# %% ../nbs/03_tokens.ipynb #6fc947d0
-def tokenize_dataset(
-    rows,      # from `load_rows`
-    tokenizer, # from `load_tokenizer`
-    config,    # `Config`
+# %% ../nbs/03_tokens.ipynb #3008767e
+def usable_rows(
+    encoded, # from `encode_rows`
+    config,  # `Config`
 ): # `datasets.Dataset` with `input_ids` and `labels`, lists of int
-    "The rows that can be learned from, as ids and labels; a `UserError` if there are none."
-    encoded = encode_rows(rows, tokenizer, config)
+    "The rows that can be learned from; a `UserError` if there are none."
     dropped = dropped_rows(encoded)
     if not dropped.used: raise UserError(f'no row of the data can be used.\n{dropped}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
     if config.excess_length_strategy == 'error' and (long := [r for r in dropped.reasons if r.startswith('longer')]):
@@ -226,6 +222,15 @@ def tokenize_dataset(
                         'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.')
     keep = [i for i, reason in enumerate(encoded['reason']) if reason is None]
     return encoded.select(keep).select_columns(['input_ids', 'labels'])
+
+# %% ../nbs/03_tokens.ipynb #ab940e21
+def tokenize_dataset(
+    rows,      # from `load_rows`
+    tokenizer, # from `load_tokenizer`
+    config,    # `Config`
+): # `datasets.Dataset` with `input_ids` and `labels`, lists of int
+    "The rows that can be learned from, as ids and labels; a `UserError` if there are none."
+    return usable_rows(encode_rows(rows, tokenizer, config), config)
 
 # %% ../nbs/03_tokens.ipynb #47715ff6
 @dataclass

@@ -1,5 +1,5 @@
 "Every wrong input: one message that says what, where and what to do; status 2; nothing written."
-import gzip, json, os, re, subprocess, sys, time
+import gzip, json, os, re, subprocess, sys
 from pathlib import Path
 
 import pytest

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     'gpus':     {'core', 'config'},
     'dryrun':   {'core'},
     'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun'},
-    'model':    {'core', 'config', 'hub', 'memory'},
+    'model':    {'core', 'config', 'gpus', 'hub', 'memory'},
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
     'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'memory', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
