@@ -14,23 +14,31 @@ MAY_IMPORT = {
     'core':     set(),
     'sandbox':  set(),
     'hub':      {'core'},
-    'config':   {'core'},
+    'axolotl':  {'core'},
+    'config':   {'core', 'axolotl'},
+    'convert':  {'core', 'config', 'axolotl'},
     'plots':    {'core'},
     'prompts':  {'core', 'config'},
+    'formats':  {'core', 'config', 'prompts'},
+    'chat':     {'core', 'config', 'prompts'},
+    'dialogues': {'core', 'config', 'prompts', 'chat'},
     'data':     {'core', 'config', 'prompts', 'hub'},
+    'dedup':    {'core', 'config', 'data'},
     'tokens':   {'core', 'config', 'prompts', 'hub'},
+    'packing':  {'core'},
+    'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing'},
     'gpus':     {'core', 'config'},
     'dryrun':   {'core'},
     'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun'},
     'model':    {'core', 'config', 'gpus', 'hub', 'memory'},
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'memory', 'model', 'run'},
+    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'packing', 'report', 'memory', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},
 }
 MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
-MAY_IMPORT['check'] = {'core', 'config', 'data', 'hub', 'model', 'run', 'tokens', 'train'}
+MAY_IMPORT['check'] = {'core', 'config', 'data', 'hub', 'memory', 'model', 'report', 'run', 'tokens', 'train'}
 MAY_IMPORT['demo'] = {*MAY_IMPORT} - {'check'}
 MAY_IMPORT['cli'] = {*MAY_IMPORT}
 
