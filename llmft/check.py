@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'count_steps', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #de5854c7
+# %% ../nbs/12_check.ipynb #b529e18c
 import math
 from dataclasses import dataclass
 
@@ -15,7 +15,8 @@ from .data import load_rows
 from .hub import hub_errors, resolve_model
 from .model import hardware, target_modules
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
-from .train import _check_names, check_output, prepare, steps_per_epoch
+from .report import prepare
+from .train import _check_names, check_output, steps_per_epoch
 
 # %% ../nbs/12_check.ipynb #b50d5c48
 def model_skeleton(

@@ -5,7 +5,8 @@ import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from llmft.config import load_config
 from llmft.model import add_adapter, hardware, load_base
-from llmft.train import finetune, make_trainer, prepare
+from llmft.report import prepare
+from llmft.train import finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 RESULTS = Path(__file__).parent.parent/'benchmarks'/'results'

@@ -6,7 +6,8 @@ from llmft.export import merge_adapter
 from llmft.infer import load_run, prompt_ids
 from llmft.model import choose_optimizer, hardware
 from llmft.tokens import IGNORE, load_tokenizer
-from llmft.train import finetune, prepare
+from llmft.report import prepare
+from llmft.train import finetune
 from tests.tiny import alpaca_rows, builtin_tokenizer, save_rows, save_tiny
 
 
