@@ -182,7 +182,7 @@ class DataKeys(_Strict):
     leakage: Literal['drop', 'keep'] = _key('drop', 'What happens to training rows that also stand in the held-out rows.', 'Data')
     eot_tokens: list[str] | None = _key(None, 'Tokens that end a turn of the chat template, besides the end-of-sequence token.', 'Data')
     allow_special_tokens: bool = _key(False, 'Let control tokens that are spelled in the data, as `<|im_end|>`, be control tokens. By default they are plain text.', 'Data')
-    allow_merged_tokens: bool = _key(False, 'Let one token span the end of a prompt and the start of its answer, where a format writes them as one text. What is sent to the model may then differ from what it was trained on.', 'Data')
+    allow_merged_tokens: bool | Literal['trained'] = _key(False, 'Let one token span the end of a prompt and the start of its answer, where a format writes them as one text; `trained`: learn that token too. What is sent to the model may then differ from what it was trained on.', 'Data')
     ignore_findings: list[str] = _key([], 'Findings of the data report that do not stop the run.', 'Data')
     train_on_inputs: bool = _key(False, 'Learn the prompts too, not only the answers.', 'Data')
     group_by_length: bool = _key(False, 'Without packing: make batches of rows of similar length.', 'Data')

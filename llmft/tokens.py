@@ -6,15 +6,16 @@
 __all__ = ['IGNORE', 'load_tokenizer', 'encode_batch', 'encode_turns', 'Mask', 'show_mask', 'encode_rows', 'Dropped',
            'dropped_rows', 'usable_rows', 'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #edc5f59f
-import hashlib, json
-from dataclasses import dataclass
+# %% ../nbs/03_tokens.ipynb #f8ea4bc7
+import hashlib, json, re
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
 from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
-from .prompts import RowError, Turn, row_to_turns
+from .prompts import _MARK, RowError, control_tokens, protect, row_to_turns, unprotect
 
 # %% ../nbs/03_tokens.ipynb #c72e034a
 def _template_text(value): # the YAML's `chat_template`: a text, or the name of a file
@@ -44,65 +45,121 @@ def load_tokenizer(
     tokenizer.padding_side = 'right'
     return tokenizer
 
-# %% ../nbs/03_tokens.ipynb #f1ca83da
-IGNORE = -100 # the label of a token that is only read
+# %% ../nbs/03_tokens.ipynb #35fbd2ca
+IGNORE = -100   # the label of a token that is only read
+_OWN = '\ufdd0' # in front of a control token in the twin; a noncharacter of Unicode
 
+def _without_prefix(part): # a part of a tokenizer's JSON, which no longer puts a space in front of a text
+    if not isinstance(part, dict) or part.get('type') == 'Prepend': return None
+    changed = {'prepend_scheme': 'never', 'add_prefix_space': False}
+    part = {k: changed.get(k, v) for k, v in part.items()}
+    lists = {k: [q for q in map(_without_prefix, part[k]) if q] for k in ('normalizers', 'pretokenizers') if k in part}
+    return part | lists
+
+@lru_cache(8)
+def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control tokens no data can spell; `size`: of its vocabulary
+    from tokenizers import Tokenizer
+    d = json.loads(backend.to_str()) | {'post_processor': None}
+    own = {t['content']: _OWN + t['content'] for t in d['added_tokens'] if t['special']}
+    for t in d['added_tokens']: t['content'] = own.get(t['content'], t['content'])
+    model, vocab = d['model'], d['model']['vocab']
+    model['vocab'] = {own.get(t, t): i for t, i in vocab.items()} if isinstance(vocab, dict) else [[own.get(t, t), p] for t, p in vocab]
+    if isinstance(model.get('unk_token'), str): model['unk_token'] = own.get(model['unk_token'], model['unk_token'])
+    if not prefix: d['normalizer'], d['pre_tokenizer'] = map(_without_prefix, (d['normalizer'], d['pre_tokenizer']))
+    return Tokenizer.from_str(json.dumps(d))
+
+# %% ../nbs/03_tokens.ipynb #dd2774e0
+def _owned(text, names): # the control tokens that are not protected get their spelling in the twin
+    return unprotect(names.sub(lambda m: _OWN + m[0], text))
+
+def _ids(tokenizer, texts, control=False, prefix=True): # -> ids of each text
+    "Ids of texts, tokenized in one call; `control`: names of control tokens are tokens, `prefix`: as at the start of a text."
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation(), backend.no_padding()
+    backend.encode_special_tokens = not control
+    if prefix and not (control and any(_MARK in t for t in texts)): return [e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    if control: names = re.compile('|'.join(map(re.escape, sorted(control_tokens(tokenizer), key=len, reverse=True))) or '(?!)')
+    if control: texts = [_owned(t, names) for t in texts]
+    return [e.ids for e in _twin(backend, backend.get_vocab_size(), prefix).encode_batch_fast(texts, add_special_tokens=False)]
+
+# %% ../nbs/03_tokens.ipynb #5664be76
+def _texts(turns, eos, control, allow): # joined turns -> the text up to each edge where learning begins or stops, up to the end
+    out, text = [], ''
+    for i, t in enumerate(turns):
+        text += (t.text if t.control or not control else protect(t.text, control)) + (eos if t.end and i < len(turns) - 1 else '')
+        if i == len(turns) - 1 or turns[i + 1].trained != t.trained: out.append((unprotect(text) if allow else text, t.trained))
+    return out
+
+def _common(a, b): # how many ids at the beginning are the same
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+def _edges(pieces, merged): # ids of growing texts -> where learning begins or stops; None at an edge that is not clean
+    whole = pieces[-1]
+    if merged == 'trained': return [_common(p, whole) for p in pieces]
+    if merged: return [min(len(p), len(whole)) for p in pieces]
+    return [len(p) if p == q[:len(p)] else None for p, q in zip(pieces, pieces[1:])] + [len(whole)]
+
+# %% ../nbs/03_tokens.ipynb #2f234726
+def _encode_group(turns, tokenizer, allow, merged): # joined turns -> (ids, labels)
+    ids, labels, prefix = [], [], True
+    spelled = allow or any(t.control for t in turns) or any(t.end for t in turns[:-1])
+    control = control_tokens(tokenizer) if spelled and not allow else []
+    while turns:
+        texts = _texts(turns, tokenizer.eos_token, control, allow)
+        pieces = _ids(tokenizer, [text for text, _ in texts], spelled, prefix)
+        edges = _edges(pieces, merged)
+        clean = edges.index(None) if None in edges else len(edges) - 1
+        stops = [e for e in edges[:clean]] + [len(pieces[clean])]
+        for (_, trained), a, b in zip(texts, [0, *stops], stops):
+            ids += pieces[clean][a:b]
+            labels += pieces[clean][a:b] if trained else [IGNORE] * (b - a)
+        turns, prefix = _after(turns, clean + 1), False
+    return ids, labels
+
+def _after(turns, n): # the turns behind the n-th edge
+    for i, t in enumerate(turns):
+        n -= i == len(turns) - 1 or turns[i + 1].trained != t.trained
+        if not n: return turns[i + 1:]
+
+# %% ../nbs/03_tokens.ipynb #7effc5ef
 def _head(tokenizer): # ids that the tokenizer puts before a text, such as `<s>`
     with_, without = tokenizer('a')['input_ids'], tokenizer('a', add_special_tokens=False)['input_ids']
     return with_[:max(i for i in range(len(with_)) if with_[i:i + len(without)] == without)]
 
-def _encode_plain(rows, tokenizer): # rows: lists of `Turn`
-    texts = [t.text for turns in rows for t in turns]
-    pieces = iter(tokenizer(texts, add_special_tokens=False, split_special_tokens=True)['input_ids'] if texts else [])
-    head, out = _head(tokenizer), []
-    for turns in rows:
-        ids, labels = list(head), [IGNORE] * len(head)
-        for turn in turns:
-            piece = next(pieces) + [tokenizer.eos_token_id] * turn.end
-            ids += piece
-            labels += piece if turn.trained else [IGNORE] * len(piece)
-        out.append({'input_ids': ids, 'labels': labels})
+def _groups(turns): # joined turns together
+    out = []
+    for t in turns: out[-1].append(t) if t.joined and out else out.append([t])
     return out
 
-# %% ../nbs/03_tokens.ipynb #3639bda6
-def _by_offset(turns, ids, offsets): # labels from where tokens stand; None if one reaches across an edge
-    stops, at = [], 0
-    for t in turns: stops.append(at := at + len(t.text))
-    labels, i = [], 0
-    for token, (a, b) in zip(ids, offsets):
-        while i < len(stops) - 1 and a >= stops[i]: i += 1
-        if b > stops[i]: return None
-        labels.append(token if turns[i].trained else IGNORE)
+def _encode_row(turns, tokenizer, head, allow, merged):
+    ids, labels = [], []
+    for group in _groups(turns):
+        more, learned = _encode_group(group, tokenizer, allow, merged)
+        ids, labels, last = ids + more, labels + learned, group[-1]
+        if last.end and more[-1:] != [tokenizer.eos_token_id]:
+            ids.append(tokenizer.eos_token_id)
+            labels.append(tokenizer.eos_token_id if last.trained else IGNORE)
+    if (turns[0].begin or not turns[0].control) and ids[:len(head)] != head: ids, labels = head + ids, [IGNORE] * len(head) + labels
     return {'input_ids': ids, 'labels': labels}
 
-def _apart(turns, tokenizer): # each turn tokenized by itself
-    pieces = tokenizer([t.text for t in turns], add_special_tokens=False)['input_ids']
-    return {'input_ids': [i for p in pieces for i in p],
-            'labels': [i if t.trained else IGNORE for t, p in zip(turns, pieces) for i in p]}
-
-def _encode_control(rows, tokenizer):
-    if not rows: return []
-    enc = tokenizer([''.join(t.text for t in turns) for turns in rows], add_special_tokens=False, return_offsets_mapping=True)
-    return [_by_offset(turns, ids, at) or _apart(turns, tokenizer)
-            for turns, ids, at in zip(rows, enc['input_ids'], enc['offset_mapping'])]
-
-# %% ../nbs/03_tokens.ipynb #e85f03ce
+# %% ../nbs/03_tokens.ipynb #91234eab
 def encode_batch(
     rows,      # list of lists of `Turn`
     tokenizer, # from `load_tokenizer`
+    allow_special_tokens=False, # are control tokens that the data spell control tokens
+    allow_merged_tokens=False,  # may a token span the edge of joined turns; `'trained'`: and is it learned
 ) -> list[dict]: # for each row `input_ids` and `labels`, lists of int of one length
-    "Ids and labels of many rows, tokenized in one call."
-    control = [any(t.control for t in turns) for turns in rows]
-    done = {True: iter(_encode_control([r for r, c in zip(rows, control) if c], tokenizer)),
-            False: iter(_encode_plain([r for r, c in zip(rows, control) if not c], tokenizer))}
-    return [next(done[c]) for c in control]
+    "Ids and labels of many rows."
+    head = _head(tokenizer)
+    return [_encode_row(turns, tokenizer, head, allow_special_tokens, allow_merged_tokens) for turns in rows]
 
 def encode_turns(
     turns,     # list of `Turn`
     tokenizer, # from `load_tokenizer`
+    **kwargs,  # of `encode_batch`
 ) -> dict: # `input_ids` and `labels`, lists of int of one length
     "Ids and labels of one row."
-    return encode_batch([turns], tokenizer)[0]
+    return encode_batch([turns], tokenizer, **kwargs)[0]
 
 # %% ../nbs/03_tokens.ipynb #c314783d
 def _shown(tokenizer, i): # a token as text; what cannot be shown alone, as a part of an emoji, by its name
@@ -146,28 +203,28 @@ def show_mask(
     ids, control = list(row['input_ids']), set(tokenizer.all_special_ids)
     return Mask([_shown(tokenizer, i) for i in ids], ids, [l != IGNORE for l in row['labels']], [i in control for i in ids])
 
-# %% ../nbs/03_tokens.ipynb #71a93d49
+# %% ../nbs/03_tokens.ipynb #c37baef2
 def _turns_or_reason(row, dataset, tokenizer, config):
     try: turns = row_to_turns(row, dataset, tokenizer)
     except RowError as e: return None, str(e)
-    if config.train_on_inputs: turns = [Turn(t.text, True, t.end, t.control) for t in turns]
+    if config.train_on_inputs: turns = [replace(t, trained=True) for t in turns]
     return turns, None
 
 def _encode_columns(columns, tokenizer, config): # a batch of `datasets.map`: column name -> list
     datasets = config.datasets + (config.test_datasets or [])
     rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
     turns, reasons = zip(*(_turns_or_reason(r, datasets[r['source']], tokenizer, config) for r in rows))
-    encoded = iter(encode_batch([t for t in turns if t], tokenizer))
+    encoded = iter(encode_batch([t for t in turns if t], tokenizer, config.allow_special_tokens, config.allow_merged_tokens))
     out = [next(encoded) if t else {'input_ids': [], 'labels': []} for t in turns]
     long = [len(o['input_ids']) > config.sequence_len for o in out]
     reasons = [r or (f'longer than sequence_len {config.sequence_len}' if l else None) for r, l in zip(reasons, long)]
     return {'input_ids': [o['input_ids'] for o in out], 'labels': [o['labels'] for o in out], 'reason': reasons}
 
-# %% ../nbs/03_tokens.ipynb #9357c43c
+# %% ../nbs/03_tokens.ipynb #e39e0c75
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
     parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, config.sequence_len,
-             config.train_on_inputs, [d.model_dump() for d in config.datasets + (config.test_datasets or [])]]
+             config.train_on_inputs, config.allow_special_tokens, config.allow_merged_tokens, [d.model_dump() for d in config.datasets + (config.test_datasets or [])]]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 def encode_rows(
