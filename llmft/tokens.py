@@ -45,7 +45,7 @@ def load_tokenizer(
     tokenizer.padding_side = 'right'
     return tokenizer
 
-# %% ../nbs/03_tokens.ipynb #35fbd2ca
+# %% ../nbs/03_tokens.ipynb #9f33afc0
 IGNORE = -100   # the label of a token that is only read
 _OWN = '\ufdd0' # in front of a control token in the twin; a noncharacter of Unicode
 
@@ -58,7 +58,6 @@ def _without_prefix(part): # a part of a tokenizer's JSON, which no longer puts 
 
 @lru_cache(8)
 def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control tokens no data can spell; `size`: of its vocabulary
-    from tokenizers import Tokenizer
     d = json.loads(backend.to_str()) | {'post_processor': None}
     own = {t['content']: _OWN + t['content'] for t in d['added_tokens'] if t['special']}
     for t in d['added_tokens']: t['content'] = own.get(t['content'], t['content'])
@@ -66,7 +65,7 @@ def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control 
     model['vocab'] = {own.get(t, t): i for t, i in vocab.items()} if isinstance(vocab, dict) else [[own.get(t, t), p] for t, p in vocab]
     if isinstance(model.get('unk_token'), str): model['unk_token'] = own.get(model['unk_token'], model['unk_token'])
     if not prefix: d['normalizer'], d['pre_tokenizer'] = map(_without_prefix, (d['normalizer'], d['pre_tokenizer']))
-    return Tokenizer.from_str(json.dumps(d))
+    return type(backend).from_str(json.dumps(d))
 
 # %% ../nbs/03_tokens.ipynb #dd2774e0
 def _owned(text, names): # the control tokens that are not protected get their spelling in the twin
