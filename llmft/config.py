@@ -7,14 +7,16 @@ __all__ = ['RECIPES', 'read_yaml', 'SourceKeys', 'UserFormat', 'FormatKeys', 'Da
            'DataKeys', 'TrainingKeys', 'OutputKeys', 'Config', 'dump_yaml', 'list_recipes', 'find_config',
            'load_config', 'save_config', 'parse_overrides', 'config_reference']
 
-# %% ../nbs/00_config.ipynb #b2d25b7a
+# %% ../nbs/00_config.ipynb #fca5591a
 import difflib, re
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .axolotl import ENTRY_KEYS, KEYS, translate
 from .core import UserError, write_atomic
 
 # %% ../nbs/00_config.ipynb #ae6e3d42
@@ -81,14 +83,24 @@ def _key(default, text, group=None, **checks):
     "A documented field: `default`, what it means, the heading it stands under, and the values it may have."
     return Field(default, description=text, json_schema_extra={'group': group} if group else None, **checks)
 
-# %% ../nbs/00_config.ipynb #056f6668
+# %% ../nbs/00_config.ipynb #ef47c734
+def _numbers(value):
+    "`value` with texts that are numbers as numbers, as deep as it goes."
+    if isinstance(value, dict): return {k: _numbers(v) for k, v in value.items()}
+    if isinstance(value, list): return [_numbers(v) for v in value]
+    if not isinstance(value, str) or not re.fullmatch(r'[-+]?[\d.]+(e[-+]?\d+)?', value, re.I): return value
+    read = yaml.load(value, _Loader)
+    return read if isinstance(read, (int, float)) else value
+
+# %% ../nbs/00_config.ipynb #665aee5d
 class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', validate_default=False, allow_inf_nan=False)
 
     @field_validator('*', mode='before')
     @classmethod
-    def _no_truth(cls, value, info): # pydantic takes `true` for the number 1
+    def _plain(cls, value, info): # pydantic takes `true` for the number 1; in a free mapping nothing tells that `"1e-5"` is meant as a number
         kinds = {(kind := cls.model_fields[info.field_name].annotation), *get_args(kind)}
+        if isinstance(value, dict) and dict in kinds: return _numbers(value)
         return str(value).lower() if isinstance(value, bool) and bool not in kinds and kinds & {int, float} else value
 
 # %% ../nbs/00_config.ipynb #8c1f0f45
@@ -217,7 +229,7 @@ class OutputKeys(_Strict):
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     report_to: list[str] = _key([], 'Trackers that also get the metrics: `tensorboard`, `wandb`, `trackio`. None by default.', 'Output')
 
-# %% ../nbs/00_config.ipynb #fdd546f1
+# %% ../nbs/00_config.ipynb #e62d2fa9
 class Config(OutputKeys, TrainingKeys, DataKeys, AdapterKeys, ModelKeys): # fields come out in the opposite order
     "One run: everything that decides what it does."
 
@@ -245,6 +257,9 @@ class Config(OutputKeys, TrainingKeys, DataKeys, AdapterKeys, ModelKeys): # fiel
             (bool(self.save_steps and self.saves_per_epoch), 'save_steps', 'two rhythms for one thing. Remove `save_steps` or `saves_per_epoch`.'),
         ]
 
+    @cached_property
+    def notes(self): return [] # what was left out or translated when a file was read, a line each
+
     def _repr_markdown_(self): return f'```yaml\n{dump_yaml(self.model_dump())}```'
 
 # %% ../nbs/00_config.ipynb #8da443b4
@@ -254,14 +269,19 @@ def dump_yaml(
     "A mapping as YAML text, keys in their own order."
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
-# %% ../nbs/00_config.ipynb #05c0924d
+# %% ../nbs/00_config.ipynb #c8429bd4
 def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0, 'path')
     return DatasetConfig if len(loc) > 1 and loc[0] in ('datasets', 'test_datasets') else Config
 
-def _nearest(name, names, lead='Did you mean'):
+def _nearest(name, names, lead='Did you mean', cutoff=0.6):
     "` Did you mean …?` with the most similar of `names`, or nothing."
-    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f' {lead} `{near[0]}`?' if near else ''
+
+def _nearest_key(loc): # one of llmft, unless one of Axolotl is written nearly the same
+    model, name = _model_at(loc), loc[-1]
+    known, axolotl = model.model_fields, ENTRY_KEYS if model is DatasetConfig else KEYS
+    return _nearest(name, [*known, *axolotl], cutoff=0.88) or _nearest(name, known) or _nearest(name, axolotl)
 
 # %% ../nbs/00_config.ipynb #33874289
 _WANTED = dict(greater_than='above {gt:g}', greater_than_equal='at least {ge:g}', less_than='below {lt:g}', less_than_equal='at most {le:g}',
@@ -280,11 +300,11 @@ def _shown(value): # a value as it may stand in the file
     text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) < 60 else text[:57] + '...'
 
-# %% ../nbs/00_config.ipynb #ba799834
+# %% ../nbs/00_config.ipynb #cebe5800
 def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `blank`: the key stands there without a value
     error, key = errors[0], f'entry {loc[-1] + 1} of `{loc[-2]}`' if isinstance(loc[-1], int) else f'`{loc[-1]}`'
     kind = error['type']
-    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_nearest(loc[-1], _model_at(loc).model_fields)}'
+    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_nearest_key(loc)}'
     if kind == 'missing': return f'{key} {"has no value" if blank else "is missing"}. {_model_at(loc).model_fields[loc[-1]].description}'
     if kind == 'value_error': return f'{key}: {str(error["ctx"]["error"]).split("@", 2)[-1]}'
     names = re.findall(r"'(.+?)'", ' '.join(e['ctx']['expected'] for e in errors if e['type'] == 'literal_error'))
@@ -292,7 +312,7 @@ def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `b
     quotes = ' Put it in quotes.' if kind == 'string_type' and len(errors) == 1 and isinstance(error['input'], (int, float)) else ''
     return f'{key} must be {wanted}, not {_shown(error["input"])}.{quotes}{_nearest(error["input"], names)}'
 
-# %% ../nbs/00_config.ipynb #5c52525e
+# %% ../nbs/00_config.ipynb #30754c36
 def _place(loc): # a place as the file has it, without the names that pydantic gives to the members of a union
     return tuple(l for i, l in enumerate(loc) if l != '[key]' and
         (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings')))
@@ -304,13 +324,16 @@ def _by_place(errors): # {place: errors}; where an entry of a list is wrong, it 
         found.setdefault(loc, []).append(error)
     return {loc: errors for loc, errors in found.items() if not any(other[:len(loc)] == loc and len(other) > len(loc) for other in found)}
 
-def _explain(e, where, lines): # pydantic's ValidationError -> UserError
+def _messages(e, lines): # pydantic's ValidationError -> {place: message}
+    return {loc: _advice(errors, loc, loc in lines) for loc, errors in _by_place(e.errors()).items()}
+
+def _explain(found, where, lines): # {place: message} -> `UserError`
     "One line for each error: file, line, key, what to do."
     out = []
-    for loc, errors in _by_place(e.errors()).items():
+    for loc, message in found.items():
         line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
         place = where if line is None else line if isinstance(line, str) else f'{where}:{line}'
-        out.append((line if isinstance(line, int) else 0, f'{place}: {_advice(errors, loc, loc in lines)}'))
+        out.append((line if isinstance(line, int) else 0, f'{place}: {message}'))
     return UserError('\n'.join(dict.fromkeys(message for _, message in sorted(out))))
 
 # %% ../nbs/00_config.ipynb #34edd023
@@ -333,13 +356,7 @@ def find_config(
     near = _nearest(path.name, [*list_recipes(), *(p.name for p in path.parent.glob('*.y*ml'))])
     raise UserError(f'{source}: there is no such file and no recipe of that name.{near} Recipes: {", ".join(list_recipes()) or "none"}.')
 
-# %% ../nbs/00_config.ipynb #f726370a
-def _given(value): # without the keys that are blank
-    "`value` without the keys whose value is empty: a blank means \"not given\"."
-    if isinstance(value, dict): return {k: _given(v) for k, v in value.items() if v is not None}
-    if isinstance(value, list): return [_given(v) for v in value]
-    return value
-
+# %% ../nbs/00_config.ipynb #ad7de297
 def _words(value): # a key such as `3:` is a number for YAML
     if isinstance(value, dict): return {str(k): _words(v) for k, v in value.items()}
     return [_words(v) for v in value] if isinstance(value, list) else value
@@ -352,12 +369,13 @@ def _read_text(path): # UTF-8, with or without a byte order mark
         line = data.count(b'\n', 0, e.start) + 1
         raise UserError(f'{path}:{line}: this is not UTF-8 text. Save the file as UTF-8 in your editor.') from None
 
-# %% ../nbs/00_config.ipynb #bdd67ec5
+# %% ../nbs/00_config.ipynb #83562a15
 def load_config(
     source,      # path, recipe's name, or a `dict`
     **overrides, # keys to set or change, as `learning_rate=1e-4`
 ) -> Config:
     "Read, change and check the description of a run; every mistake is told with its line in one `UserError`."
+    notes = source.notes if isinstance(source, Config) else []
     if isinstance(source, Config): source = source.model_dump(exclude_unset=True)
     if isinstance(source, dict): where, values, lines = '<dict>', dict(source), {}
     else:
@@ -366,16 +384,22 @@ def load_config(
     for key, value in overrides.items():
         values[key] = value
         lines = {k: v for k, v in lines.items() if k[0] != key} | {(key,): f'set {key}={value}'}
-    try: return Config.model_validate(_words(_given(values)))
-    except ValidationError as e: raise _explain(e, where, lines) from None
+    read = translate(_words(values))
+    lines = {new: lines[old] for new, old in read.moved.items() if old in lines} | lines
+    try: config, wrong = Config.model_validate(read.values), {}
+    except ValidationError as e: config, wrong = None, _messages(e, lines)
+    if wrong or read.problems: raise _explain(wrong | read.problems, where, lines)
+    config.notes.extend([*notes, *read.notes])
+    return config
 
-# %% ../nbs/00_config.ipynb #b4cbbe76
+# %% ../nbs/00_config.ipynb #dc5aefb9
 def save_config(
     config, # `Config`
     path,   # YAML file to write
 ) -> Path:
-    "Write a configuration with every key filled in; `load_config` reads it back as an equal one."
-    return write_atomic(path, dump_yaml(config.model_dump(mode='json')))
+    "Write a configuration with every key filled in, its notes as comments; `load_config` reads it back as an equal one."
+    notes = ''.join(f'# {note}\n' for note in config.notes)
+    return write_atomic(path, notes + dump_yaml(config.model_dump(mode='json')))
 
 # %% ../nbs/00_config.ipynb #01e235d9
 def parse_overrides(

@@ -79,7 +79,7 @@ YAML = {
     'text': ('hello\n', 'run.yml: ', 'it holds one text'),
     'unknown key': (BASE + 'lora_rank: 3\n', 'run.yml:6: `lora_rank` is not a key', 'Did you mean `lora_r`?'),
     'key with a dash': (BASE + 'lora-r: 3\n', 'run.yml:6: `lora-r` is not a key', 'Did you mean `lora_r`?'),
-    'key that is a type': (BASE + 'strategy: 3\nfloat16: true\n', 'run.yml:6: `strategy` is not a key', 'run.yml:7: `float16` is not a key'),
+    'two keys': (BASE + 'strategy: 3\nfloat_16: true\n', 'run.yml:6: `strategy` is not a key', 'run.yml:7: `float_16` is not a key'),
     'number as key': (BASE + '3: 4\n', 'run.yml:6: `3` is not a key'),
     'unknown key in an entry': (BASE.replace('jsonl', 'jsonl\n    typ: alpaca'), 'run.yml:4: `typ` is not a key', 'Did you mean `type`?'),
     'no model': ('datasets:\n  - path: data.jsonl\n', 'run.yml: `base_model` is missing', 'builtin/smollm2-135m'),
