@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['STAND_INS', 'StorageTracker', 'peaks', 'stand_in', 'fill_4bit', 'fill_8bit', 'model_tensors', 'quantize_layers',
            'cpu_8bit', 'attention_kernel', 'sdpa_as', 'Autocast', 'autocast', 'checkpointed', 'keep_as', 'patched',
-           'triton_kernels', 'tiled_loss', 'chunked_loss', 'BnbStates', 'make_optimizer', 'watched', 'training_step',
-           'start_optimizer']
+           'triton_kernels', 'tiled_loss', 'watched', 'training_step', 'start_optimizer']
 
-# %% ../nbs/04b_dryrun.ipynb #252ce742
-import functools, re, weakref
+# %% ../nbs/04b_dryrun.ipynb #f8749b07
+import functools, weakref
 from contextlib import contextmanager, nullcontext
 
 import torch
@@ -333,60 +332,6 @@ def tiled_loss(
     "The loss as TRL's trainer computes it."
     return model(**batch, fused_lm_head=True, use_cache=False).loss
 
-# %% ../nbs/04b_dryrun.ipynb #3c866164
-def chunked_loss(
-    model,      # with or without adapter
-    batch,      # `input_ids`, `labels`, `position_ids`
-    chunk=1024, # learned tokens at one time
-): # sum of the loss, a scalar
-    "The loss as llmft computes it without a GPU."
-    from torch.utils.checkpoint import checkpoint
-    base = model.get_base_model() if hasattr(model, 'get_base_model') else model
-    hidden = base.base_model(**{k: v for k, v in batch.items() if k != 'labels'}, use_cache=False).last_hidden_state[:, :-1]
-    labels, head = batch['labels'][:, 1:], base.get_output_embeddings()
-    hidden, labels = hidden[labels != -100], labels[labels != -100]
-    def part(h, l): return F.cross_entropy(head(h).float(), l, reduction='sum')
-    if len(labels) <= chunk: return part(hidden, labels)
-    return sum(checkpoint(part, h, l, use_reentrant=False) for h, l in zip(hidden.split(chunk), labels.split(chunk)))
-
-# %% ../nbs/04b_dryrun.ipynb #8ee0a5bd
-_STATES = {'adamw': 2, 'lion': 1, 'rmsprop': 1, 'ademamix': 3}
-
-class BnbStates:
-    "What an optimizer of bitsandbytes holds, and nothing else of it."
-    def __init__(self, params, states, bits=32, paged=False):
-        self.params, self.states, self.bits, self.paged, self.state = list(params), states, bits, paged, {}
-
-    def step(self):
-        if self.state: return
-        if self.bits == 8: self.state['tables'] = {i: torch.empty(256, device=self.params[0].device) for i in range(min(self.states, 2))}
-        for p in self.params:
-            eight = self.bits == 8 and p.numel() >= 4096
-            self.state[p] = {i: torch.empty_like(p, dtype=torch.uint8 if eight else torch.float32) for i in range(self.states)}
-            if eight: self.state[p] |= {f'absmax{i}': p.new_empty(-(-p.numel() // 256), dtype=torch.float32) for i in range(self.states)}
-
-    def pages(self): # tensors that can move to the RAM
-        return [t for p in self.params for i, t in self.state.get(p, {}).items() if self.paged and p.numel() >= 100_000 and isinstance(i, int)]
-
-    def zero_grad(self):
-        for p in self.params: p.grad = None
-
-# %% ../nbs/04b_dryrun.ipynb #972d26f7
-def make_optimizer(
-    name,      # as in the YAML's `optimizer`
-    params,    # what is trained
-    cuda=True, # as on an NVIDIA GPU
-): # an optimizer
-    "The optimizer of that name, or what holds as much memory."
-    plain = {'sgd': torch.optim.SGD, 'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop, 'adamw_torch': torch.optim.AdamW}
-    if name in plain: return plain[name](params, lr=1e-4, foreach=cuda)
-    if name == 'adafactor':
-        from transformers import Adafactor
-        return Adafactor(params, lr=1e-4, scale_parameter=False, relative_step=False)
-    kind = next((k for k in _STATES if k in name), 'adamw') # an optimizer that is not known counts as AdamW in 32 bits
-    known = re.fullmatch(rf'(paged_)?{kind}(_bnb)?(_8bit|_32bit)?', name)
-    return BnbStates(params, _STATES[kind], 8 if known and '8bit' in name else 32, bool(known) and name.startswith('paged_') and cuda)
-
 # %% ../nbs/04b_dryrun.ipynb #2d22372c
 def _first(out): # the first tensor of what a module returns
     items = out.values() if isinstance(out, dict) else out if isinstance(out, (tuple, list)) else [out]
@@ -412,12 +357,12 @@ def watched(
     finally:
         for h in hooks: h.remove()
 
-# %% ../nbs/04b_dryrun.ipynb #01d3dc00
+# %% ../nbs/04b_dryrun.ipynb #0798573a
 def training_step(
     model,            # with adapter
     batch,            # `input_ids`, `labels`, `position_ids`
     loss,             # function (model, batch) -> scalar
-    optimizer,        # from `make_optimizer`, or a real one
+    optimizer,        # as `make_optimizer` of [optimizers](04c_optimizers.ipynb) gives it, or a real one
     tracker,          # `StorageTracker`
     amp=nullcontext,  # function that makes the number format's context
     accumulate=False, # are there gradients of earlier rows

@@ -29,10 +29,12 @@ MAY_IMPORT = {
     'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing'},
     'gpus':     {'core', 'config'},
     'dryrun':   {'core'},
-    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun'},
-    'model':    {'core', 'config', 'gpus', 'hub', 'memory'},
+    'optimizers': {'core', 'config'},
+    'loss':     {'tokens'},
+    'model':    {'core', 'config', 'gpus', 'hub'},
+    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model'}, # a plan takes the run's own choices, adapter and loss
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'packing', 'report', 'memory', 'model', 'run'},
+    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'packing', 'report', 'loss', 'memory', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},

@@ -9,7 +9,8 @@ from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_ten
 from llmft.gpus import GiB, find_gpu, find_place, known_gpus
 from llmft.memory import attention_of, dry_run, fit_to_gpu, plan_memory, read_shape
 from llmft.model import add_adapter, load_base
-from llmft.train import Collator, _plain_head, learned_token_loss
+from llmft.loss import learned_token_loss, plain_head
+from llmft.train import Collator
 
 SIZES = dict(vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
@@ -48,7 +49,7 @@ def real_step(config, **step):
     batch['labels'] = batch['input_ids'].clone() # every token is learned, as the plan supposes
     for t in batch.values(): tracker.see(t, 'activations')
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=config.optimizer, report_to='none', use_cpu=True))
-    assert _plain_head(model.config)
+    assert plain_head(model.config)
     training_step(model.train(), batch, learned_token_loss, kind([p for p in model.parameters() if p.requires_grad], **settings), tracker,
         accumulate=config.gradient_accumulation_steps > 1, **step)
     return peaks(tracker)
@@ -137,7 +138,7 @@ def test_gpu_sizes():
     (lambda: plan_memory('code-llama-7b', 'T4', dict(CODE_LLAMA, hidden_size='big')), 'config.json cannot be used|cannot be planned'),
     (lambda: plan_memory({'base_model': 'x', 'datasets': [{'path': 'x'}], 'sequence_len': -5}, 'T4', CODE_LLAMA), '`sequence_len` must be at least 8'),
     (lambda: plan_memory({'base_model': './nowhere/model', 'datasets': [{'path': 'x'}]}, 'T4'), 'there is no folder'),
-    (lambda: plan_memory({'base_model': 'x', 'datasets': [{'path': 'x'}], 'lora_target_modules': ['nothing']}, 'T4', dict(SIZES, model_type='llama')), 'adapter does not fit'),
+    (lambda: plan_memory({'base_model': 'x', 'datasets': [{'path': 'x'}], 'lora_target_modules': ['nothing']}, 'T4', dict(SIZES, model_type='llama')), 'no layer called `nothing`'),
 ])
 def test_bad_input(call, message):
     with pytest.raises(UserError, match=message): call()

@@ -11,8 +11,9 @@ from llmft.infer import load_run, prompt_ids
 from llmft.model import add_adapter, load_base
 from llmft.prompts import RowError, row_to_turns
 from llmft.tokens import IGNORE, encode_turns, load_tokenizer
+from llmft.loss import learned_token_loss
 from llmft.report import pack, prepare
-from llmft.train import Collator, finetune, learned_token_loss, make_trainer
+from llmft.train import Collator, finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 
