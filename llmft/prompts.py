@@ -6,9 +6,10 @@
 __all__ = ['Turn', 'protect', 'unprotect', 'render', 'Format', 'register_format', 'prompt_formats', 'find_format', 'RowError',
            'check_columns', 'row_to_turns', 'prompt_turns', 'ask_turns', 'control_tokens']
 
-# %% ../nbs/01_prompts.ipynb #f2bd5345
+# %% ../nbs/01_prompts.ipynb #03faa127
 import importlib.util, re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Callable
 
 from .config import UserFormat, _nearest
@@ -25,17 +26,20 @@ class Turn:
     joined: bool = False  # is it one text with the turn before it, so that words may run across the edge
     begin: bool = False   # does the beginning-of-sequence token stand in front; text without `control` always gets it
 
-# %% ../nbs/01_prompts.ipynb #e353ff0b
+# %% ../nbs/01_prompts.ipynb #7a13efcf
 _MARK = '\ufdd1' # breaks up a control token that the data spell; a noncharacter of Unicode
+
+@lru_cache(8)
+def _spelling(names): # a pattern that finds these names, the longest first
+    return re.compile('|'.join(map(re.escape, sorted(names, key=len, reverse=True))) or '(?!)')
 
 def protect(
     text,           # from the data
     control_tokens, # as they are spelled
 ) -> str:
     "`text` in which no control token is spelled; `unprotect` gives the text back."
-    if not isinstance(text, str) or not any(c in text for c in control_tokens): return text
-    names = '|'.join(re.escape(c) for c in sorted(control_tokens, key=len, reverse=True))
-    return re.sub(names, lambda m: m[0][:1] + _MARK + m[0][1:], text)
+    if not isinstance(text, str) or not control_tokens: return text
+    return _spelling(tuple(control_tokens)).sub(lambda m: m[0][:1] + _MARK + m[0][1:], text)
 
 def unprotect(text) -> str:
     "The text as it stands in the data."
@@ -51,7 +55,7 @@ def render(
     show = lambda t: unprotect(t.text) + (eos if t.end else '')
     return ''.join(mark.format(show(t)) if t.trained else show(t) for t in turns)
 
-# %% ../nbs/01_prompts.ipynb #b6038e00
+# %% ../nbs/01_prompts.ipynb #7b49d78e
 @dataclass
 class Format:
     "How rows of one kind become turns."
@@ -62,10 +66,11 @@ class Format:
     example: dict      # a row
     about: str = ''    # one line
     optional: Callable = lambda dataset: [] # `DatasetConfig` -> names of the columns that are read if they are there
+    split: bool = False # may a text that is too long become several rows
 
 _FORMATS: dict[str, Format] = {}
 
-# %% ../nbs/01_prompts.ipynb #37fef1a9
+# %% ../nbs/01_prompts.ipynb #dae2e821
 def register_format(
     name,    # what to write behind `type:`
     turns,   # (row, `DatasetConfig`, tokenizer) -> list of `Turn`
@@ -74,13 +79,15 @@ def register_format(
     example, # a row, for the documentation
     about='',# one line
     optional=(), # names of the columns that a row may have, or such a function
+    split=False, # may a text that is too long become several rows
 ) -> Format:
     "Add a prompt format to the table (or replace the one of that name)."
     names = lambda given: given if callable(given) else lambda dataset: list(given)
-    _FORMATS[name] = Format(name, names(columns), turns, ask, example, about or (turns.__doc__ or ''), names(optional))
+    _FORMATS[name] = Format(name, names(columns), turns, ask, example, about or (turns.__doc__ or ''), names(optional), split)
     return _FORMATS[name]
 
-# %% ../nbs/01_prompts.ipynb #866784db
+# %% ../nbs/01_prompts.ipynb #b911b9b2
+@lru_cache(1)
 def _read_formats(): # the modules that fill the table
     for name in ('formats', 'chat', 'dialogues'):
         if importlib.util.find_spec(f'llmft.{name}'): importlib.import_module(f'llmft.{name}')
@@ -90,12 +97,13 @@ def prompt_formats() -> dict[str, Format]: # by name
     _read_formats()
     return dict(_FORMATS)
 
-# %% ../nbs/01_prompts.ipynb #b7795b85
+# %% ../nbs/01_prompts.ipynb #edb8660c
 def find_format(
     type, # as behind `type:`, a name or a mapping
 ) -> Format:
     "The format of that name, or a `UserError` that names the nearest one."
     if isinstance(type, (dict, UserFormat)): type = 'user_defined'
+    if type in _FORMATS: return _FORMATS[type]
     known = prompt_formats()
     for name in (type, type.removesuffix('.load'), type.replace('.load:', ':')):
         if name in known: return known[name]
@@ -114,15 +122,18 @@ def check_columns(
     if missing: raise UserError(f'{dataset.path}: `type: {find_format(dataset.type).name}` needs the column {", ".join(f"`{m}`" for m in missing)}; '
                                 f'there are {", ".join(f"`{c}`" for c in present)}. Rename a column or choose another `type`.')
 
-# %% ../nbs/01_prompts.ipynb #5c40faf5
+# %% ../nbs/01_prompts.ipynb #54fa1c5a
 def row_to_turns(
     row,           # a row of data
     dataset,       # `DatasetConfig`: the format and its columns
-    tokenizer=None,# for `chat_template`: whose template is used
+    tokenizer=None,# for formats that write control tokens, and for `chat_template`
+    keep_empty=False, # may the answer be empty, so that only the end of the text is learned
 ) -> list[Turn]:
     "A row as turns; `RowError` if nothing in it can be learned."
     turns = [t for t in find_format(dataset.type).turns(row, dataset, tokenizer) if t.text or t.end]
-    if not any(t.trained and t.text.strip() for t in turns): raise RowError('the answer is empty')
+    learned = [t for t in turns if t.trained]
+    if not learned: raise RowError('nothing in it is learned')
+    if not keep_empty and not any(t.text.strip() for t in learned): raise RowError('the answer is empty')
     return turns
 
 # %% ../nbs/01_prompts.ipynb #ed6af11f
@@ -144,36 +155,6 @@ def ask_turns(
     row = question if isinstance(question, dict) else fmt.ask(question, dataset)
     return prompt_turns(fmt.turns(row, dataset, tokenizer))
 
-# %% ../nbs/01_prompts.ipynb #a0056f40
-_ALPACA_INPUT = ('Below is an instruction that describes a task, paired with an input that provides further context. '
-    'Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n')
-_ALPACA = ('Below is an instruction that describes a task. Write a response that appropriately completes the request.'
-    '\n\n### Instruction:\n{instruction}\n\n### Response:\n')
-
-def _alpaca(row, dataset, tokenizer):
-    "An instruction, perhaps with an input, and the output."
-    template = _ALPACA_INPUT if row.get('input') else _ALPACA
-    prompt = template.format(instruction=row['instruction'] or '', input=row.get('input') or '')
-    return [Turn(prompt), Turn(row.get('output') or '', trained=True, end=True)]
-
-# %% ../nbs/01_prompts.ipynb #c9f36dc0
-def _alpaca_ask(text, dataset): # the last user message, where a whole conversation is given
-    if not isinstance(text, str): text = next(m['content'] for m in reversed(text) if m['role'] == 'user')
-    return {'instruction': text, 'input': '', 'output': ''}
-
-register_format('alpaca', _alpaca, ['instruction', 'output'], _alpaca_ask,
-    {'instruction': 'Name the even numbers.', 'input': '1, 2, 3, 4', 'output': '2, 4'});
-
-# %% ../nbs/01_prompts.ipynb #077a5d13
-def _completion(row, dataset, tokenizer):
-    "Plain text, learned from the first to the last token."
-    return [Turn(row[dataset.field] or '', trained=True, end=True)]
-
-def _completion_ask(text, dataset): # the text is what the model continues
-    return {dataset.field: text if isinstance(text, str) else text[-1]['content']}
-
-register_format('completion', _completion, lambda dataset: [dataset.field], _completion_ask, {'text': 'Once upon a time there was a tensor.'});
-
 # %% ../nbs/01_prompts.ipynb #a9be4f00
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant'}
 
@@ -189,10 +170,15 @@ def _messages(row, dataset): # -> [{'role': 'user', 'content': …}, …]
         out.append({'role': roles.get(role, role)} | {k: m[n] for k, n in names.items() if k != 'role'})
     return out
 
-# %% ../nbs/01_prompts.ipynb #5421a1ea
+# %% ../nbs/01_prompts.ipynb #ba9a2f2a
+@lru_cache(8)
+def _control_tokens(backend, size): # `size`: of the vocabulary, which changes when a token is added
+    return sorted(t.content for t in backend.get_added_tokens_decoder().values() if t.special)
+
 def control_tokens(tokenizer) -> list[str]:
     "The control tokens of a tokenizer as they are spelled, as `<|im_end|>`."
-    return sorted(t.content for t in tokenizer.added_tokens_decoder.values() if t.special)
+    backend = tokenizer.backend_tokenizer
+    return _control_tokens(backend, backend.get_vocab_size())
 
 def _answer_span(full, before, after, ends): # -> (start, end) in `full`
     "Where an answer and its end token stand; `RowError` if the template does not allow to say."
