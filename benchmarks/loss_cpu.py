@@ -3,8 +3,11 @@ import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
 from llmft.config import load_config
+from llmft.loss import learned_token_loss
 from llmft.model import add_adapter, hardware, load_base
-from llmft.train import Collator, learned_token_loss, make_trainer, pack, prepare
+from llmft.packing import pack
+from llmft.report import prepare
+from llmft.train import Collator, make_trainer
 
 RESULTS = Path(__file__).parent/'results'
 

@@ -12,7 +12,8 @@ from llmft.model import add_adapter, load_base
 from llmft.prompts import RowError, row_to_turns
 from llmft.tokens import IGNORE, encode_turns, load_tokenizer
 from llmft.loss import learned_token_loss
-from llmft.report import pack, prepare
+from llmft.packing import pack
+from llmft.report import prepare
 from llmft.train import Collator, finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
