@@ -421,7 +421,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmft.report.Prepared.__str__': ('report.html#prepared.__str__', 'llmft/report.py'),
                               'llmft.report.Prepared.fill': ('report.html#prepared.fill', 'llmft/report.py'),
                               'llmft.report.data_record': ('report.html#data_record', 'llmft/report.py'),
-                              'llmft.report.pack': ('report.html#pack', 'llmft/report.py'),
                               'llmft.report.prepare': ('report.html#prepare', 'llmft/report.py')},
             'llmft.run': { 'llmft.run.Run': ('run.html#run', 'llmft/run.py'),
                            'llmft.run.Run.__str__': ('run.html#run.__str__', 'llmft/run.py'),
