@@ -51,6 +51,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmft.config.Config._together': ('config.html#config._together', 'llmft/config.py'),
                               'llmft.config.Config.notes': ('config.html#config.notes', 'llmft/config.py'),
                               'llmft.config.DataKeys': ('config.html#datakeys', 'llmft/config.py'),
+                              'llmft.config.DataKeys._tell_sources': ('config.html#datakeys._tell_sources', 'llmft/config.py'),
                               'llmft.config.DatasetConfig': ('config.html#datasetconfig', 'llmft/config.py'),
                               'llmft.config.FormatKeys': ('config.html#formatkeys', 'llmft/config.py'),
                               'llmft.config.ModelKeys': ('config.html#modelkeys', 'llmft/config.py'),

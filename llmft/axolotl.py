@@ -20,7 +20,7 @@ class Key:
 def _keys(kind, groups): # {text: names} -> {name: `Key`}
     return {name: Key(kind, text) for text, names in groups.items() for name in names.split()}
 
-# %% ../nbs/00a_axolotl.ipynb #09a9b3f9
+# %% ../nbs/00a_axolotl.ipynb #85ba567c
 _SAME = _keys('honoured', {'the same here': '''
     base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs overrides_of_model_config
     model_kwargs device_map max_memory attn_implementation bf16 fp16 bfloat16 float16 float32 tf32
@@ -30,7 +30,7 @@ _SAME = _keys('honoured', {'the same here': '''
     peft_layers_pattern peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype
     loraplus_lr_ratio loraplus_lr_embedding
     datasets test_datasets val_set_size sequence_len excess_length_strategy min_sample_len sample_packing eval_sample_packing streaming
-    shuffle_merged_datasets eot_tokens train_on_inputs group_by_length
+    shuffle_merged_datasets eot_tokens chat_template_kwargs train_on_inputs group_by_length
     micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps learning_rate lr_scheduler
     lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio optimizer optim_args optim_target_modules adam_beta1 adam_beta2
     adam_epsilon weight_decay max_grad_norm neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
@@ -106,7 +106,7 @@ _UNSUPPORTED = _keys('unsupported', {
     'Use the ordinary loss: remove it.': 'use_eaft eaft_* liger_use_token_scaling trainer_cls torchdistx_path',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #93a9cb82
+# %% ../nbs/00a_axolotl.ipynb #6cf93b81
 _UNSUPPORTED |= _keys('unsupported', {
     'Use `bf16: auto`.': 'fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*',
     'It is not exact. Use `attn_implementation: auto`.': 'sage_attention',
@@ -117,7 +117,6 @@ _UNSUPPORTED |= _keys('unsupported', {
         center_rewards_coefficient ebft''',
     'Use `max_memory`.': 'gpu_memory_limit',
     'Use `llmft train --resume`.': 'resume_from_checkpoint auto_resume_from_checkpoints',
-    'The variables of the template have their defaults: remove it, or give a template of your own in `chat_template`.': 'chat_template_kwargs',
     'llmft does not pass it on to peft: remove it.': 'peft_*',
     'llmft tunes models of text only.': 'processor_type processor_kwargs image_* is_multimodal',
 })
@@ -125,18 +124,17 @@ _UNSUPPORTED |= _keys('unsupported', {
 # %% ../nbs/00a_axolotl.ipynb #2d7c10ff
 KEYS = _SAME | _TRANSLATED | _HARMLESS | _UNSUPPORTED
 
-# %% ../nbs/00a_axolotl.ipynb #ccc3c46c
+# %% ../nbs/00a_axolotl.ipynb #c9f90f39
 ENTRY_KEYS = _keys('honoured', {
     'the same here': '''path split name revision data_files ds_type type field shards shards_idx field_messages message_property_mappings
         roles roles_to_train train_on_eos train_on_eot message_field_training message_field_training_detail chat_template chat_template_jinja
-        drop_system_message field_thinking template_thinking_key field_tools''',
+        drop_system_message field_thinking template_thinking_key split_thinking field_tools''',
     'becomes `message_property_mappings`': 'message_field_role message_field_content',
     'becomes `chat_template` or `type`': 'conversation',
 }) | _keys('harmless', {'it only changes speed': 'preprocess_shards'}) | _keys('unsupported', {
     'Rows come from files that no program has to read: remove it.': 'trust_remote_code',
     'Name the properties of a message in `message_property_mappings`.': 'field_human field_model',
     'Use `split`.': 'train_on_split',
-    'Write the reasoning into a property of its own, see `field_thinking`.': 'split_thinking',
     'Write the prompt yourself: `type: {format: …}`.': 'input_format input_transform',
     'llmft learns from text, not from the scores of another model.': 'temperature logprobs_field',
     'Write it at the top of the file.': 'eot_tokens',

@@ -7,14 +7,14 @@ __all__ = ['RECIPES', 'read_yaml', 'SourceKeys', 'UserFormat', 'FormatKeys', 'Da
            'DataKeys', 'TrainingKeys', 'OutputKeys', 'Config', 'dump_yaml', 'list_recipes', 'find_config',
            'load_config', 'save_config', 'parse_overrides', 'config_reference']
 
-# %% ../nbs/00_config.ipynb #fca5591a
+# %% ../nbs/00_config.ipynb #080da166
 import difflib, re
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from .axolotl import ENTRY_KEYS, KEYS, translate
 from .core import UserError, write_atomic
@@ -128,15 +128,17 @@ class UserFormat(_Strict):
     system_prompt: str = _key('', 'The system text of rows that have none.')
     system_format: str = _key('{system}', 'How the system text is written in front of the prompt.')
 
-# %% ../nbs/00_config.ipynb #c5f1285b
+# %% ../nbs/00_config.ipynb #3f87e25a
 class FormatKeys(_Strict):
     "How a row becomes a prompt and an answer."
+    _run: dict = PrivateAttr(default_factory=dict) # what the run says of all its sources
     type: str | UserFormat = _key('alpaca', 'The prompt format of the rows; `prompt_formats()` lists them. A mapping describes one of your own.')
     field: str = _key('text', 'For `completion`: the column that holds the text.')
     field_messages: str = _key('messages', 'For `chat_template`: the column that holds the list of messages.')
     field_tools: str = _key('tools', 'For `chat_template`: the column that holds the tools.')
     field_thinking: str = _key('reasoning_content', 'For `chat_template`: the property of a message that holds its reasoning.')
     template_thinking_key: str = _key('reasoning_content', 'For `chat_template`: what the template calls the reasoning.')
+    split_thinking: bool = _key(False, 'For `chat_template`: reasoning that stands in an answer between `<think>` and `</think>` becomes a property of its own.')
     message_property_mappings: dict[str, str] = _key({'role': 'role', 'content': 'content'},
         'For `chat_template`: what the properties of a message are called in the rows.')
     roles: dict[str, list[str]] | None = _key(None, 'For `chat_template`: other names for the roles, as `assistant: [gpt, model]`.')
@@ -177,7 +179,7 @@ class AdapterKeys(_Strict):
     lora_target_modules: str | list[str] | None = _key(None, 'Names of the layers that get one, as `[q_proj, v_proj]`; a single text is a regular expression.', 'Adapter')
     lora_modules_to_save: list[str] | None = _key(None, 'Modules that are trained whole and saved with the adapter.', 'Adapter')
 
-# %% ../nbs/00_config.ipynb #e203283f
+# %% ../nbs/00_config.ipynb #87575daa
 class DataKeys(_Strict):
     "What is learned from."
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description='The sources of rows to learn from, mixed together.', json_schema_extra={'group': 'Data'})
@@ -192,12 +194,19 @@ class DataKeys(_Strict):
     shuffle_merged_datasets: bool = _key(True, 'Mix the rows of all sources, by `seed`.', 'Data')
     dedup: Literal['exact', 'near', 'off'] = _key('exact', 'Leave out rows that stand in the data twice: equal ones, also nearly equal ones, or keep all.', 'Data')
     leakage: Literal['drop', 'keep'] = _key('drop', 'What happens to training rows that also stand in the held-out rows.', 'Data')
-    eot_tokens: list[str] | None = _key(None, 'Tokens that end a turn of the chat template, besides the end-of-sequence token.', 'Data')
+    eot_tokens: list[str] | None = _key(None, 'Tokens that end a turn of the chat template, besides the end-of-sequence token. If not given, the control token that the template writes behind a message.', 'Data')
+    chat_template_kwargs: dict | None = _key(None, 'Variables for the chat template, as `{enable_thinking: false}`.', 'Data')
     allow_special_tokens: bool = _key(False, 'Let control tokens that are spelled in the data, as `<|im_end|>`, be control tokens. By default they are plain text.', 'Data')
     allow_merged_tokens: bool | Literal['trained'] = _key(False, 'Let one token span the end of a prompt and the start of its answer, where a format writes them as one text; `trained`: learn that token too. What is sent to the model may then differ from what it was trained on.', 'Data')
     ignore_findings: list[str] = _key([], 'Findings of the data report that do not stop the run.', 'Data')
     train_on_inputs: bool = _key(False, 'Learn the prompts too, not only the answers.', 'Data')
     group_by_length: bool = _key(False, 'Without packing: make batches of rows of similar length.', 'Data')
+
+    @model_validator(mode='after')
+    def _tell_sources(self): # a format is given its source only
+        said = {k: getattr(self, k) for k in ('eot_tokens', 'chat_template_kwargs', 'train_on_inputs', 'allow_merged_tokens')}
+        for source in [*self.datasets, *(self.test_datasets or [])]: source._run = said
+        return self
 
 # %% ../nbs/00_config.ipynb #8964606f
 class TrainingKeys(_Strict):
