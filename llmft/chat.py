@@ -203,10 +203,10 @@ def _contents(said, full, draw): # {message: (start, stop)}; a message that has 
         if _MARKS.sub('', marked) == full: return _kept(said, full, _places(marked), draw)
     return {}
 
-# %% ../nbs/01b_chat.ipynb #f66460d1
+# %% ../nbs/01b_chat.ipynb #47951e99
 def _space(full, place, places): # a space that the template puts in front of a content is written with it
     a, b = place
-    return (a - 1 if a and full[a - 1] == ' ' and all(stop != a for _, stop in places.values()) else a), b
+    return (a - 1 if a and full[a - 1] == ' ' and all(stop != a or start == a for start, stop in places.values()) else a), b
 
 @dataclass
 class _Ends:
@@ -361,7 +361,7 @@ def _chat(row, dataset, tokenizer):
     ends = _ends(tuple(names), tokenizer.eos_token, tokenizer.bos_token, None if eot is None else tuple(eot))
     return _turns(full, _spans(messages, full, blocks, draw, ends, dataset))
 
-# %% ../nbs/01b_chat.ipynb #b711e623
+# %% ../nbs/01b_chat.ipynb #4c2d4131
 def _chat_ask(text, dataset): # a row whose last message stands for the answer
     names = {'role': 'role', 'content': 'content'} | _field(dataset, 'message_property_mappings')
     messages = [{'role': 'user', 'content': text}] if isinstance(text, str) else list(text)
@@ -373,9 +373,9 @@ def _chat_optional(dataset): return ['system', dataset.field_tools]
 
 _EXAMPLE = [('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'Name a prime.'), ('assistant', '7')]
 register_format('chat_template', _chat, _chat_columns, _chat_ask,
-    {'messages': [{'role': r, 'content': c} for r, c in _EXAMPLE]}, optional=_chat_optional)
+    {'messages': [{'role': r, 'content': c} for r, c in _EXAMPLE]}, optional=_chat_optional, own_inputs=True)
 register_format('messages', _chat, _chat_columns, _chat_ask, {'messages': [{'role': r, 'content': c} for r, c in _EXAMPLE]},
     "OpenAI's form of conversations; another name of `chat_template`.", _chat_optional)
 register_format('sharegpt', _chat, _chat_columns, _chat_ask,
     {'conversations': [{'from': {'user': 'human', 'assistant': 'gpt'}[r], 'value': c} for r, c in _EXAMPLE]},
-    'Conversations of `from` and `value`, in the chat template of the model.', _chat_optional);
+    'Conversations of `from` and `value`, in the chat template of the model.', _chat_optional, own_inputs=True);

@@ -55,7 +55,7 @@ def render(
     show = lambda t: unprotect(t.text) + (eos if t.end else '')
     return ''.join(mark.format(show(t)) if t.trained else show(t) for t in turns)
 
-# %% ../nbs/01_prompts.ipynb #7b49d78e
+# %% ../nbs/01_prompts.ipynb #cc3b725b
 @dataclass
 class Format:
     "How rows of one kind become turns."
@@ -67,10 +67,11 @@ class Format:
     about: str = ''    # one line
     optional: Callable = lambda dataset: [] # `DatasetConfig` -> names of the columns that are read if they are there
     split: bool = False # may a text that is too long become several rows
+    own_inputs: bool = False # does it obey `train_on_inputs` by itself
 
 _FORMATS: dict[str, Format] = {}
 
-# %% ../nbs/01_prompts.ipynb #dae2e821
+# %% ../nbs/01_prompts.ipynb #5411cee9
 def register_format(
     name,    # what to write behind `type:`
     turns,   # (row, `DatasetConfig`, tokenizer) -> list of `Turn`
@@ -80,10 +81,11 @@ def register_format(
     about='',# one line
     optional=(), # names of the columns that a row may have, or such a function
     split=False, # may a text that is too long become several rows
+    own_inputs=False, # does it obey `train_on_inputs` by itself; otherwise all of its turns are learned then
 ) -> Format:
     "Add a prompt format to the table (or replace the one of that name)."
     names = lambda given: given if callable(given) else lambda dataset: list(given)
-    _FORMATS[name] = Format(name, names(columns), turns, ask, example, about or (turns.__doc__ or ''), names(optional), split)
+    _FORMATS[name] = Format(name, names(columns), turns, ask, example, about or (turns.__doc__ or ''), names(optional), split, own_inputs)
     return _FORMATS[name]
 
 # %% ../nbs/01_prompts.ipynb #b911b9b2
@@ -155,22 +157,7 @@ def ask_turns(
     row = question if isinstance(question, dict) else fmt.ask(question, dataset)
     return prompt_turns(fmt.turns(row, dataset, tokenizer))
 
-# %% ../nbs/01_prompts.ipynb #a9be4f00
-_ROLES = {'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant'}
-
-def _messages(row, dataset): # -> [{'role': 'user', 'content': …}, …]
-    "The messages of a row under their usual names."
-    names = {'role': 'role', 'content': 'content'} | dataset.message_property_mappings
-    roles = _ROLES | {other: role for role, others in (dataset.roles or {}).items() for other in others}
-    out = []
-    for m in row[dataset.field_messages] or []:
-        missing = [n for n in names.values() if m.get(n) is None]
-        if missing: raise RowError(f'a message has no `{missing[0]}`')
-        role = m[names['role']]
-        out.append({'role': roles.get(role, role)} | {k: m[n] for k, n in names.items() if k != 'role'})
-    return out
-
-# %% ../nbs/01_prompts.ipynb #ba9a2f2a
+# %% ../nbs/01_prompts.ipynb #f780c5e1
 @lru_cache(8)
 def _control_tokens(backend, size): # `size`: of the vocabulary, which changes when a token is added
     return sorted(t.content for t in backend.get_added_tokens_decoder().values() if t.special)
@@ -179,45 +166,3 @@ def control_tokens(tokenizer) -> list[str]:
     "The control tokens of a tokenizer as they are spelled, as `<|im_end|>`."
     backend = tokenizer.backend_tokenizer
     return _control_tokens(backend, backend.get_vocab_size())
-
-def _answer_span(full, before, after, ends): # -> (start, end) in `full`
-    "Where an answer and its end token stand; `RowError` if the template does not allow to say."
-    if not (full.startswith(before) and full.startswith(after.rstrip()) and len(after) >= len(before)):
-        raise RowError('the chat template writes a turn differently when more follows')
-    answer = after[len(before):].rstrip()
-    if not answer.endswith(tuple(ends)): raise RowError('the chat template puts no end token behind the answer')
-    return len(before), len(before) + len(answer)
-
-# %% ../nbs/01_prompts.ipynb #81179f34
-def _spans(messages, render, ends): # `render`: (messages, ask) -> text
-    "The whole conversation as text and the (start, stop) of every answer in it."
-    full, spans = render(messages, False), []
-    for i, m in enumerate(messages):
-        if m['role'] != 'assistant': continue
-        spans.append(_answer_span(full, render(messages[:i], True), render(messages[:i + 1], False), ends))
-    return full, spans
-
-def _chat(row, dataset, tokenizer):
-    "A conversation, in the chat template of the model; every answer is learned, each with its end token."
-    if not getattr(tokenizer, 'chat_template', None):
-        raise UserError('`type: chat_template` needs a chat template and this tokenizer has none. Give one with `chat_template:`, as text or as a .jinja file.')
-    messages, control = _messages(row, dataset), control_tokens(tokenizer)
-    spelled = [c for c in control for m in messages if isinstance(m['content'], str) and c in m['content']]
-    if spelled: raise RowError(f'the text spells the control token {spelled[0]}')
-    def render(messages, ask): return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    try: full, spans = _spans(messages, render, control)
-    except UserError: raise
-    except Exception as e: raise RowError(f'the chat template refuses it: {e}') from None
-    cuts = [0, *(at for span in spans for at in span), len(full)]
-    return [Turn(full[a:b], trained=i % 2 == 1, control=True, joined=i > 0) for i, (a, b) in enumerate(zip(cuts, cuts[1:]))]
-
-# %% ../nbs/01_prompts.ipynb #83c14a74
-def _chat_ask(text, dataset): # the answer is there, but empty: `prompt_turns` stops before it
-    names = {'role': 'role', 'content': 'content'} | dataset.message_property_mappings
-    messages = [{'role': 'user', 'content': text}] if isinstance(text, str) else list(text)
-    messages = messages + [{'role': 'assistant', 'content': ''}]
-    return {dataset.field_messages: [{names[k]: v for k, v in m.items() if k in names} for m in messages]}
-
-register_format('chat_template', _chat, lambda dataset: [dataset.field_messages], _chat_ask,
-    {'messages': [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Hello!'},
-                  {'role': 'user', 'content': 'Name a prime.'}, {'role': 'assistant', 'content': '7'}]});

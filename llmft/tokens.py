@@ -6,31 +6,27 @@
 __all__ = ['IGNORE', 'load_tokenizer', 'Encoded', 'encode_arrays', 'encode_batch', 'encode_turns', 'Mask', 'show_mask',
            'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows', 'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #07f24cec
-import hashlib, json
+# %% ../nbs/03_tokens.ipynb #fdfe1487
+import hashlib, json, re
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain, groupby
 from html import escape
-from pathlib import Path
 
+from .chat import chosen_template
 from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
-from .prompts import _MARK, _spelling, RowError, control_tokens, protect, row_to_turns, unprotect
+from .prompts import _MARK, _spelling, RowError, control_tokens, find_format, protect, row_to_turns, unprotect
 
-# %% ../nbs/03_tokens.ipynb #c72e034a
-def _template_text(value): # the YAML's `chat_template`: a text, or the name of a file
-    if not str(value).endswith(('.jinja', '.j2')): return value
-    try: return Path(value).expanduser().read_text(encoding='utf-8')
-    except OSError as e: raise UserError(f'chat_template: {value} cannot be read: {e.strerror}.') from None
-
+# %% ../nbs/03_tokens.ipynb #64719979
 def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it that never rewrites earlier turns
     from trl import get_training_chat_template
     if not tokenizer.chat_template: return None
     try: return get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError: return tokenizer.chat_template
 
-# %% ../nbs/03_tokens.ipynb #df3005c6
+# %% ../nbs/03_tokens.ipynb #8484d1f0
 def load_tokenizer(
     config, # `Config`
 ):
@@ -42,7 +38,7 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.eos_token is None: raise UserError(f'{config.base_model}: the tokenizer has no end-of-sequence token, so a model could not learn to stop. Choose another model.')
-    tokenizer.chat_template = _template_text(config.chat_template) if config.chat_template else _stable_template(tokenizer)
+    tokenizer.chat_template = chosen_template(config, _stable_template(tokenizer))
     tokenizer.padding_side = 'right'
     return tokenizer
 
@@ -121,9 +117,50 @@ class _Group:
         self.turns = self.turns[texts[last][2]:]
         self.apart += bool(self.turns)
 
-# %% ../nbs/03_tokens.ipynb #9b444dca
+# %% ../nbs/03_tokens.ipynb #4dd40153
+def _learned_by_place(turns, lengths, offsets): # which tokens are learned: those that hold a character of a learned turn
+    out, i, stops = [], 0, list(accumulate(lengths))
+    for a, b in offsets:
+        while i < len(stops) - 1 and a >= stops[i]: i += 1
+        last = next((j for j in range(i, len(stops)) if stops[j] >= b), len(stops) - 1)
+        out.append(any(t.trained for t in turns[i:last + 1]))
+    return out
+
+def _clean(turns, text, lengths, whole, names, sections): # does no token reach across an edge, and is each prompt the beginning of the whole
+    starts, cuts = [a for a, _ in whole.offsets], [0] + [m.start() for m in names.finditer(text)]
+    for t, u, e in zip(turns, turns[1:], accumulate(lengths)):
+        k = bisect_left(starts, e)
+        if k and whole.offsets[k - 1][1] > e: return False
+        c = cuts[bisect_right(cuts, e - 1) - 1]
+        if u.trained and not t.trained and whole.ids[bisect_left(starts, c):k] != sections(text[c:e]): return False
+    return True
+
+# %% ../nbs/03_tokens.ipynb #6a88d892
+def _place_group(g, text, lengths, whole, names, sections, merged): # fills the `runs` of a group; leaves it alone where an edge is not clean
+    if not merged and not _clean(g.turns, text, lengths, whole, names, sections): return
+    learned = _learned_by_place(g.turns, lengths, whole.offsets)
+    g.runs = [([i for i, _ in run], key) for key, run in groupby(zip(whole.ids, learned), key=lambda pair: pair[1])]
+    g.turns = []
+
+def _encode_written(groups, tokenizer, merged): # the same for groups that a template wrote, from where the tokens stand
+    written = [g for g in groups if merged in (False, 'trained') and all(t.control for t in g.turns)]
+    backend, spelled = tokenizer.backend_tokenizer, _spelling(tuple(control_tokens(tokenizer)))
+    for twin in (False, True):
+        mine = [g for g in written if twin == (not g.allow and any(_MARK in t.text for t in g.turns))]
+        if not mine: continue
+        encode, names = (_twin(backend, backend.get_vocab_size()), re.compile(_OWN)) if twin else (backend, spelled)
+        encode.no_truncation(), encode.no_padding()
+        encode.encode_special_tokens = False
+        own = (lambda text: unprotect(spelled.sub(lambda m: _OWN + m[0], text))) if twin else unprotect
+        parts = [[own(t.text) for t in g.turns] for g in mine]
+        sections = lru_cache(None)(lambda text: encode.encode(text, add_special_tokens=False).ids)
+        for g, texts, whole in zip(mine, parts, encode.encode_batch([''.join(t) for t in parts], add_special_tokens=False)):
+            _place_group(g, ''.join(texts), [len(t) for t in texts], whole, names, sections, merged)
+
+# %% ../nbs/03_tokens.ipynb #cdee21c4
 def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Group`
-    prefix, todo = True, groups
+    _encode_written(groups, tokenizer, merged)
+    prefix, todo = True, [g for g in groups if g.turns]
     while todo:
         texts = [g.texts() for g in todo]
         for control in {g.control for g in todo}:
@@ -244,11 +281,11 @@ def show_mask(
     ids, control = list(row['input_ids']), set(tokenizer.all_special_ids)
     return Mask([_shown(tokenizer, i) for i in ids], ids, [l != IGNORE for l in row['labels']], [i in control for i in ids])
 
-# %% ../nbs/03_tokens.ipynb #980fa099
+# %% ../nbs/03_tokens.ipynb #af9db52f
 def _turns_or_reason(row, dataset, tokenizer, config):
     try: turns = row_to_turns(row, dataset, tokenizer)
     except RowError as e: return None, str(e)
-    if config.train_on_inputs: turns = [replace(t, trained=True) for t in turns]
+    if config.train_on_inputs and not find_format(dataset.type).own_inputs: turns = [replace(t, trained=True) for t in turns]
     return turns, None
 
 def _encode_columns(columns, tokenizer, config): # a batch of `datasets.map`: column name -> list
@@ -261,11 +298,13 @@ def _encode_columns(columns, tokenizer, config): # a batch of `datasets.map`: co
     reasons = [r or (f'longer than sequence_len {config.sequence_len}' if l else None) for r, l in zip(reasons, long)]
     return {'input_ids': [o['input_ids'] for o in out], 'labels': [o['labels'] for o in out], 'reason': reasons}
 
-# %% ../nbs/03_tokens.ipynb #e39e0c75
+# %% ../nbs/03_tokens.ipynb #34d8b783
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
-    parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template, config.sequence_len,
-             config.train_on_inputs, config.allow_special_tokens, config.allow_merged_tokens, [d.model_dump() for d in config.datasets + (config.test_datasets or [])]]
+    sources = config.datasets + (config.test_datasets or [])
+    parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, config.sequence_len,
+             config.train_on_inputs, config.allow_special_tokens, config.allow_merged_tokens, config.eot_tokens, config.chat_template_kwargs,
+             [(d.model_dump(), chosen_template(d, tokenizer.chat_template)) for d in sources]]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 def encode_rows(

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     'dialogues': {'core', 'config', 'prompts', 'chat'},
     'data':     {'core', 'config', 'prompts', 'hub'},
     'dedup':    {'core', 'config', 'data'},
-    'tokens':   {'core', 'config', 'prompts', 'hub'},
+    'tokens':   {'core', 'config', 'prompts', 'chat', 'hub'},
     'packing':  {'core'},
     'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing'},
     'gpus':     {'core', 'config'},
