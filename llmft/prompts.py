@@ -124,18 +124,20 @@ def check_columns(
     if missing: raise UserError(f'{dataset.path}: `type: {find_format(dataset.type).name}` needs the column {", ".join(f"`{m}`" for m in missing)}; '
                                 f'there are {", ".join(f"`{c}`" for c in present)}. Rename a column or choose another `type`.')
 
-# %% ../nbs/01_prompts.ipynb #54fa1c5a
+# %% ../nbs/01_prompts.ipynb #83260341
 def row_to_turns(
     row,           # a row of data
     dataset,       # `DatasetConfig`: the format and its columns
     tokenizer=None,# for formats that write control tokens, and for `chat_template`
     keep_empty=False, # may the answer be empty, so that only the end of the text is learned
+    learn_all=False,  # is the prompt learned too
 ) -> list[Turn]:
     "A row as turns; `RowError` if nothing in it can be learned."
     turns = [t for t in find_format(dataset.type).turns(row, dataset, tokenizer) if t.text or t.end]
     learned = [t for t in turns if t.trained]
+    if not keep_empty and learned and not any(t.text.strip() for t in learned): raise RowError('the answer is empty')
+    if learn_all: return [replace(t, trained=True) for t in turns]
     if not learned: raise RowError('nothing in it is learned')
-    if not keep_empty and not any(t.text.strip() for t in learned): raise RowError('the answer is empty')
     return turns
 
 # %% ../nbs/01_prompts.ipynb #ed6af11f

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'load_tokenizer', 'Encoded', 'encode_arrays', 'encode_batch', 'encode_turns', 'Mask', 'show_mask',
-           'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows', 'tokenize_dataset', 'Lengths', 'length_report']
+           'encode_columns', 'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows', 'tokenize_dataset', 'Lengths',
+           'length_report']
 
-# %% ../nbs/03_tokens.ipynb #fdfe1487
+# %% ../nbs/03_tokens.ipynb #55b96553
 import hashlib, json, re
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, chain, groupby
 from html import escape
@@ -19,14 +20,14 @@ from .core import UserError, quiet
 from .hub import hub_errors, resolve_model
 from .prompts import _MARK, _spelling, RowError, control_tokens, find_format, protect, row_to_turns, unprotect
 
-# %% ../nbs/03_tokens.ipynb #64719979
+# %% ../nbs/03_tokens.ipynb #9f54cec0
 def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it that never rewrites earlier turns
     from trl import get_training_chat_template
     if not tokenizer.chat_template: return None
     try: return get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError: return tokenizer.chat_template
 
-# %% ../nbs/03_tokens.ipynb #8484d1f0
+# %% ../nbs/03_tokens.ipynb #19e017f4
 def load_tokenizer(
     config, # `Config`
 ):
@@ -117,7 +118,7 @@ class _Group:
         self.turns = self.turns[texts[last][2]:]
         self.apart += bool(self.turns)
 
-# %% ../nbs/03_tokens.ipynb #4dd40153
+# %% ../nbs/03_tokens.ipynb #e254d2bd
 def _learned_by_place(turns, lengths, offsets): # which tokens are learned: those that hold a character of a learned turn
     out, i, stops = [], 0, list(accumulate(lengths))
     for a, b in offsets:
@@ -135,7 +136,7 @@ def _clean(turns, text, lengths, whole, names, sections): # does no token reach 
         if u.trained and not t.trained and whole.ids[bisect_left(starts, c):k] != sections(text[c:e]): return False
     return True
 
-# %% ../nbs/03_tokens.ipynb #6a88d892
+# %% ../nbs/03_tokens.ipynb #6976650b
 def _place_group(g, text, lengths, whole, names, sections, merged): # fills the `runs` of a group; leaves it alone where an edge is not clean
     if not merged and not _clean(g.turns, text, lengths, whole, names, sections): return
     learned = _learned_by_place(g.turns, lengths, whole.offsets)
@@ -157,7 +158,7 @@ def _encode_written(groups, tokenizer, merged): # the same for groups that a tem
         for g, texts, whole in zip(mine, parts, encode.encode_batch([''.join(t) for t in parts], add_special_tokens=False)):
             _place_group(g, ''.join(texts), [len(t) for t in texts], whole, names, sections, merged)
 
-# %% ../nbs/03_tokens.ipynb #cdee21c4
+# %% ../nbs/03_tokens.ipynb #cd00c412
 def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Group`
     _encode_written(groups, tokenizer, merged)
     prefix, todo = True, [g for g in groups if g.turns]
@@ -281,53 +282,114 @@ def show_mask(
     ids, control = list(row['input_ids']), set(tokenizer.all_special_ids)
     return Mask([_shown(tokenizer, i) for i in ids], ids, [l != IGNORE for l in row['labels']], [i in control for i in ids])
 
-# %% ../nbs/03_tokens.ipynb #af9db52f
-def _turns_or_reason(row, dataset, tokenizer, config):
-    try: turns = row_to_turns(row, dataset, tokenizer)
-    except RowError as e: return None, str(e)
-    if config.train_on_inputs and not find_format(dataset.type).own_inputs: turns = [replace(t, trained=True) for t in turns]
-    return turns, None
+# %% ../nbs/03_tokens.ipynb #d90fbc43
+def _cuts(length, limit, strategy): # of a row that is too long -> [(start, stop), …], its parts that stay
+    if strategy == 'truncate': return [(0, limit)]
+    if strategy == 'keep_end': return [(length - limit, length)]
+    return [(at, min(at + limit, length)) for at in range(0, length, limit)] if strategy == 'split' else []
 
-def _encode_columns(columns, tokenizer, config): # a batch of `datasets.map`: column name -> list
+# %% ../nbs/03_tokens.ipynb #4004195d
+@dataclass
+class _Part:
+    "A row that comes out, or the reason why none does."
+    of: int            # which row it is a part of
+    start: int = 0     # its first token in that row
+    stop: int = 0      # behind its last
+    reason: str | None = None # why it cannot be used
+    piece: int = 0     # 0, 1, … where a row was split
+    cut: int = 0       # tokens that were cut away
+
+def _parts(i, labels, split, config): # row i -> its parts; `labels`: an array
+    limit, least, n = config.sequence_len, config.min_sample_len, len(labels)
+    strategy = 'split' if split else config.excess_length_strategy
+    spans = _cuts(n, limit, strategy) if n > limit else [(0, n)]
+    if not spans: return [_Part(i, reason=f'longer than sequence_len {limit}')]
+    good = [(a, b) for a, b in spans if b - a >= least and (labels[a:b] != IGNORE).any()]
+    if not good: return [_Part(i, reason=f'nothing to learn is left after the cut to sequence_len {limit}' if n > limit else
+                               f'shorter than min_sample_len {least}' if n < least else 'nothing in it is learned')]
+    lost = n - sum(b - a for a, b in good)
+    return [_Part(i, a, b, piece=k, cut=0 if k else lost) for k, (a, b) in enumerate(good)]
+
+# %% ../nbs/03_tokens.ipynb #e79062a2
+def _turns_or_reason(row, dataset, tokenizer, config):
+    learn_all = config.train_on_inputs and not find_format(dataset.type).own_inputs
+    try: return row_to_turns(row, dataset, tokenizer, config.empty_answers == 'keep', learn_all), None
+    except RowError as e: return None, str(e)
+
+def _count_spelled(rows, tokenizer): # how often each row spells a control token that is none
+    import pyarrow as pa, pyarrow.compute as pc
+    texts, names = [''.join(t.text for t in turns if not t.control) for turns in rows], control_tokens(tokenizer)
+    pattern = '|'.join(rf'\Q{n}\E' for n in names)
+    plain = pc.count_substring_regex(pa.array(texts, pa.string()), pattern).to_pylist() if names else [0] * len(rows)
+    return [n + sum(t.text.count(_MARK) for t in turns if t.control) for n, turns in zip(plain, rows)]
+
+# %% ../nbs/03_tokens.ipynb #7617b73a
+def encode_columns(
+    columns,   # a batch of rows: column name -> list; with `source`, the index of their entry in `datasets`, and `row`
+    tokenizer, # from `load_tokenizer`
+    config,    # `Config`
+): # `pyarrow.Table`, see `encode_rows`
+    "Ids and labels of a batch of rows."
     datasets = config.datasets + (config.test_datasets or [])
     rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
     turns, reasons = zip(*(_turns_or_reason(r, datasets[r['source']], tokenizer, config) for r in rows))
-    encoded = iter(encode_batch([t for t in turns if t], tokenizer, allow_special_tokens=config.allow_special_tokens, allow_merged_tokens=config.allow_merged_tokens))
-    out = [next(encoded) if t else {'input_ids': [], 'labels': []} for t in turns]
-    long = [len(o['input_ids']) > config.sequence_len for o in out]
-    reasons = [r or (f'longer than sequence_len {config.sequence_len}' if l else None) for r, l in zip(reasons, long)]
-    return {'input_ids': [o['input_ids'] for o in out], 'labels': [o['labels'] for o in out], 'reason': reasons}
+    good = [i for i, t in enumerate(turns) if t]
+    used = [turns[i] for i in good]
+    encoded = encode_arrays(used, tokenizer, config.allow_special_tokens, config.allow_merged_tokens)
+    split = [find_format(d.type).split for d in datasets]
+    parts = {i: _parts(k, encoded.labels[slice(*encoded.offsets[k:k + 2])], split[rows[i]['source']], config) for k, i in enumerate(good)}
+    spelled = dict(zip(good, _count_spelled(used, tokenizer)))
+    apart = dict(zip(good, encoded.apart))
+    out = [(i, p) for i, reason in enumerate(reasons) for p in (parts[i] if reason is None else [_Part(-1, reason=reason)])]
+    return _table(out, encoded, rows, spelled, apart)
 
-# %% ../nbs/03_tokens.ipynb #34d8b783
+# %% ../nbs/03_tokens.ipynb #d7542de8
+def _table(out, encoded, rows, spelled, apart): # [(row, `_Part`), …] -> `pyarrow.Table`
+    import numpy as np, pyarrow as pa
+    starts = np.array([encoded.offsets[p.of] + p.start if p.reason is None else 0 for _, p in out], np.int64)
+    lengths = np.array([p.stop - p.start for _, p in out], np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    whole = offsets[-1] == len(encoded.ids) # nothing was cut: the arrays are right as they are
+    pick = slice(None) if whole else np.repeat(starts - offsets[:-1], lengths) + np.arange(offsets[-1])
+    lists = lambda values: pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values[pick], pa.int32()))
+    numbers = lambda values: pa.array(values, pa.int64())
+    return pa.table({'input_ids': lists(encoded.ids), 'labels': lists(encoded.labels), 'reason': pa.array([p.reason for _, p in out], pa.string()),
+        'source': numbers([rows[i]['source'] for i, _ in out]), 'row': numbers([rows[i]['row'] for i, _ in out]),
+        'piece': numbers([p.piece for _, p in out]), 'cut': numbers([p.cut for _, p in out]),
+        'spelled': numbers([spelled.get(i, 0) for i, _ in out]), 'apart': numbers([apart.get(i, 0) for i, _ in out])})
+
+# %% ../nbs/03_tokens.ipynb #372ba701
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
-    sources = config.datasets + (config.test_datasets or [])
-    parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, config.sequence_len,
-             config.train_on_inputs, config.allow_special_tokens, config.allow_merged_tokens, config.eot_tokens, config.chat_template_kwargs,
-             [(d.model_dump(), chosen_template(d, tokenizer.chat_template)) for d in sources]]
+    settings = config.model_dump(include={'sequence_len', 'excess_length_strategy', 'min_sample_len', 'empty_answers', 'train_on_inputs',
+        'allow_special_tokens', 'allow_merged_tokens', 'eot_tokens', 'chat_template_kwargs'})
+    sources = [(d.model_dump(), chosen_template(d, tokenizer.chat_template)) for d in config.datasets + (config.test_datasets or [])]
+    parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, settings, sources]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
 def encode_rows(
-    rows,      # `datasets.Dataset` from `load_rows`: raw rows with `source`, the index of their entry in `datasets`
+    rows,      # `datasets.Dataset` from `load_rows`: raw rows with `source` and `row`
     tokenizer, # from `load_tokenizer`
     config,    # `Config`
-): # `datasets.Dataset` with `input_ids`, `labels`, `reason`
+): # `datasets.Dataset` with `input_ids`, `labels`, `reason`, `source`, `row`, `piece`, `cut`, `spelled`, `apart`
     "Tokenize every row; a row that cannot be used has its `reason`, the others `None`."
-    from datasets import Features, List, Value
-    features = Features(input_ids=List(Value('int32')), labels=List(Value('int32')), reason=Value('string'), source=Value('int64'), row=Value('int64'))
-    return rows.map(lambda columns: _encode_columns(columns, tokenizer, config) | {k: columns[k] for k in ('source', 'row')},
-        batched=True, remove_columns=[c for c in rows.column_names if c not in ('source', 'row')], features=features,
-        desc='Tokenizing', new_fingerprint=_content_key(rows, tokenizer, config))
+    encoded = rows.with_format('arrow').map(lambda table: encode_columns(table.to_pydict(), tokenizer, config), batched=True, batch_size=2000,
+        remove_columns=rows.column_names, desc='Tokenizing', new_fingerprint=_content_key(rows, tokenizer, config))
+    return encoded.with_format(None)
 
-# %% ../nbs/03_tokens.ipynb #5e51f3bc
+# %% ../nbs/03_tokens.ipynb #a9eb16d1
 @dataclass
 class Dropped:
-    "How many rows are used, and why the others are not."
-    used: int     # rows that are learned from
-    reasons: dict # reason -> (number of rows, the first three row numbers, counted from 1)
+    "What became of the rows: each is counted once."
+    used: int      # rows that are learned from, whole, cut or split
+    reasons: dict  # reason -> (number of rows left out, the first three row numbers, counted from 1)
+    cut: int = 0   # of the used ones, how many lost tokens
+    split: int = 0 # of the used ones, how many became several rows
 
     def __str__(self):
         lines = [f'{self.used:,} {"row is" if self.used == 1 else "rows are"} used.']
+        if self.cut: lines.append(f'{self.cut:,} of them {"is" if self.cut == 1 else "are"} cut.')
+        if self.split: lines.append(f'{self.split:,} of them {"is" if self.split == 1 else "are"} split into several.')
         for reason, (n, first) in self.reasons.items():
             numbers = ', '.join(map(str, first)) + (', …' if n > len(first) else '')
             lines.append(f'{n:,} {"is" if n == 1 else "are"} left out: {reason} (row {numbers}).')
@@ -335,29 +397,32 @@ class Dropped:
 
     __repr__ = __str__
 
+# %% ../nbs/03_tokens.ipynb #73cf9c2b
 def dropped_rows(
     encoded, # from `encode_rows`
 ) -> Dropped:
-    "Count the rows that cannot be used, by reason."
-    reasons = {}
-    for reason, row in zip(encoded['reason'], encoded['row']):
-        if reason is None: continue
+    "Count what became of the rows, and why some are left out."
+    reasons, used, split, cut = {}, 0, 0, 0
+    for reason, row, piece, lost in zip(*(encoded[c][:] for c in ('reason', 'row', 'piece', 'cut'))):
+        if reason is None:
+            used, split, cut = used + (piece == 0), split + (piece == 1), cut + (lost > 0)
+            continue
         n, first = reasons.get(reason, (0, []))
         reasons[reason] = (n + 1, first + [row + 1] if n < 3 else first)
-    return Dropped(len(encoded) - sum(n for n, _ in reasons.values()), reasons)
+    return Dropped(used, reasons, cut, split)
 
-# %% ../nbs/03_tokens.ipynb #3008767e
+# %% ../nbs/03_tokens.ipynb #d4c423df
 def usable_rows(
     encoded, # from `encode_rows`
     config,  # `Config`
 ): # `datasets.Dataset` with `input_ids` and `labels`, lists of int
     "The rows that can be learned from; a `UserError` if there are none."
     dropped = dropped_rows(encoded)
-    if not dropped.used: raise UserError(f'no row of the data can be used.\n{dropped}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
     if config.excess_length_strategy == 'error' and (long := [r for r in dropped.reasons if r.startswith('longer')]):
         raise UserError(f'{dropped.reasons[long[0]][0]} rows are {long[0]}, the first is row {dropped.reasons[long[0]][1][0]}. '
-                        'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.')
-    keep = [i for i, reason in enumerate(encoded['reason']) if reason is None]
+                        'Raise `sequence_len`, or choose another `excess_length_strategy`.')
+    if not dropped.used: raise UserError(f'no row of the data can be used.\n{dropped}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
+    keep = [i for i, reason in enumerate(encoded['reason'][:]) if reason is None]
     return encoded.select(keep).select_columns(['input_ids', 'labels'])
 
 # %% ../nbs/03_tokens.ipynb #ab940e21

@@ -1,0 +1,184 @@
+"""What llmft makes of a row under the settings of another system.
+
+`encode_like` translates the settings into llmft's own and calls its public functions. It holds no formatting of its own:
+a translator is a function of a line that returns `(keys of the Config, keys of its DatasetConfig)`.
+"""
+import gzip, json, tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Callable
+
+from llmft.config import load_config
+from llmft.prompts import control_tokens
+from llmft.tokens import IGNORE, encode_columns
+
+DATA = Path(__file__).parent/'data'
+
+
+
+def axolotl(type, line):
+    cfg, dataset = line['config']['cfg'], line['config']['dataset']
+    keys = {k: v for k, v in cfg.items() if v is not None}
+    chatml = dataset.get('conversation') == 'chatml'
+    source = {k: v for k, v in dataset.items() if v is not None and k != 'conversation'}
+    return keys, source | ({'type': 'alpaca_chat.load_conversation_chatml'} if chatml else {})
+
+
+def stanford(type, line): # and those who took its code
+    return {'sequence_len': line['config']['model_max_length'], 'excess_length_strategy': 'truncate',
+            'empty_answers': 'keep', 'allow_merged_tokens': True}, {'type': type}
+
+
+def trl(type, line):
+    sft = line['config']['sft_config']
+    cut = {'keep_start': 'truncate', 'keep_end': 'keep_end'}[sft.get('truncation_mode', 'keep_start')]
+    return {'sequence_len': sft.get('max_length', 1024), 'excess_length_strategy': cut, 'empty_answers': 'keep', 'allow_merged_tokens': 'trained',
+            'train_on_inputs': sft.get('completion_only_loss') is False}, {'type': type}
+
+
+TRANSLATORS = { # (peer, type) -> translator; None stands for every other type of that peer
+    ('axolotl', None): axolotl,
+    ('stanford_alpaca', 'alpaca'): lambda type, line: stanford('stanford_alpaca', line),
+    ('codealpaca', 'alpaca'): lambda type, line: stanford('codealpaca', line),
+    ('wizardlm', 'freeform'): lambda type, line: stanford('wizardlm_freeform', line),
+    ('wizardlm', 'training_src_train'): lambda type, line: stanford('wizardlm', line),
+    ('wizardlm', 'wizardcoder'): lambda type, line: stanford('wizardcoder', line),
+    ('wizardlm', 'wizardmath'): lambda type, line: stanford('wizardmath', line),
+    ('trl', 'text'): trl,
+    ('trl', 'prompt_completion'): trl,
+}
+
+
+def config_like(peer, type, line):
+    "The llmft `Config` for a line."
+    translate = TRANSLATORS.get((peer, type)) or TRANSLATORS[peer, None]
+    keys, source = translate(type, line)
+    return load_config({'base_model': line['config']['tokenizer'], 'datasets': [{'path': 'rows.jsonl', **source}], **keys})
+
+
+def encode_like(
+    peer,      # whose settings they are, as `axolotl`
+    type,      # its name for the format
+    line,      # `record`: the row, `config`: the settings
+    tokenizer, # the tokenizer that the other system was given
+    **changes, # keys of the `Config` that are set differently
+) -> list: # of (input_ids, labels), one pair for each row that comes out
+    "The rows that llmft would train on."
+    config = load_config(config_like(peer, type, line), **changes)
+    columns = {name: [value] for name, value in line['record'].items()}
+    table = encode_columns(columns | {'source': [0], 'row': [0]}, tokenizer, config).to_pydict()
+    return [(ids, labels) for ids, labels, reason in zip(table['input_ids'], table['labels'], table['reason']) if reason is None]
+
+
+# Where the others are wrong. A case is recognised by a rule; what llmft does instead is stated so that it can be checked:
+# with `changes` to its settings it gives what the other system gives once that is put right by `mend`.
+
+@dataclass
+class Row:
+    "A row as another system was given it, and what it made of it."
+    peer: str
+    type: str
+    line: dict       # `record` and `config`
+    want: list       # of (input_ids, labels)
+    tokenizer: object
+
+    def texts(self): # every text in the record
+        def walk(value):
+            if isinstance(value, str): yield value
+            elif isinstance(value, (list, dict)):
+                for v in value.values() if isinstance(value, dict) else value: yield from walk(v)
+        return list(walk(self.line['record']))
+
+    def spells_control(self): return any(c in t for c in control_tokens(self.tokenizer) for t in self.texts())
+
+
+@dataclass
+class Case:
+    "Something that another system does wrong."
+    peers: str          # who
+    case: str           # what they do
+    llmft: str          # what llmft does
+    why: str
+    applies: Callable   # `Row` -> bool
+    mend: Callable = lambda row, want: want       # what they should have made of the row
+    changes: Callable = lambda row: {}            # settings under which llmft is compared
+
+
+def _masked(row): return all(label == IGNORE for _, labels in row.want for label in labels)
+
+def _ids(row): return row.want[-1][0] if row.want else []
+
+def _without(at): # the same rows without the token at this place of the last one
+    def cut(values): return values[:at] + values[at + 1:] if at >= 0 else values[:-1]
+    return lambda row, want: want and want[:-1] + [tuple(cut(v) for v in want[-1])]
+
+CASES = [
+    Case('all', 'control tokens that the data spell, as `</s>` in an answer, become control tokens',
+        'they are plain text, and are counted; `allow_special_tokens: true` gives the same as the others',
+        'text from outside could end an answer or forge a turn',
+        lambda row: row.spells_control() and row.type != 'input_output', changes=lambda row: {'allow_special_tokens': True}),
+    Case('axolotl, stanford_alpaca, codealpaca, wizardlm, fastchat', 'a row in which every token is masked stays in the data',
+        'the row is left out and counted, with the reason', 'it costs time and teaches nothing',
+        _masked, lambda row, want: []),
+    Case('axolotl', 'with an empty answer no end token is written, even where the prompt is learned too',
+        'the row is left out and counted; `empty_answers: keep` keeps it, with its end token', 'the model would learn not to stop',
+        lambda row: row.peer == 'axolotl' and '' in (row.line['record'].get('output'), row.line['record'].get('response')) and not _masked(row), lambda row, want: []),
+    Case('axolotl, trl', 'a text that begins with the beginning token gets a second one', 'exactly one',
+        'the model never sees two of them when it is used',
+        lambda row: _ids(row)[:2] == [row.tokenizer.bos_token_id] * 2, _without(0)),
+    Case('stanford_alpaca, codealpaca, wizardlm, fastchat', 'an answer that ends with the end token gets a second one', 'exactly one',
+        'the second would be learned as the beginning of something',
+        lambda row: _ids(row)[-2:] == [row.tokenizer.eos_token_id] * 2, _without(-1)),
+]
+
+
+def read_rows(path=DATA/'parity.jsonl.gz'):
+    "The rows that come with the tests, as `{file: [(peer, type, line, want), …]}`."
+    out = {}
+    with gzip.open(path, 'rt', encoding='utf-8') as lines:
+        for line in map(json.loads, lines):
+            out.setdefault(line['file'], {}).setdefault(line['id'], []).append(line)
+    return {file: [(*file.split('__')[:2], lines[0], [(l['input_ids'], _labels(l)) for l in lines]) for lines in rows.values()] for file, rows in out.items()}
+
+
+def _labels(line): # `spans`: how many tokens are masked, learned, masked, …
+    ids = iter(line['input_ids'])
+    return [token if i % 2 else IGNORE for i, n in enumerate(line['spans']) for token in islice(ids, n)]
+
+
+@lru_cache(None)
+def load_test_tokenizer(name, changes='{}'):
+    "One of the three tokenizers in `tests/data`; `changes`: attributes to set, as JSON."
+    from transformers import AutoTokenizer
+    with tempfile.TemporaryDirectory() as folder:
+        for file in (DATA/name).glob('*.gz'): (Path(folder)/file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    for key, value in json.loads(changes).items(): setattr(tokenizer, key, value)
+    return tokenizer
+
+
+def tokenizer_of(line):
+    "The tokenizer that the other system was given."
+    config = line['config']
+    changes = dict(config.get('tokenizer_overrides') or {}) | {k: config[k] for k in ('pad_token', 'model_max_length') if k in config}
+    return load_test_tokenizer(config['tokenizer'], json.dumps(changes, sort_keys=True))
+
+
+def verdict(row):
+    "`equal`, the cases that explain a difference, or `wrong`."
+    def lists(rows): return [(list(ids), list(labels)) for ids, labels in rows]
+    got = lists(encode_like(row.peer, row.type, row.line, row.tokenizer))
+    if got == row.want: return 'equal'
+    cases, want, changes = [c for c in CASES if c.applies(row)], row.want, {}
+    for case in cases: want, changes = case.mend(row, want), changes | case.changes(row)
+    if changes: got = lists(encode_like(row.peer, row.type, row.line, row.tokenizer, **changes))
+    return tuple(c.case for c in cases) if cases and got == want else 'wrong'
+
+
+def count(rows): # of `Row`
+    "`{peer: {verdict: [ids of the rows]}}`."
+    out = {}
+    for row in rows: out.setdefault(row.peer, {}).setdefault(verdict(row), []).append(row.line['id'])
+    return out
