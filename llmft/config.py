@@ -103,11 +103,11 @@ class _Strict(BaseModel):
         if isinstance(value, dict) and dict in kinds: return _numbers(value)
         return str(value).lower() if isinstance(value, bool) and bool not in kinds and kinds & {int, float} else value
 
-# %% ../nbs/00_config.ipynb #8c1f0f45
+# %% ../nbs/00_config.ipynb #65e655ba
 class SourceKeys(_Strict):
     "Where the rows of one source come from, and how many of them are taken."
     path: str = Field(description='Where the rows are: `builtin/NAME`, a file (jsonl, json, csv, parquet, arrow, txt, also .gz), a folder, a pattern such as `logs/*.jsonl`, an address (`https://`, `s3://`, `gs://`), or a data set on the Hub.')
-    split: str = _key('train', 'Which split to take; slices such as `train[:100]` work.')
+    split: str | None = _key(None, 'Which split to take; slices such as `train[:100]` work. By default `train`; in `test_datasets` `test` or `validation`.')
     name: str | None = _key(None, 'The configuration of a data set that has several.')
     revision: str | None = _key(None, 'The branch, tag or commit of a data set on the Hub.')
     data_files: str | list[str] | None = _key(None, 'Which files of a folder or of a data set on the Hub to take.')

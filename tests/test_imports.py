@@ -22,7 +22,8 @@ MAY_IMPORT = {
     'formats':  {'core', 'config', 'prompts'},
     'chat':     {'core', 'config', 'prompts'},
     'dialogues': {'core', 'config', 'prompts', 'chat'},
-    'data':     {'core', 'config', 'prompts', 'hub'},
+    'files':    {'core', 'config'},
+    'data':     {'core', 'config', 'prompts', 'files', 'hub'},
     'dedup':    {'core', 'config', 'data'},
     'tokens':   {'core', 'config', 'prompts', 'chat', 'hub'},
     'packing':  {'core'},
@@ -34,9 +35,9 @@ MAY_IMPORT = {
     'model':    {'core', 'config', 'gpus', 'hub'},
     'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model'}, # a plan takes the run's own choices, adapter and loss
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'packing', 'report', 'loss', 'memory', 'model', 'run'},
+    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
-    'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'tokens', 'model', 'infer'},
+    'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},
 }
 MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
