@@ -267,7 +267,7 @@ def split_dataset(
     train = order[:len(rows) - n] if config.shuffle_merged_datasets else np.sort(order[:len(rows) - n])
     return rows.select(train), rows.select(order[len(rows) - n:])
 
-# %% ../nbs/02_data.ipynb #37c87ae5
+# %% ../nbs/02_data.ipynb #617ed5d5
 def load_splits(
     config, # `Config`
 ): # (rows to train on, rows held out or None)
