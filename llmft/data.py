@@ -70,7 +70,7 @@ def _expected(dataset): # {column: (what it must hold, its test)}, from the form
     return {c: ('text', _is_text) if _is_text(v) else ('a list of messages, each with a role and a content', _are_messages)
             for c, v in examples.items() if c in read_columns(dataset) and (_is_text(v) or (v and _are_messages(v)))}
 
-# %% ../nbs/02_data.ipynb #01a4931c
+# %% ../nbs/02_data.ipynb #c6ca0ad8
 def _value_problem(row, expected): # what is wrong with the values of a row; None if nothing is
     for column, (what, test) in expected.items():
         value = row.get(column)
@@ -84,12 +84,12 @@ def iterate_files(
     "Yield the rows of files, each looked at; what is wrong is a `UserError` with its line."
     expected = _expected(dataset)
     for file in files:
-        columns = set()
+        columns = {}
         for place, row in read_file(file, file_kind(file, dataset.ds_type)):
             if problem := _value_problem(row, expected): raise UserError(f'{place}: {problem}')
-            columns |= row.keys()
+            columns |= dict.fromkeys(row)
             yield row
-        if columns: check_columns(sorted(columns), dataset.model_copy(update={'path': file}))
+        if columns: check_columns(list(columns), dataset.model_copy(update={'path': file}))
 
 # %% ../nbs/02_data.ipynb #aa00a891
 def _batches(rows, n=1000, size=32_000_000): # lists of at most `n` rows and about `size` characters of text

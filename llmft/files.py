@@ -68,7 +68,7 @@ def parse_json(
     except ValueError as e: problem = str(e)
     raise UserError(f'{name}:{line}: {problem}') from None
 
-# %% ../nbs/01f_files.ipynb #57e5aed5
+# %% ../nbs/01f_files.ipynb #6a18ef9d
 def _row(value, place):
     if isinstance(value, dict): return value
     raise UserError(f'{place}: a row must be an object `{{"column": value}}`, not {repr(value)[:40]}.')
@@ -76,7 +76,7 @@ def _row(value, place):
 def _json_lines(file, name): # (place, row)
     for n, text in _lines(file, name):
         if n == 1 and text.lstrip().startswith('['): raise UserError(f'{name}:1: an array begins here, but a .jsonl file has one object per line. Rename the file to .json.')
-        if text.strip(): yield f'{name}:{n}', _row(parse_json(text, name, n), f'{name}:{n}')
+        if text.strip(): yield f'{name}:{n}', _row(parse_json(text.rstrip(), name, n), f'{name}:{n}')
 
 def _json(file, name): # (place, row)
     first = file.readline()
@@ -141,12 +141,11 @@ def _parse(file, name, kind): # (place, row)
     if kind in ('csv', 'tsv'): return _csv(file, name, '\t' if kind == 'tsv' or '.tsv' in _plain(name) else ',')
     return _text(file, name) if kind == 'text' else _binary(file, name, kind)
 
-# %% ../nbs/01f_files.ipynb #e16d8360
+# %% ../nbs/01f_files.ipynb #18fd169a
 _PACKAGES = {'s3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs', 'abfss': 'adlfs', 'sftp': 'paramiko', 'ssh': 'paramiko'}
 
 def _reason(e): # an exception of a network or a file -> a line
-    text = (getattr(e, 'strerror', None) or str(e) or type(e).__name__).splitlines()[0]
-    return f'{getattr(e, "status", "")} {getattr(e, "message", "")}'.strip() or text
+    return (getattr(e, 'strerror', None) or str(e).strip('<>') or type(e).__name__).splitlines()[0]
 
 @contextmanager
 def reading(

@@ -1,0 +1,265 @@
+"Where rows come from: every kind of file and place, mixing, shards, weights, the held-out rows, duplicates."
+import functools, gzip, http.server, json, random, threading
+from pathlib import Path
+
+import fsspec, pandas as pd, pytest
+from datasets import Dataset, DatasetDict
+from llmft.config import DatasetConfig, load_config
+from llmft.core import UserError
+from llmft.data import load_rows, load_source, split_dataset, weighted_rows
+from llmft.dedup import near_pairs, prepare_rows, shingles, similarity
+from llmft.files import read_file
+
+ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('LLMFT_HOME', str(tmp_path/'cache'))
+    return tmp_path
+
+
+def lines(rows): return ''.join(json.dumps(r) + '\n' for r in rows).encode()
+def save(path, content):
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+def source(path, **keys): return DatasetConfig(path=str(path), **keys)
+def config(*datasets, **keys): return load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [d if isinstance(d, dict) else {'path': d} for d in datasets]} | keys)
+def plain(rows, columns=('instruction', 'input', 'output')): return [{c: r[c] for c in columns} for r in rows]
+
+
+# every kind of file gives the same rows
+
+def as_arrow(stream):
+    import pyarrow as pa
+    table, sink = pa.Table.from_pylist(ROWS), pa.BufferOutputStream()
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(sink, table.schema) as w: w.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+FILES = {
+    'd.jsonl': lambda: lines(ROWS), 'd.jsonl.gz': lambda: gzip.compress(lines(ROWS)), 'd.json': lambda: json.dumps(ROWS, indent=1), 'e.json': lambda: lines(ROWS),
+    'bom.jsonl': lambda: b'\xef\xbb\xbf' + lines(ROWS), 'windows.jsonl': lambda: lines(ROWS).replace(b'\n', b'\r\n'), 'blank.jsonl': lambda: b'\n' + lines(ROWS).replace(b'\n', b'\n\n'),
+    'd.csv': lambda: pd.DataFrame(ROWS).to_csv(index=False), 'd.tsv': lambda: pd.DataFrame(ROWS).to_csv(index=False, sep='\t'), 'd.csv.gz': lambda: gzip.compress(pd.DataFrame(ROWS).to_csv(index=False).encode()),
+    'windows.csv': lambda: b'\xef\xbb\xbf' + pd.DataFrame(ROWS).to_csv(index=False, lineterminator='\r\n').encode(),
+    'd.parquet': lambda: pd.DataFrame(ROWS).to_parquet(), 'd.arrow': lambda: as_arrow(True), 'f.arrow': lambda: as_arrow(False),
+}
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_files(name):
+    content = FILES[name]()
+    save(name, content)
+    assert plain(load_source(source(name))) == ROWS
+    with fsspec.open(f'memory://{name}', 'wb') as f: f.write(content if isinstance(content, bytes) else content.encode())
+    assert plain(load_source(source(f'memory://{name}'))) == ROWS
+
+
+def test_text():
+    save('d.txt', b'\xef\xbb\xbfone\r\ntwo\nthree')
+    assert load_source(source('d.txt', type='completion'))['text'][:] == ['one', 'two', 'three']
+    save('notes.log', 'one\n')
+    assert load_source(source('notes.log', type='completion', ds_type='text'))['text'][:] == ['one']
+
+
+# places
+
+@pytest.fixture
+def server(folder):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_): pass
+        def do_GET(self):
+            if not self.path.startswith('/cut'): return super().do_GET()
+            self.send_response(200); self.send_header('Content-Length', '9999'); self.end_headers()
+            self.wfile.write(lines(ROWS)) # and then the connection ends
+    server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}'
+    server.shutdown(); server.server_close()
+
+
+def test_https(server):
+    for name in ('d.jsonl', 'd.jsonl.gz', 'd.csv', 'd.parquet'):
+        content = FILES[name]()
+        save(name, content)
+        assert plain(load_source(source(f'{server}/{name}?download=1'))) == ROWS
+    save('broken.jsonl', lines(ROWS) + b'{"a": \n')
+    for name, message in {'none.jsonl': 'none.jsonl: cannot be read: HTTP Error 404', 'broken.jsonl': 'broken.jsonl:9: this is not valid JSON', 'cut.jsonl': 'cut off before its end'}.items():
+        with pytest.raises(UserError, match=message): load_source(source(f'{server}/{name}'))
+
+
+def test_changed_file_is_read_again(server):
+    for place in ('', f'{server}/'):
+        for n in (3, 8):
+            save('d.jsonl', lines(ROWS[:n]))
+            assert len(load_source(source(f'{place}d.jsonl'))) == n
+
+
+def test_folder_and_pattern():
+    for name, part in {'mine/a.jsonl': ROWS[:3], 'mine/deep/b.csv': ROWS[3:6], 'mine/test.jsonl': ROWS[6:]}.items():
+        save(name, lines(part) if name.endswith('l') else pd.DataFrame(part).to_csv(index=False))
+    save('mine/README.md', 'about')
+    save('mine/.hidden.jsonl', '{"a": 1}')
+    assert plain(load_source(source('mine'))) == ROWS[:6]
+    assert plain(load_source(source('mine'), held_out=True)) == ROWS[6:]
+    assert plain(load_source(source('mine', split='train[1:2]+test'))) == ROWS[1:2] + ROWS[6:]
+    assert plain(load_source(source('mine/**/*.csv'))) == ROWS[3:6]
+    assert plain(load_source(source('mine', data_files=['test.jsonl', 'a*']))) == ROWS[6:] + ROWS[:3]
+    assert plain(load_source(source('json', data_files='mine/a.jsonl'))) == ROWS[:3]
+    save('mine/other.jsonl', '{"question": "a", "answer": "b"}\n')
+    with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the column `instruction`, `output`'): load_source(source('mine'))
+
+
+def test_saved_to_disk():
+    data = Dataset.from_list(ROWS)
+    data.save_to_disk('one')
+    DatasetDict(train=data.select(range(5)), test=data.select(range(5, 8))).save_to_disk('two')
+    assert plain(load_source(source('one'))) == ROWS
+    assert plain(load_source(source('two'))) == ROWS[:5] and plain(load_source(source('two'), held_out=True)) == ROWS[5:]
+
+
+@pytest.mark.parametrize('entry, message', [
+    (dict(path='s3://bucket/d.jsonl'), 'pip install s3fs'), (dict(path='gs://bucket/*.jsonl'), 'pip install gcsfs'), (dict(path='nonsense://d.jsonl'), 'nonsense://d.jsonl: cannot be read: Protocol not known'),
+    (dict(path='no/*.jsonl'), 'no/.*jsonl: there are no such files'), (dict(path='mine', data_files='b.jsonl'), 'there is no `b.jsonl`. Did you mean `a.jsonl`'),
+    (dict(path='mine', split='test'), 'there is no split `test`. There are: `train`'), (dict(path='mine', shards=3, shards_idx=3), 'counted from 0 to 2'), (dict(path='mine', split='train[8:]'), 'there are no rows'),
+])
+def test_places_that_are_wrong(entry, message):
+    save('mine/a.jsonl', lines(ROWS))
+    with pytest.raises(UserError, match=message): load_source(DatasetConfig(**entry))
+
+
+# rows that other readers would change
+
+def test_values_stay_as_they_are():
+    late = {'instruction': 'x', 'output': '2024-01-01', 'extra': [1, {'a': None}]}
+    save('d.jsonl', lines(ROWS * 400 + [late]))
+    rows = load_source(source('d.jsonl'))
+    assert {c: rows[-1][c] for c in late} == late and rows[0]['extra'] is None and rows[-1]['input'] is None
+    calls = [{'messages': [{'role': 'assistant', 'content': '7', 'arguments': {name: 1}}]} for name in 'ab']
+    save('c.jsonl', lines(calls))
+    assert [{'messages': r['messages']} for r in load_source(source('c.jsonl', type='chat_template'))] == calls
+
+
+def test_a_very_long_row():
+    save('d.jsonl', lines([ROWS[0], ROWS[1] | {'output': 'y' * 50_000_000}, ROWS[2]]))
+    assert [len(t) for t in load_source(source('d.jsonl'))['output']] == [8, 50_000_000, 8]
+    save('d.csv', 'instruction,output\na,' + 'y' * 1_000_000 + '\n')
+    assert len(load_source(source('d.csv'))['output'][0]) == 1_000_000
+
+
+@pytest.mark.parametrize('text, message', {
+    '{"a": 1, "a": 2}': ':2: `a` is given twice', '{"a": NaN}': ':2: `NaN` is not a JSON value', '{"a": "\\ud83d"}': 'half a character', '{"a": 1},': ':2: this is not valid JSON',
+    '"text"': ':2: a row must be an object', '{"a": "\x01"}': ':2: this is not valid JSON', '[' * 99_999: 'nested too deeply'}.items())
+def test_broken_lines(text, message):
+    save('d.jsonl', lines(ROWS[:1]) + text.encode() + b'\n')
+    with pytest.raises(UserError, match=message): list(read_file('d.jsonl'))
+
+
+# mixing
+
+def test_mixing_keeps_what_formats_read():
+    save('a.jsonl', lines(ROWS[:2]))
+    save('w.jsonl', lines([{'instruction': 'q', 'output': 'r', 'system': 'Be short.', 'extra': 1}]))
+    save('c.jsonl', lines([{'messages': [{'role': 'user', 'content': 'Hi'}], 'input': [7]}]))
+    rows = load_rows(config('a.jsonl', {'path': 'w.jsonl', 'type': 'alpaca_w_system.load'}, {'path': 'c.jsonl', 'type': 'chat_template'}))
+    assert [(r['source'], r['row']) for r in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]
+    assert rows[2]['system'] == 'Be short.' and rows[3]['messages'] == [{'role': 'user', 'content': 'Hi'}]
+    assert plain(rows)[:2] == ROWS[:2] and 'extra' not in rows.column_names
+
+
+def test_shards():
+    save('d.jsonl', lines(ROWS))
+    parts = [load_source(source('d.jsonl', shards=3, shards_idx=i), seed=1)['row'][:] for i in range(3)]
+    assert sorted(r for part in parts for r in part) == list(range(8)) and parts[0] != [0, 1, 2]
+    assert parts[1] == load_source(source('d.jsonl', shards=3, shards_idx=1), seed=1)['row'][:]
+
+
+@pytest.mark.parametrize('weight, counts', {1: {1: 8}, 2: {2: 8}, 0.5: {1: 4}, 1.25: {1: 6, 2: 2}}.items())
+def test_weights(weight, counts):
+    save('d.jsonl', lines(ROWS))
+    c = config({'path': 'd.jsonl', 'weight': weight})
+    rows = prepare_rows(c).train['row'][:]
+    times = [rows.count(r) for r in set(rows)]
+    assert {n: times.count(n) for n in set(times)} == counts
+    assert rows == prepare_rows(c).train['row'][:]
+
+
+@pytest.mark.parametrize('size, held', {0.25: 2, 0.01: 1, 3: 3}.items())
+def test_held_out(size, held):
+    save('d.jsonl', lines(ROWS))
+    for shuffle in (True, False):
+        first, again = (prepare_rows(config('d.jsonl', val_set_size=size, shuffle_merged_datasets=shuffle)) for _ in range(2))
+        assert first.heldout['row'][:] == again.heldout['row'][:] and len(first.heldout) == held
+        assert sorted([*first.train['row'], *first.heldout['row']]) == list(range(8))
+    assert first.train['row'][:] == sorted(first.train['row'])
+    assert prepare_rows(config('d.jsonl', val_set_size=size, seed=7)).heldout['row'][:] != first.heldout['row'][:]
+
+
+# duplicates
+
+def test_duplicates_across_sources():
+    save('a.jsonl', lines(ROWS + ROWS[:2]))
+    save('b.csv', pd.DataFrame([ROWS[3], {'instruction': 'new', 'input': None, 'output': 'row'}]).to_csv(index=False))
+    rows = prepare_rows(config('a.jsonl', 'b.csv'))
+    assert rows.removed == {'equal to an earlier row': (3, ['a.jsonl row 9', 'a.jsonl row 10', 'b.csv row 1'])}
+    assert len(rows.train) == 9 and [s['used'] for s in rows.sources] == [8, 1]
+    assert len(prepare_rows(config('a.jsonl', 'b.csv', dedup='off')).train) == 12
+
+
+def test_wanted_repetition_stays():
+    save('a.jsonl', lines(ROWS))
+    assert len(prepare_rows(config('a.jsonl', 'a.jsonl')).train) == 16
+    assert len(prepare_rows(config({'path': 'a.jsonl', 'weight': 3})).train) == 24
+
+
+@pytest.mark.parametrize('keys, train', [({}, 6), ({'leakage': 'keep'}, 8), ({'dedup': 'off'}, 6)])
+def test_leaks(keys, train):
+    save('a.jsonl', lines(ROWS))
+    save('test.jsonl', lines(ROWS[2:4] + [ROWS[0] | {'output': 'another'}]))
+    rows = prepare_rows(config('a.jsonl', test_datasets=[{'path': 'test.jsonl'}], **keys))
+    assert len(rows.train) == train and len(rows.heldout) == 3
+    assert (rows.kept if keys.get('leakage') else rows.removed) == {'equal to a held-out row': (2, ['a.jsonl row 3', 'a.jsonl row 4'])}
+    with pytest.raises(UserError, match='no row is left to learn from'): prepare_rows(config('a.jsonl', test_datasets=[{'path': 'a.jsonl'}]))
+
+
+def test_named_twice_does_not_leak():
+    save('a.jsonl', lines(ROWS))
+    rows = prepare_rows(config('a.jsonl', 'a.jsonl', val_set_size=3))
+    assert not set(rows.train['row']) & set(rows.heldout['row'])
+
+
+def test_near_pairs_are_all_pairs():
+    "Against a comparison of all pairs."
+    pytest.importorskip('rensa')
+    draw = random.Random(0)
+    words = [f'w{i}' for i in range(60)]
+    texts = [' '.join(draw.choices(words, k=draw.randint(20, 60))) for _ in range(60)]
+    for t in texts[:40]:
+        changed = t.split()
+        for _ in range(draw.randint(0, 4)): changed[draw.randrange(len(changed))] = 'changed'
+        texts.append(' '.join(changed))
+    sets, kept, expected = [shingles(t) for t in texts], [], []
+    for i, s in enumerate(sets):
+        like = next((j for j in kept if similarity(s, sets[j]) >= .8), None)
+        if like is None: kept.append(i)
+        else: expected.append((i, like))
+    assert near_pairs(texts) == expected and len(expected) > 10
+
+
+def test_near_rows():
+    pytest.importorskip('rensa')
+    text = ' '.join(f'word{i}' for i in range(40))
+    save('a.jsonl', lines([{'instruction': 'Say it.', 'output': text}, {'instruction': 'Say it!', 'output': text + ' again'}, ROWS[0]]))
+    save('test.jsonl', lines([{'instruction': 'Say it?', 'output': text}]))
+    rows = prepare_rows(config('a.jsonl', dedup='near'))
+    assert rows.removed == {'nearly equal to an earlier row': (1, ['a.jsonl row 2'])}
+    rows = prepare_rows(config('a.jsonl', test_datasets=[{'path': 'test.jsonl'}], dedup='near'))
+    assert rows.removed['nearly equal to a held-out row'] == (1, ['a.jsonl row 1']) and len(rows.train) == 1
+
+
+def test_builtin_rows_are_all_different():
+    rows = prepare_rows('smollm2-135m')
+    assert (len(rows.train), len(rows.heldout), rows.removed, rows.kept) == (1000, 100, {}, {})
+    assert rows.train['row'][:] == list(range(1000))
