@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['GiB', 'PLACES', 'Gpu', 'context_bytes', 'ram_bytes', 'known_gpus', 'this_gpu', 'find_gpu', 'Place', 'find_place']
 
-# %% ../nbs/04a_gpus.ipynb #207b56fd
+# %% ../nbs/04a_gpus.ipynb #9637bb44
 import os, re, shutil, sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .config import _nearest
 from .core import UserError, existing_parent
@@ -44,10 +45,16 @@ def context_bytes(
     "What CUDA takes on a GPU before a run has stored anything."
     return int((0.3 if capability < (8, 0) else 0.5 if capability < (9, 0) else 0.65)*GiB)
 
-# %% ../nbs/04a_gpus.ipynb #227e84ec
+# %% ../nbs/04a_gpus.ipynb #fd4de521
+def _container_limit(): # bytes of RAM that a container may use; infinity outside of one
+    for file in ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes'):
+        try: return int(Path(file).read_text())
+        except (OSError, ValueError): pass # no such file, or `max`
+    return float('inf')
+
 def ram_bytes() -> int: # bytes; 0 if this system does not say
-    "The memory of this machine."
-    try: return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
+    "The memory of this machine, or of the container it is."
+    try: return min(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'), _container_limit())
     except (AttributeError, ValueError, OSError): return 0
 
 def _unified(): # bytes an Apple GPU may take; elsewhere as a computer with 16 GiB
@@ -72,13 +79,13 @@ def _sized(name): # '15GiB' -> `Gpu`, or None
     if size <= 0: raise UserError(f'GPU {name!r}: the memory must be above 0, as in `15GiB`.')
     return Gpu(name.strip(), size, (7, 5), context_bytes((7, 5)))
 
-# %% ../nbs/04a_gpus.ipynb #4b9a92b0
+# %% ../nbs/04a_gpus.ipynb #23676536
 def this_gpu() -> Gpu:
     "The GPU of this machine; the CPU where there is none."
     import torch
     if torch.cuda.is_available():
         p = torch.cuda.get_device_properties(0)
-        return Gpu(p.name, p.total_memory, (p.major, p.minor), context_bytes((p.major, p.minor)))
+        return Gpu(p.name, p.total_memory, (p.major, p.minor), context_bytes((p.major, p.minor)), count=int(os.environ.get('WORLD_SIZE', 1))) # set by `torchrun`
     return known_gpus()['Apple' if torch.backends.mps.is_available() else 'CPU']
 
 # %% ../nbs/04a_gpus.ipynb #a66f0522

@@ -78,9 +78,10 @@ def test_plan_is_the_real_step_with_other_settings(folders, more): compare(run_c
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('length', [256, 640]) # one chunk of the loss, and two
 @pytest.mark.parametrize('kind', ['llama', 'qwen3', 'gemma3_text']) # no `layer_norm`, which the CPU's autocast leaves in 16 bits and CUDA's does not
-def test_plan_is_the_real_step_in_two_formats(folders, kind, checkpointing):
-    compare(run_config(folders(kind), bf16=True, sequence_len=256, gradient_checkpointing=checkpointing), amp=functools.partial(torch.autocast, 'cpu', torch.bfloat16))
+def test_plan_is_the_real_step_in_two_formats(folders, kind, length, checkpointing):
+    compare(run_config(folders(kind), bf16=True, sequence_len=length, gradient_checkpointing=checkpointing), amp=functools.partial(torch.autocast, 'cpu', torch.bfloat16))
 
 
 def test_code_llama_takes_seconds():
