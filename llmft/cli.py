@@ -66,15 +66,30 @@ def _preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='H
         _print(mask)
         _print('')
 
-# %% ../nbs/11_cli.ipynb #058b984e
+# %% ../nbs/11_cli.ipynb #609c5060
+@app.command('plan')
+def _plan(source: Source, set_: Set = None,
+    gpu: Annotated[Optional[str], typer.Option(metavar='NAME|SIZE', help='Such as `T4`, `RTX 4090`, `2xT4` or `15GiB`; default: the GPU of this machine, or its CPU.')] = None,
+    place: Annotated[Optional[str], typer.Option(metavar='NAME', help='`kaggle` or `colab`: the RAM and the disk to compare with.')] = None,
+    fit: Annotated[bool, typer.Option('--fit', help='Find the fastest settings that fit.')] = False,
+    out: Annotated[Optional[Path], typer.Option(metavar='FILE', help='With `--fit`: write these settings to a new YAML file.')] = None):
+    "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
+    from llmft.memory import fit_to_gpu, plan_memory, save_fitted
+    config = _config(source, set_)
+    if fit or out: config = fit_to_gpu(config, gpu, say=_print)
+    _print(str(plan_memory(config, gpu, place=place)))
+    if out: _print(f'written: {save_fitted(config, out)}')
+
+# %% ../nbs/11_cli.ipynb #8267d918
 @app.command('train')
 def _train(source: Source, set_: Set = None,
     out: Annotated[Optional[Path], typer.Option(help='The run folder; default: `output_dir` of the YAML.')] = None,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace a run folder that exists.')] = False,
-    resume: Annotated[bool, typer.Option('--resume', help='Continue from the last checkpoint in the run folder.')] = False):
+    resume: Annotated[bool, typer.Option('--resume', help='Continue from the last checkpoint in the run folder.')] = False,
+    force: Annotated[bool, typer.Option('--force', help='Train even where the memory plan says that it cannot fit.')] = False):
     "Train as the YAML says."
     from llmft.train import finetune
-    run = finetune(_config(source, set_, out), overwrite=overwrite, resume=resume, say=lambda x: _print(str(x)))
+    run = finetune(_config(source, set_, out), overwrite=overwrite, resume=resume, force=force, say=lambda x: _print(str(x)))
     if run.interrupted:
         print(f'Stopped. What was trained so far is saved in {run.path}; go on with --resume.', file=sys.stderr)
         raise typer.Exit(130)

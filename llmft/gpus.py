@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['GiB', 'PLACES', 'Gpu', 'context_bytes', 'ram_bytes', 'known_gpus', 'this_gpu', 'find_gpu', 'Place', 'find_place']
 
-# %% ../nbs/04a_gpus.ipynb #9637bb44
-import os, re, shutil, sys
+# %% ../nbs/04a_gpus.ipynb #8904f2a6
+import difflib, os, re, shutil, sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def this_gpu() -> Gpu:
         return Gpu(p.name, p.total_memory, (p.major, p.minor), context_bytes((p.major, p.minor)), count=int(os.environ.get('WORLD_SIZE', 1))) # set by `torchrun`
     return known_gpus()['Apple' if torch.backends.mps.is_available() else 'CPU']
 
-# %% ../nbs/04a_gpus.ipynb #a66f0522
+# %% ../nbs/04a_gpus.ipynb #d65dc7c1
 def find_gpu(
     name=None, # such as `T4`, `RTX 4090`, `2xT4`, `15GiB`; `None`: this machine's
 ) -> Gpu:
@@ -100,9 +100,8 @@ def find_gpu(
     if gpu := known.get(_plain(name)) or _sized(name): return gpu
     several = re.fullmatch(r'(\d+)\s*[x×*]\s*(.+)', name.strip(), re.I)
     if several and int(several[1]): return replace(find_gpu(several[2]), name=name.strip(), count=int(several[1]))
-    near = _nearest(_plain(name), known).strip()
-    near = re.sub('`(.+)`', lambda m: f'`{known[m[1]].name}`', near)
-    raise UserError(f'There is no GPU called {name!r} in the list.{" " + near if near else ""} Known: {", ".join(known_gpus())}. A size works too, as `15GiB`.')
+    near = difflib.get_close_matches(_plain(name), known, n=1, cutoff=.5) # names are short: `T5` is half a `T4`
+    raise UserError(f'There is no GPU called {name!r} in the list.{f" Did you mean `{known[near[0]].name}`?" if near else ""} Known: {", ".join(known_gpus())}. A size works too, as `15GiB`.')
 
 # %% ../nbs/04a_gpus.ipynb #80927fc4
 @dataclass(frozen=True)

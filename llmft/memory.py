@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'read_shape', 'attention_of', 'dry_run', 'MemoryPlan', 'CannotPlan', 'plan_memory', 'check_fits',
-           'fit_to_gpu']
+           'fit_to_gpu', 'save_fitted']
 
-# %% ../nbs/04_memory.ipynb #8b6946fe
+# %% ../nbs/04_memory.ipynb #96d8ffab
 import functools, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .config import Config, _nearest, load_config
-from .core import UserError, quiet
+from .config import Config, _nearest, dump_yaml, load_config
+from .core import UserError, quiet, write_atomic
 from .gpus import GiB, PLACES, Gpu, find_gpu, find_place, known_gpus, this_gpu
 from .hub import hub_errors, is_path, resolve_model
 from .loss import learned_token_loss, plain_head
@@ -314,13 +314,14 @@ def check_fits(
         raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
     say(f'memory: {plan.head()}')
 
-# %% ../nbs/04_memory.ipynb #5fce81a5
+# %% ../nbs/04_memory.ipynb #90c944ba
 def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or None; the plan with one row)
     rows = config.micro_batch_size*config.gradient_accumulation_steps
     sizes = [n for n in range(1, rows + 1) if rows % n == 0]
     def plan(n):
-        held = min(config.eval_batch_size, n) if config.eval_batch_size else None
-        return plan_memory(load_config(config, micro_batch_size=n, gradient_accumulation_steps=rows//n, eval_batch_size=held), gpu, base)
+        tried = plan_memory(load_config(config, micro_batch_size=n, gradient_accumulation_steps=rows//n), gpu, base)
+        if tried.fits() or (config.eval_batch_size or 0) <= n: return tried
+        return plan_memory(load_config(tried.config, eval_batch_size=n), gpu, base)
     best = one = plan(1)
     if not one.fits(): return None, one
     low, high = 1, len(sizes) - 1 # sizes[low:high + 1] are not tried yet
@@ -330,7 +331,7 @@ def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or 
         else: high = middle - 1
     return best, one
 
-# %% ../nbs/04_memory.ipynb #72f5e49d
+# %% ../nbs/04_memory.ipynb #62a57273
 def _rungs(config, gpu): # the settings to try, fastest first: (changes, why)
     small = 'paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit'
     yield dict(gradient_checkpointing=False), 'there is room to keep all results of the layers, and computing them twice takes about 30% more time'
@@ -342,7 +343,7 @@ def _rungs(config, gpu): # the settings to try, fastest first: (changes, why)
     while (length := length//2) >= 128: yield saving | dict(sequence_len=length), f'LAST RESORT: nothing else fits. Texts above {length} tokens are left out'
 
 _REASONS = dict(micro_batch_size='the most rows for which a step fits', gradient_accumulation_steps='keeps the number of rows that learn together',
-    eval_batch_size='an evaluation takes no more rows than training')
+    eval_batch_size='an evaluation of more rows does not fit')
 
 def _nothing_fits(config, gpu, one): # the error when even the shortest row is too much
     room = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
@@ -350,7 +351,7 @@ def _nothing_fits(config, gpu, one): # the error when even the shortest row is t
     return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs {_size(one.peak_bytes)}, '
         f'{_size(one.parts["weights"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
 
-# %% ../nbs/04_memory.ipynb #39cb1c84
+# %% ../nbs/04_memory.ipynb #e0b506ab
 def fit_to_gpu(
     config,    # `Config`, or what `load_config` takes
     gpu=None,  # name of a GPU, or a size such as `15GiB`; `None`: the one of this machine
@@ -364,7 +365,16 @@ def fit_to_gpu(
         if best: break
     else: raise _nothing_fits(config, gpu, one)
     reasons = _REASONS | dict.fromkeys(changes, why) | (dict(gradient_checkpointing='without it not even one row fits') if len(changes) > 1 else {})
-    for key, new in best.config:
-        if (old := getattr(config, key)) != new: say(f'{key}: {old} -> {new}: {reasons[key]}')
-    say(best.head())
+    changed = [(key, getattr(config, key), new) for key, new in best.config if getattr(config, key) != new]
+    for key, old, new in changed: say(f'{key}: {old} -> {new}: {reasons[key]}')
+    if not changed: say('Nothing has to change.')
     return best.config
+
+# %% ../nbs/04_memory.ipynb #ae8357de
+def save_fitted(
+    config, # from `fit_to_gpu`
+    path,   # YAML file to write; one that exists is a `UserError`
+) -> Path:
+    "Write the keys that were given and those that were changed."
+    if Path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
+    return write_atomic(path, dump_yaml(config.model_dump(mode='json', exclude_unset=True)))

@@ -41,12 +41,12 @@ REFUSED = {name: why for why, names in {
     'it is for TPUs': 'adamw_torch_xla', 'it is for Ascend NPUs': 'adamw_torch_npu_fused',
     'its package, torchdistx, is no longer maintained': 'adamw_anyprecision'}.items() for name in names.split()}
 
-# %% ../nbs/04c_optimizers.ipynb #378fb727
+# %% ../nbs/04c_optimizers.ipynb #c33c2703
 def check_optimizer(
     name, # as in the YAML's `optimizer`
 ) -> Kept:
     "What the optimizer of that name keeps; a `UserError` if it cannot be used or is not known."
-    if name in REFUSED: raise UserError(f'`optimizer: {name}` cannot be used: {REFUSED[name]}. Take another, as `adamw_torch` or `paged_adamw_8bit`.')
+    if name in REFUSED: raise UserError(f'`optimizer`: `{name}` cannot be used here: {REFUSED[name]}. Take another, as `adamw_torch` or `paged_adamw_8bit`.')
     if name not in OPTIMIZERS: raise UserError(f'`optimizer`: there is none called `{name}`.{_nearest(name, OPTIMIZERS)} Known: {", ".join(OPTIMIZERS)}.')
     return OPTIMIZERS[name]
 

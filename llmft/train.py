@@ -15,6 +15,7 @@ from pathlib import Path
 from .config import Config, _nearest, load_config
 from .core import UserError, quiet
 from .loss import learned_token_loss, plain_head
+from .memory import check_fits
 from .model import adapter_in_float32, add_adapter, hardware, load_base, parameter_report
 from .report import data_record, prepare
 from .run import Run, check_output, check_resume, cut_metrics, finish_run, sample_answers, start_run
@@ -68,8 +69,8 @@ def _check_names(config): # names that transformers knows and can use here, befo
     import torch
     quiet()
     from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
-    from transformers.training_args import OptimizerNames
-    _known('optimizer', config.optimizer, OptimizerNames)
+    from llmft.optimizers import check_optimizer
+    check_optimizer(config.optimizer)
     _known('lr_scheduler', config.lr_scheduler, SchedulerType)
     _check_trackers(config)
     args = TrainingArguments(optim=config.optimizer, report_to='none')
@@ -262,11 +263,13 @@ def finetune(
     overwrite=False, # replace a run folder that exists
     resume=False,    # continue the run in `output_dir` from its last checkpoint
     say=print,       # where messages go; `None` for silence
+    force=False,     # train even where the memory plan says that it cannot fit
 ) -> Run:
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
     say, config = say or (lambda *_: None), config if isinstance(config, Config) else load_config(config)
     out = check_output(config, overwrite, resume)
     _check_names(config)
+    if not force: check_fits(config, say)
     checkpoint = check_resume(out, config) if resume else None
     data, hw = prepare(config), hardware(config)
     say(hw); say(data)

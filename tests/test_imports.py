@@ -35,7 +35,7 @@ MAY_IMPORT = {
     'model':    {'core', 'config', 'gpus', 'hub'},
     'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model'}, # a plan takes the run's own choices, adapter and loss
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'model', 'run'},
+    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},

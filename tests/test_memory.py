@@ -1,16 +1,17 @@
 "The memory plan against the same step really run, bad input, and (with a GPU) against what CUDA reports."
-import functools, json, time
+import contextlib, functools, io, json, time
 from pathlib import Path
 import pytest, torch
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
-from llmft.config import load_config
+from llmft.cli import main
+from llmft.config import dump_yaml, load_config
 from llmft.core import UserError
 from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
 from llmft.gpus import GiB, find_gpu, find_place, known_gpus
-from llmft.memory import attention_of, dry_run, fit_to_gpu, plan_memory, read_shape
+from llmft.memory import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory, read_shape
 from llmft.model import add_adapter, load_base
 from llmft.loss import learned_token_loss, plain_head
-from llmft.train import Collator
+from llmft.train import Collator, finetune
 
 SIZES = dict(vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
@@ -89,7 +90,7 @@ def test_code_llama_takes_seconds():
     plan = plan_memory('code-llama-7b', 'T4', CODE_LLAMA)
     assert time.process_time() - start < 10
     assert plan.fits() and plan.fits('RTX 3070') and not plan.fits('5GiB')
-    assert 3.8*GiB < sum(plan.at_rest.values()) < 4*GiB # NF4 weights and a 32-bit adapter of rank 32
+    assert 3.8*GiB < sum(plan.at_rest[k] for k in ('weights', 'adapter')) < 4*GiB # NF4 weights and a 32-bit adapter of rank 32
     assert plan.peak_bytes == sum(plan.parts.values()) and plan.step == 'backward' and 'layers.31' in plan.module
     assert 'it fits' in str(plan) and '| weights |' in plan._repr_markdown_()
 
@@ -110,7 +111,7 @@ def test_fit_keeps_the_rows_that_learn_together():
     assert plan_memory(fitted, 'T4', CODE_LLAMA).fits()
     assert fitted.micro_batch_size*fitted.gradient_accumulation_steps == 10 and fitted.sequence_len == guide.sequence_len
     changed = [key for key, value in fitted if value != getattr(guide, key)]
-    assert [line.split(':')[0] for line in said[:-1]] == changed and all(line.count(': ') >= 2 for line in said[:-1])
+    assert [line.split(':')[0] for line in said] == changed and all(line.count(': ') >= 2 for line in said)
     with pytest.raises(UserError, match='Nothing makes this run fit on 3GiB'): fit_to_gpu(load_config(guide, sequence_len=128, micro_batch_size=1), '3GiB', CODE_LLAMA)
 
 
@@ -187,3 +188,68 @@ def test_against_cuda(more):
     with open(out, 'a', encoding='utf-8') as f: f.write(json.dumps(dict(settings=more, planned=planned, allocated=real, reserved=torch.cuda.max_memory_reserved(),
         in_use=free - torch.cuda.mem_get_info()[0], assumed={k: plan.parts[k] for k in ('CUDA', 'allocator')}, torch=torch.__version__)) + '\n')
     assert abs(planned - real) < .05*real
+
+
+@pytest.fixture
+def run_file(tmp_path):
+    "A YAML for a model of which there is only a `config.json`."
+    def write(shape=dict(SIZES, model_type='llama'), **more):
+        (tmp_path/'model').mkdir()
+        (tmp_path/'model'/'config.json').write_text(json.dumps(shape), encoding='utf-8')
+        keys = dict(base_model=str(tmp_path/'model'), datasets=[dict(path='rows.jsonl')], sequence_len=64) | more
+        (tmp_path/'run.yml').write_text(dump_yaml(keys), encoding='utf-8')
+        return str(tmp_path/'run.yml')
+    return write
+
+
+def plan_command(*args):
+    "Standard output of `llmft plan`, or where it fails its error; and the exit status."
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try: main(['plan', *args])
+        except SystemExit as e: return (err if e.code else out).getvalue(), e.code or 0
+
+
+def test_plan_command(run_file, tmp_path):
+    text, status = plan_command(run_file(), '--gpu', 'T4')
+    assert status == 0 and 'of T4 (14.6 GiB): it fits' in text
+    for row in ('weights', 'adapter', 'activations', 'CUDA', 'GPU', 'RAM', 'disk: download', 'disk: run folder'): assert f'\n  {row} ' in text
+    assert '(Kaggle)' in text and '(Colab)' in text
+    assert {p.name for p in tmp_path.iterdir()} == {'model', 'run.yml'} # nothing was written
+
+
+def test_plan_command_fits(run_file, tmp_path):
+    file = run_file(micro_batch_size=64, sequence_len=2048, test_datasets=[dict(path='more.jsonl')])
+    text, status = plan_command(file, '--gpu', '1GiB', '--fit')
+    assert status == 0 and 'micro_batch_size: 64 -> ' in text and 'it fits' in text and {p.name for p in tmp_path.iterdir()} == {'model', 'run.yml'}
+    text, status = plan_command(file, '--gpu', '1GiB', '--fit', '--out', str(tmp_path/'fits.yml'))
+    fitted = load_config(tmp_path/'fits.yml')
+    assert status == 0 and fitted.micro_batch_size*fitted.gradient_accumulation_steps == 64 and plan_memory(fitted, '1GiB').fits()
+    assert 'exists already' in plan_command(file, '--gpu', '1GiB', '--fit', '--out', str(tmp_path/'fits.yml'))[0]
+
+
+@pytest.mark.parametrize('shape,args,message', [
+    (dict(SIZES, model_type='lama'), [], 'does not know the architecture `lama`. Did you mean `llama`?'),
+    ({k: v for k, v in SIZES.items() if k != 'vocab_size'} | dict(model_type='llama'), [], 'no `vocab_size`'),
+    (dict(SIZES, model_type='llama'), ['--set', 'sequence_len=-5'], '`sequence_len` must be at least 8'),
+    (dict(SIZES, model_type='llama'), ['--gpu', 'T5'], 'Did you mean `T4`?'),
+    (dict(SIZES, model_type='llama'), ['--gpu', 'RTX4900'], 'Did you mean `RTX 4090`?'),
+    (dict(SIZES, model_type='llama'), ['--place', 'colaab'], 'Did you mean `colab`?'),
+    (dict(SIZES, model_type='llama'), ['--set', 'lora_target_modules=[qproj]'], 'no layer called `qproj`. Did you mean `q_proj`?'),
+    (dict(SIZES, model_type='llama'), ['--set', 'lora_target_modules=xx.*'], 'no layer has a name that fits'),
+    (dict(model_type='gpt2', vocab_size=100, n_embd=32, n_layer=1, n_head=2), [], 'no linear layers that could be kept in 4 bits'),
+    (dict(SIZES, model_type='llama'), ['--set', 'lora_r=0'], '`lora_r` must be above 0'),
+    (dict(SIZES, model_type='llama'), ['--set', 'optimizer=apollo_adamw'], 'optim_target_modules'),
+    (dict(SIZES, model_type='llama'), ['--set', 'optimizer=adamw_toch'], 'Did you mean `adamw_torch`?'),
+], ids=lambda v: ' '.join(v) if isinstance(v, list) else '')
+def test_plan_command_bad_input(shape, args, message, run_file):
+    text, status = plan_command(run_file(shape), '--gpu', 'T4', *args)
+    assert status == 2 and message in text and text.startswith('Error: ') and 'Traceback' not in text
+
+
+def test_train_stops_with_the_plan(run_file, monkeypatch):
+    file = run_file(dict(SIZES, model_type='llama', vocab_size=2**24, hidden_size=4096), adapter='lora', lora_modules_to_save=['lm_head'])
+    with pytest.raises(UserError, match=r'does not fit on this machine \(RAM') as e: finetune(file)
+    assert 'highest in the step' in str(e.value) and '--force' in str(e.value)
+    monkeypatch.setattr('llmft.memory.plan_memory', lambda config: 1/0)
+    check_fits(load_config('smollm2-135m')) if not torch.cuda.is_available() else None # the built-in model is not planned on a CPU
+    with pytest.raises(UserError, match='has no weights'): finetune(file, force=True) # goes on to the model
