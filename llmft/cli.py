@@ -43,7 +43,7 @@ def _config(source, set_, out=None): # -> `Config`
     from llmft.config import load_config, parse_overrides
     return load_config(source, **parse_overrides(set_ or []), **({'output_dir': str(out)} if out else {}))
 
-# %% ../nbs/11_cli.ipynb #ae8f9aa6
+# %% ../nbs/11_cli.ipynb #ccca30f3
 @app.command('recipes')
 def _recipes(name: Annotated[Optional[str], typer.Argument(metavar='[NAME]', help='Print this one, to copy it into a file of your own.')] = None):
     "List the recipes; each works in place of a file."
@@ -56,15 +56,20 @@ def _recipes(name: Annotated[Optional[str], typer.Argument(metavar='[NAME]', hel
 def _check(source: Source, set_: Set = None):
     "Find everything that can be wrong before a GPU minute is spent."
     from llmft.check import check_run
-    _print(str(check_run(_config(source, set_))))
+    check = check_run(_config(source, set_))
+    _print(str(check))
+    check.report.check()
 
 @app.command('preview')
 def _preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='How many rows.')] = 3, set_: Set = None):
-    "Show rows as text, with what is learned in colour."
+    "Show rows as text, with what is learned in colour, and the head of the data report."
     from llmft.check import preview_rows
-    for mask in preview_rows(_config(source, set_), n):
+    from llmft.report import data_report
+    config = _config(source, set_)
+    for mask in preview_rows(config, n):
         _print(mask)
         _print('')
+    _print(data_report(config).head())
 
 # %% ../nbs/11_cli.ipynb #609c5060
 @app.command('plan')

@@ -228,7 +228,7 @@ DATA = {
     'type': ('d.jsonl', ROWS, '\n    type: alpca', 'there is no prompt format `alpca`', 'Did you mean `alpaca`?'),
     'empty slice': ('d.jsonl', ROWS, '\n    split: train[:0]', 'd.jsonl: there are no rows in split `train[:0]`'),
     'no slice': ('d.jsonl', ROWS, '\n    split: train[abc', 'd.jsonl: split `train[abc` cannot be read', '`train[:100]`'),
-    'all answers empty': ('d.jsonl', '{"instruction": "a", "output": ""}\n' * 3, '', 'no row of the data can be used', 'the answer is empty (row 1, 2, 3)'),
+    'all answers empty': ('d.jsonl', '{"instruction": "a", "output": ""}\n' * 3, '', 'no row can be learned from', 'the answer is empty (row 1, 2, 3)'),
 }
 
 
@@ -261,10 +261,10 @@ def test_rows_that_are_left_out(capsys):
     "One bad row does not stop a run: it is counted, with its number."
     data('d.jsonl', ROWS + '{"instruction": "x", "output": ""}\n' + ROWS + '{"instruction": "x", "output": null}\n')
     main_ok('check', 'run.yml')
-    assert '16 rows are used.\n2 are left out: the answer is empty (row 9, 18).' in capsys.readouterr().out
+    assert '2 the answer is empty (row 9, 18)' in capsys.readouterr().out
     data('d.csv', 'instruction,output\na,7\nb,None\nc\nd,\n') # a number and a word that pandas takes for a missing value
     main_ok('check', 'run.yml')
-    assert '2 rows are used.\n2 are left out: the answer is empty (row 3, 4).' in capsys.readouterr().out
+    assert '2 the answer is empty (row 3, 4)' in capsys.readouterr().out
 
 
 def main_ok(*args):
@@ -274,7 +274,7 @@ def main_ok(*args):
 
 def test_too_long(wrong, no_training):
     Path('run.yml').write_text(RUN.replace('64', '8'))
-    says(wrong('train', 'run.yml'), 'no row of the data can be used', '8 are left out: longer than sequence_len 8 (row 1, 2, 3, …)', 'Increase `sequence_len`')
+    says(wrong('train', 'run.yml'), 'every row is longer than `sequence_len`: 8 of 8 rows (row 1, 2, 3, …)', 'Raise `sequence_len`')
     says(wrong('preview', 'run.yml'), 'none of the first 8 rows can be used', 'longer than sequence_len 8 (row 1, 2, 3, …)')
     data('d.jsonl', ROWS + json.dumps({'instruction': 'x', 'output': 'long ' * 80}) + '\n')
     says(wrong('train', 'run.yml', '--set', 'excess_length_strategy=error'), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy: drop`')
