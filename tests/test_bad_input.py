@@ -277,7 +277,7 @@ def test_too_long(wrong, no_training):
     says(wrong('train', 'run.yml'), 'every row is longer than `sequence_len`: 8 of 8 rows (row 1, 2, 3, …)', 'Raise `sequence_len`')
     says(wrong('preview', 'run.yml'), 'none of the first 8 rows can be used', 'longer than sequence_len 8 (row 1, 2, 3, …)')
     data('d.jsonl', ROWS + json.dumps({'instruction': 'x', 'output': 'long ' * 80}) + '\n')
-    says(wrong('train', 'run.yml', '--set', 'excess_length_strategy=error'), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy: drop`')
+    says(wrong('train', 'run.yml', '--set', 'excess_length_strategy=error'), 'longer than sequence_len 64', 'row 9', 'choose another `excess_length_strategy`')
 
 
 def test_held_out_too_much(wrong, no_training):
