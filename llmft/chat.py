@@ -217,7 +217,7 @@ def _contents(said, full, draw): # {message: (start, stop)}; a message that has 
         if _MARKS.sub('', marked) == full: return _kept(said, full, _places(marked), draw)
     return {}
 
-# %% ../nbs/01b_chat.ipynb #47951e99
+# %% ../nbs/01b_chat.ipynb #53082d73
 def _space(full, place, places): # a space that the template puts in front of a content is written with it
     a, b = place
     return (a - 1 if a and full[a - 1] == ' ' and all(stop != a or start == a for start, stop in places.values()) else a), b
@@ -246,6 +246,7 @@ class _Ends:
 
 @lru_cache(16)
 def _ends(names, eos, bos, eot): # names: of all control tokens
+    if eot is not None and not eot: eot = (eos,)
     given = '|'.join(map(re.escape, sorted({*names, *(eot or ()), eos}, key=len, reverse=True)))
     return _Ends(eos, eot, bos if bos != eos else None, re.compile(rf'\s*({given})'), re.compile(rf'({given})\s*\Z'))
 
@@ -334,9 +335,10 @@ def _tools(row, dataset): # the functions that may be called, as a list of mappi
         if isinstance(function, dict) and 'parameters' in function: function['parameters'] = _json(function['parameters'], 'the parameters of a tool')
     return tools
 
-# %% ../nbs/01b_chat.ipynb #d7acf898
+# %% ../nbs/01b_chat.ipynb #02227cdc
 def _all_behind(said, full, n, draw): # (start, stop) of all that follows the first `n` messages
-    if not n or said[-1]['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
+    if n == 0: return [(0, len(full))]
+    if n >= len(said) or said[-1]['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
     text = draw([said[:n]], add_generation_prompt=True)[0][0]
     if not full.startswith(text): raise RowError('the chat template writes a turn differently when more follows')
     return [(len(text), len(full))]
@@ -345,8 +347,8 @@ _ANSWER = '\ufdd4' # stands where an answer will stand
 
 def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start, stop)
     said, wanted = [m.said for m in messages], _wanted(messages, dataset)
-    if not dataset.roles_to_train and dataset.train_on_eos == 'none' and not wanted: return _all_behind(said, full, given or len(said) - 1, draw)
-    if not wanted and dataset.roles_to_train: raise RowError(f'there is no message of the role {" or ".join(dataset.roles_to_train)}')
+    if not dataset.roles_to_train and dataset.train_on_eos == 'none' and not wanted: return _all_behind(said, full, len(said) - 1 or len(said) if given is None else given, draw)
+    if not wanted and dataset.roles_to_train and 'all' not in (dataset.train_on_eos, dataset.train_on_eot): raise RowError(f'there is no message of the role {" or ".join(dataset.roles_to_train)}')
     places, prompts = _contents(said, full, draw), _prompts(said, wanted, full, draw)
     merged = bool(dataset._run.get('allow_merged_tokens'))
     found = {i: place for i in wanted if (place := _find(i, said, full, places, blocks, prompts.get(i, 0), merged, draw, ends))}
@@ -413,7 +415,7 @@ for name, keys in NAMES.items():
     register_format(name, _chat, _chat_columns, _chat_ask, {keys.get('field_messages', 'messages'): _renamed(_EXAMPLE, keys)},
         'Conversations of `from` and `value`, in the chat template of the model.' if name == 'sharegpt' else 'Another spelling of `sharegpt`.', _chat_optional, own_inputs=True)
 
-# %% ../nbs/01b_chat.ipynb #fc1a6664
+# %% ../nbs/01b_chat.ipynb #39e4dcce
 def _prompt_completion(row, dataset, tokenizer):
     "A conversation in two columns; only answers in the second are learned."
     prompt, completion = (chat_messages(row | {dataset.field_messages: row[c]}, dataset) for c in ('prompt', 'completion'))
@@ -421,7 +423,7 @@ def _prompt_completion(row, dataset, tokenizer):
     roles = {names.get(r, r) for r in dataset.roles_to_train}
     for messages, learn in (prompt, inputs), (completion, True):
         for m in messages: m.learn = bool(learn) and m.said['role'] in roles
-    return conversation_turns(prompt + completion, row, dataset, tokenizer, len(prompt))
+    return conversation_turns(prompt + completion, row, dataset, tokenizer, 0 if inputs else len(prompt))
 
 def _prompt_completion_ask(text, dataset):
     *messages, answer = _chat_ask(text, dataset)[_field(dataset, 'field_messages')]

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Callable
 
+from llmft.chat import chat_messages, chosen_template
 from llmft.config import load_config
 from llmft.prompts import control_tokens
 from llmft.tokens import IGNORE, encode_columns
@@ -38,6 +39,29 @@ def trl(type, line):
             'train_on_inputs': sft.get('completion_only_loss') is False}, {'type': type}
 
 
+def axolotl_chat(type, line):
+    keys, source = axolotl(type, line)
+    if line['config']['dataset'].get('train_on_eos', '') is None: source['train_on_eos'] = 'none'
+    if 'roles' in source: # there they replace the usual names
+        named = {name for names in source['roles'].values() for name in names}
+        source['roles'] = {name: [name] for name in ('human', 'gpt') if name not in named} | source['roles']
+    return {'eot_tokens': [], 'allow_merged_tokens': 'trained', 'empty_answers': 'keep'} | keys, source
+
+
+def trl_chat(type, line):
+    keys, _ = trl(type, line)
+    learn_all = not line['config']['sft_config'].get('assistant_only_loss')
+    source = {'type': 'messages' if learn_all else 'chat_template', 'chat_template_jinja': line['config']['chat_template']}
+    if 'conversations' in line['record']: # the roles keep their names
+        source |= {'field_messages': 'conversations', 'message_property_mappings': {'role': 'from', 'content': 'value'}, 'roles': {'human': ['human'], 'gpt': ['gpt']}}
+    if 'prompt' in line['record']: return keys, source | {'type': 'prompt_completion_chat'} | ({'roles_to_train': [], 'train_on_eos': 'none'} if learn_all else {})
+    return keys | {'train_on_inputs': learn_all}, source
+
+
+def fastchat(type, line): # and WizardLM, who took its code
+    return {'sequence_len': line['config']['model_max_length'], 'excess_length_strategy': 'truncate', 'allow_merged_tokens': True}, {'type': type}
+
+
 TRANSLATORS = { # (peer, type) -> translator; None stands for every other type of that peer
     ('axolotl', None): axolotl,
     ('stanford_alpaca', 'alpaca'): lambda type, line: stanford('stanford_alpaca', line),
@@ -46,9 +70,16 @@ TRANSLATORS = { # (peer, type) -> translator; None stands for every other type o
     ('wizardlm', 'training_src_train'): lambda type, line: stanford('wizardlm', line),
     ('wizardlm', 'wizardcoder'): lambda type, line: stanford('wizardcoder', line),
     ('wizardlm', 'wizardmath'): lambda type, line: stanford('wizardmath', line),
+    **{('axolotl', type): axolotl_chat for type in ('chat_template', 'sharegpt')},
+    ('fastchat', 'vicuna_v1.1'): fastchat,
+    ('wizardlm', 'freeform_multiturn'): lambda type, line: fastchat('wizardlm_multiturn', line),
+    **{('trl', type): trl_chat for type in ('messages', 'sharegpt', 'conversational_prompt_completion')},
     ('trl', 'text'): trl,
     ('trl', 'prompt_completion'): trl,
 }
+
+
+PADDED = {('axolotl', 'llama2_chat')} # its rows are filled up to the full length before they are batched
 
 
 def config_like(peer, type, line):
@@ -69,7 +100,9 @@ def encode_like(
     config = load_config(config_like(peer, type, line), **changes)
     columns = {name: [value] for name, value in line['record'].items()}
     table = encode_columns(columns | {'source': [0], 'row': [0]}, tokenizer, config).to_pydict()
-    return [(ids, labels) for ids, labels, reason in zip(table['input_ids'], table['labels'], table['reason']) if reason is None]
+    pad = config.sequence_len if (peer, type) in PADDED else 0
+    return [(ids + [tokenizer.pad_token_id] * (pad - len(ids)), labels + [IGNORE] * (pad - len(ids)))
+            for ids, labels, reason in zip(table['input_ids'], table['labels'], table['reason']) if reason is None]
 
 
 # Where the others are wrong. A case is recognised by a rule; what llmft does instead is stated so that it can be checked:
@@ -114,6 +147,65 @@ def _without(at): # the same rows without the token at this place of the last on
     def cut(values): return values[:at] + values[at + 1:] if at >= 0 else values[:-1]
     return lambda row, want: want and want[:-1] + [tuple(cut(v) for v in want[-1])]
 
+def _watched(row): # messages that Axolotl looks for in the text, by its settings: (message, is it learned)
+    config = config_like(row.peer, row.type, row.line)
+    source, names = config.datasets[0], {'gpt': 'assistant', 'human': 'user'}
+    roles = {names.get(r, r) for r in source.roles_to_train}
+    for m in chat_messages(row.line['record'], source):
+        learned = config.train_on_inputs or m.said['role'] in roles
+        if learned or 'all' in (source.train_on_eos, source.train_on_eot): yield m.said, learned
+
+def _like_dummy(text): return text.strip().startswith('[') or text.strip().endswith(']')
+
+def _brackets(row): # does one of them begin or end as the text that Axolotl puts in its place
+    return row.peer == 'axolotl' and row.type in ('chat_template', 'sharegpt') and any(_like_dummy(m['content']) for m, _ in _watched(row))
+
+def _whole_contents(row, want): # labels on every token of an answer that is learned in part, and on the end token behind it
+    config = config_like(row.peer, row.type, row.line)
+    source, (ids, labels), at = config.datasets[0], want[0], 0
+    messages = [m.said for m in chat_messages(row.line['record'], source)]
+    text = row.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=chosen_template(source))
+    places = row.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping'][:len(ids)]
+    ends = row.tokenizer.convert_tokens_to_ids([row.tokenizer.eos_token, *config.eot_tokens])
+    options, labels, watched = {source.train_on_eos, source.train_on_eot or source.train_on_eos}, list(labels), list(_watched(row))
+    for m in messages:
+        start = text.index(m['content'].strip(), at)
+        at = start + len(m['content'].strip())
+        learned = next((learned for w, learned in watched if w is m or w == m), None)
+        if learned is None or not _like_dummy(m['content']): continue
+        inside = [i for i, (a, b) in enumerate(places) if a < at and b > start - (text[start - 1] == ' ')]
+        after = range(inside[-1] + 1, min(inside[-1] + 4, len(ids))) if inside else ()
+        end = [i for i in after if ids[i] in ends][:1] if 'all' in options or learned and options - {'none'} else []
+        for i in after[:end[0] - inside[-1] - 1] if end else (): labels[i] = IGNORE
+        for i in inside * learned + end: labels[i] = ids[i]
+    return [(ids, labels)]
+
+def _vicuna(row): return row.peer == 'fastchat' or (row.peer, row.type) == ('wizardlm', 'freeform_multiturn')
+
+def _said(row): # the questions and answers that FastChat writes
+    said = [(m['from'], m['value']) for m in row.line['record']['conversations']]
+    return said[said[0][0] == 'gpt':]
+
+def _answered(row): return _vicuna(row) and any(who == 'gpt' and text for who, text in _said(row))
+
+def _vicuna_labels(row, want): # the answers are learned, up to the last one
+    (ids, _), text, labels, count = want[0], _SYSTEM, [], lambda text: len(row.tokenizer(text)['input_ids'])
+    for who, said in _said(row):
+        if who == 'human': text += f'USER: {said} ASSISTANT:'
+        if who == 'human' or not said: continue
+        labels += [IGNORE] * (count(text) - len(labels))
+        text += f' {said}</s>'
+        labels += ids[len(labels):count(text)]
+    labels = labels[:len(ids)]
+    return [(ids[:len(labels)], labels)] if any(l != IGNORE for l in labels) else []
+
+_SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. "
+
+def _replaced(row): # a last question under the settings where Axolotl takes the last message for the answer
+    source = row.line['config'].get('dataset', {})
+    return row.peer == 'axolotl' and source.get('roles_to_train') == [] and source.get('train_on_eos', '') is None and (
+        chat_messages(row.line['record'], config_like(row.peer, row.type, row.line).datasets[0])[-1].said['role'] != 'assistant')
+
 CASES = [
     Case('all', 'control tokens that the data spell, as `</s>` in an answer, become control tokens',
         'they are plain text, and are counted; `allow_special_tokens: true` gives the same as the others',
@@ -121,7 +213,14 @@ CASES = [
         lambda row: row.spells_control() and row.type != 'input_output', changes=lambda row: {'allow_special_tokens': True}),
     Case('axolotl, stanford_alpaca, codealpaca, wizardlm, fastchat', 'a row in which every token is masked stays in the data',
         'the row is left out and counted, with the reason', 'it costs time and teaches nothing',
-        _masked, lambda row, want: []),
+        lambda row: _masked(row) and not _answered(row) and not _brackets(row), lambda row, want: []),
+    Case('axolotl', 'an answer that begins with `[` or ends with `]` loses these tokens, for it is found by comparing it with `[[dummy_message]]`',
+        'the whole answer is learned', 'the model would learn lists without their brackets', _brackets, _whole_contents),
+    Case('axolotl', 'with `roles_to_train: []` and no `train_on_eos`, a last question is replaced by the beginning of an answer',
+        'the row is left out and counted', 'a text that nobody wrote would be learned', _replaced, lambda row, want: []),
+    Case('fastchat, wizardlm', 'a conversation is masked entirely where its tokens are not as many as expected: a question at the end, `</s>` in a text, a tokenizer with `legacy: false`',
+        'its answers are learned; a question without an answer is left away', 'the data shrink without a word',
+        lambda row: _masked(row) and _answered(row), _vicuna_labels),
     Case('axolotl', 'with an empty answer no end token is written, even where the prompt is learned too',
         'the row is left out and counted; `empty_answers: keep` keeps it, with its end token', 'the model would learn not to stop',
         lambda row: row.peer == 'axolotl' and '' in (row.line['record'].get('output'), row.line['record'].get('response')) and not _masked(row), lambda row, want: []),
