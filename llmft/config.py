@@ -239,7 +239,7 @@ class OutputKeys(_Strict):
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     report_to: list[str] = _key([], 'Trackers that also get the metrics: `tensorboard`, `wandb`, `trackio`. None by default.', 'Output')
 
-# %% ../nbs/00_config.ipynb #e62d2fa9
+# %% ../nbs/00_config.ipynb #7fd0b1a1
 class Config(OutputKeys, TrainingKeys, DataKeys, AdapterKeys, ModelKeys): # fields come out in the opposite order
     "One run: everything that decides what it does."
 
@@ -262,6 +262,8 @@ class Config(OutputKeys, TrainingKeys, DataKeys, AdapterKeys, ModelKeys): # fiel
             (bool(self.test_datasets) and self.val_set_size > 0, 'val_set_size', 'held-out rows come from `test_datasets` or from `val_set_size`, not both.'),
             (self.val_set_size > 1 and self.val_set_size != int(self.val_set_size), 'val_set_size', 'above 1 it is a number of rows and must be whole.'),
             (self.val_set_size == 1, 'val_set_size', '1 would hold out everything. Give a share below 1 or a number of rows above 1.'),
+            (self.streaming and not self.max_steps, 'streaming', 'how long streamed data are is not known. Give `max_steps`.'),
+            (self.streaming and self.val_set_size > 0, 'val_set_size', 'rows cannot be drawn from data that are not read yet. Give `test_datasets` with `streaming`.'),
             (not self.lora_target_linear and not self.lora_target_modules, 'lora_target_linear', 'nothing would be trained. Set `lora_target_linear: true` or name `lora_target_modules`.'),
             (bool(self.eval_steps and self.evals_per_epoch), 'eval_steps', 'two rhythms for one thing. Remove `eval_steps` or `evals_per_epoch`.'),
             (bool(self.save_steps and self.saves_per_epoch), 'save_steps', 'two rhythms for one thing. Remove `save_steps` or `saves_per_epoch`.'),

@@ -29,6 +29,8 @@ MAY_IMPORT = {
     'packing':  {'core'},
     'findings': {'core', 'config', 'tokens'},
     'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'findings'},
+    'stream':   {'core', 'config', 'data', 'dedup', 'packing', 'tokens'},
+    'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing'},
     'gpus':     {'core', 'config'},
     'dryrun':   {'core'},
     'optimizers': {'core', 'config'},
