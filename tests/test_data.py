@@ -1,14 +1,16 @@
 "Where rows come from: every kind of file and place, mixing, shards, weights, the held-out rows, duplicates."
-import functools, gzip, http.server, json, random, threading
+import functools, gzip, http.server, itertools, json, os, random, subprocess, sys, threading
 from pathlib import Path
 
 import fsspec, pandas as pd, pytest
 from datasets import Dataset, DatasetDict
 from llmft.config import DatasetConfig, load_config
 from llmft.core import UserError
-from llmft.data import load_rows, load_source, split_dataset, weighted_rows
+from llmft.data import iterate_source, load_rows, load_source
 from llmft.dedup import near_pairs, prepare_rows, shingles, similarity
 from llmft.files import read_file
+from llmft.stream import stream_tokens
+from llmft.tokens import dropped_rows, encode_rows, usable_rows
 
 ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
 
@@ -263,3 +265,87 @@ def test_builtin_rows_are_all_different():
     rows = prepare_rows('smollm2-135m')
     assert (len(rows.train), len(rows.heldout), rows.removed, rows.kept) == (1000, 100, {}, {})
     assert rows.train['row'][:] == list(range(1000))
+
+
+# streaming
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    from tests.tiny import builtin_tokenizer
+    return builtin_tokenizer()
+
+
+def streaming(*datasets, **keys): return config(*datasets, **{'streaming': True, 'max_steps': 1, 'sequence_len': 128} | keys)
+def unpacked(row): # the rows inside a packed one
+    ends = list(itertools.accumulate(row['seq_lengths']))
+    return [(row['input_ids'][e - n:e], row['labels'][e - n:e]) for e, n in zip(ends, row['seq_lengths'])]
+
+
+@pytest.mark.parametrize('excess', ['drop', 'truncate', 'split'])
+def test_streamed_rows_are_those_in_memory(tokenizer, excess, monkeypatch):
+    monkeypatch.setattr('llmft.stream.CHUNK', 7)
+    rows = ROWS + [{'instruction': 'long', 'output': 'word ' * 300}, {'instruction': 'none', 'output': ''}]
+    save('a.jsonl', lines(rows))
+    save('b.txt', 'A story.\nAnother one.\n')
+    keys = dict(excess_length_strategy=excess)
+    c = streaming('a.jsonl', {'path': 'b.txt', 'type': 'completion'}, **keys)
+    stream, counts = stream_tokens(tokenizer, c)
+    packed = list(stream)
+    encoded = encode_rows(load_rows(c), tokenizer, c)
+    tokens = usable_rows(encoded, c)
+    assert sorted(r for p in packed for r in unpacked(p)) == sorted(zip(tokens['input_ids'], tokens['labels']))
+    assert all(len(p['input_ids']) <= 128 for p in packed)
+    assert counts.rows == 12 and counts.passes == 1 and counts.dropped == dropped_rows(encoded)
+    assert list(stream_tokens(tokenizer, c)[0]) == packed # the same order every time
+
+
+def test_streamed_places(tokenizer, server):
+    save('d.csv.gz', FILES['d.csv.gz']())
+    Dataset.from_list(ROWS).save_to_disk('saved')
+    for path in (f'{server}/d.csv.gz', 'saved'):
+        rows = list(iterate_source(source(path, shards=2, shards_idx=1)))
+        assert plain(rows) == ROWS[1::2] and [r['row'] for r in rows] == [1, 3, 5, 7]
+    with pytest.raises(UserError, match='only whole splits'): next(iterate_source(source('d.csv.gz', split='train[:3]')))
+    save('wrong.jsonl', b'{"question": "a", "output": "b"}\n' * 2000)
+    with pytest.raises(UserError, match='needs the column `instruction`'): list(iterate_source(source('wrong.jsonl')))
+    save('empty.jsonl', '{"instruction": "a", "output": ""}\n')
+    with pytest.raises(UserError, match='no row of the data can be used'): list(stream_tokens(tokenizer, streaming('empty.jsonl'))[0])
+
+
+def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
+    save('a.jsonl', lines(ROWS))
+    save('test.jsonl', lines(ROWS[2:4]))
+    c = streaming({'path': 'a.jsonl', 'weight': 1.5}, test_datasets=[{'path': 'test.jsonl'}])
+    rows = prepare_rows(c)
+    assert rows.train is None and len(rows.heldout) == 2
+    stream, counts = stream_tokens(tokenizer, c, rows.heldout)
+    used = sum(len(p['seq_lengths']) for p in stream)
+    assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4, 4])} and used == 9
+
+
+def test_streaming_needs_steps():
+    for keys, message in [({'max_steps': None}, 'Give `max_steps`'), ({'val_set_size': 0.1}, 'Give `test_datasets`')]:
+        with pytest.raises(UserError, match=message): streaming('a.jsonl', **keys)
+
+
+MEMORY = '''
+import resource, sys
+from llmft.stream import iterate_rows
+from llmft.data import _batches
+from llmft.config import load_config
+c = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'a.jsonl'}], 'streaming': True, 'max_steps': 1})
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == 'linux' else 1024 ** 2)
+batches = _batches(iterate_rows(c))
+n = len(next(batches)); first = peak()
+n += sum(map(len, batches))
+print(n, peak() - first)
+'''
+
+
+@pytest.mark.skipif(sys.platform == 'win32', reason='no `resource`')
+def test_streaming_takes_no_memory():
+    "300 MB of rows in a few MB."
+    save('a.jsonl', lines([{'instruction': 'x' * 3000, 'output': 'y'}]) * 100_000)
+    out = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}).stdout
+    n, grown = out.split()
+    assert int(n) == 100_000 and float(grown) < 40
