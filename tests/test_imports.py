@@ -18,6 +18,7 @@ MAY_IMPORT = {
     'config':   {'core', 'axolotl'},
     'convert':  {'core', 'config', 'axolotl'},
     'plots':    {'core'},
+    'memory_plots': {'plots'},
     'prompts':  {'core', 'config'},
     'formats':  {'core', 'config', 'prompts'},
     'chat':     {'core', 'config', 'prompts'},
@@ -35,7 +36,7 @@ MAY_IMPORT = {
     'optimizers': {'core', 'config'},
     'loss':     {'tokens'},
     'model':    {'core', 'config', 'gpus', 'hub'},
-    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model'}, # a plan takes the run's own choices, adapter and loss
+    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
     'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
     'train':    {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
     'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
