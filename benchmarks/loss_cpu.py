@@ -4,7 +4,8 @@ from pathlib import Path
 import torch
 from llmft.config import load_config
 from llmft.loss import learned_token_loss
-from llmft.model import add_adapter, hardware, load_base
+from llmft.adapters import add_adapter
+from llmft.model import hardware, load_base
 from llmft.packing import pack
 from llmft.report import prepare
 from llmft.train import Collator, make_trainer

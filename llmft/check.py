@@ -12,10 +12,12 @@ from .config import Config, load_config
 from .core import UserError
 from .data import load_rows
 from .hub import hub_errors, resolve_model
-from .model import hardware, target_modules
+from .adapters import target_modules
+from .arguments import check_names
+from .model import hardware
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
 from .report import data_report
-from .train import _check_names, check_output
+from .run import check_output
 
 # %% ../nbs/12_check.ipynb #b50d5c48
 def model_skeleton(
@@ -56,7 +58,7 @@ def check_run(
     "Check everything that can be checked without the model's weights; what makes the run impossible is a `UserError`, what was found in the data stands in the report."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
-    _check_names(config)
+    check_names(config)
     hw, report, skeleton = hardware(config), data_report(config), model_skeleton(config)
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
     return Check(config, report, hw, targets, weights)

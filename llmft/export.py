@@ -13,6 +13,7 @@ from .config import save_config
 from .core import UserError, check_writable, existing_parent, folder_atomic
 from .infer import run_config, saved_tokenizer
 from .model import hardware, load_base
+from .special import settle_endings
 
 # %% ../nbs/09_export.ipynb #9459a164
 def _check_space(model, out): # a `UserError` before half a model is written
@@ -22,6 +23,7 @@ def _check_space(model, out): # a `UserError` before half a model is written
 
 def _check_merge(run, out, overwrite): # a `UserError` before anything is loaded
     if (run/'llmft.yml').is_file(): raise UserError(f'{run}: this is a merged model already.')
+    if (run/'model'/'llmft.yml').is_file(): raise UserError(f'{run}: all weights were trained, so there is no adapter to merge. The whole model is in {run}/model.')
     if not (run/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{run}: there is no adapter to merge; the run was stopped before it could be saved.')
     if out.exists() and not overwrite: raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
     if out.is_dir() and any(out.iterdir()) and not (out/'llmft.yml').is_file(): raise UserError(f'{out} is not a merged model of llmft, so it is not replaced. Choose another folder.')
@@ -41,7 +43,7 @@ def merge_adapter(
     model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(hardware(config), device='cpu')), run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), saved_tokenizer(run/'adapter', config)
-    merged.generation_config.pad_token_id = tokenizer.pad_token_id
+    settle_endings(merged, tokenizer)
     with folder_atomic(out, overwrite) as tmp:
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)

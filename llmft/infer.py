@@ -13,6 +13,7 @@ from threading import Thread
 
 from .config import Config, DatasetConfig, load_config
 from .core import UserError
+from .special import settle_endings
 from .prompts import ask_turns, find_format
 from .tokens import encode_turns
 
@@ -156,13 +157,14 @@ def load_run(
     "Open a run (or a merged model) for asking."
     from llmft.model import load_base
     path, config = Path(path).expanduser(), run_config(path)
+    if (path/'model'/'llmft.yml').is_file(): path = path/'model' # all weights were trained
     if (path/'llmft.yml').is_file():
-        model = load_base(load_config(config, base_model=str(path)), quantized=False)
-        return Chat(model.eval(), saved_tokenizer(path, config), config, path)
+        model, tokenizer = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False), saved_tokenizer(path, config)
+        return Chat(settle_endings(model, tokenizer).eval(), tokenizer, config, path)
     if not (path/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. Continue it with `llmft train … --resume`.')
     from peft import PeftModel
-    model = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter')
-    return Chat(model.eval(), saved_tokenizer(path/'adapter', config), config, path)
+    model, tokenizer = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter'), saved_tokenizer(path/'adapter', config)
+    return Chat(settle_endings(model, tokenizer).eval(), tokenizer, config, path)
 
 # %% ../nbs/07_infer.ipynb #15de36cf
 def _question(line, path, n): # line `n` of a file as a row or a text

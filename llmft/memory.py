@@ -17,7 +17,8 @@ from .core import UserError, quiet, write_atomic
 from .gpus import GiB, PLACES, Gpu, find_gpu, find_place, known_gpus, this_gpu
 from .hub import hub_errors, is_path, resolve_model
 from .loss import learned_token_loss, plain_head
-from .model import _cpu_has_bf16, add_adapter, choose_dtype, choose_optimizer
+from .adapters import add_adapter
+from .model import _cpu_has_bf16, choose_dtype, choose_optimizer, wanted_format
 
 # %% ../nbs/04_memory.ipynb #4c3e3477
 def _raw_shape(config, base): # config.json as a `dict`, and where it came from
@@ -49,7 +50,7 @@ def read_shape(
 
 # %% ../nbs/04_memory.ipynb #b90e4d03
 def _number_format(gpu, config): # `torch.dtype` to compute in
-    return choose_dtype(gpu.kind, gpu.capability, gpu.kind == 'cpu' and _cpu_has_bf16(), config.bf16, config.fp16)[0]
+    return choose_dtype(gpu.kind, gpu.capability, gpu.kind == 'cpu' and _cpu_has_bf16(), *wanted_format(config))[0]
 
 def attention_of(
     config, # `Config`

@@ -16,9 +16,9 @@ from itertools import accumulate, chain, groupby
 from html import escape
 
 from .chat import chosen_template
-from .core import UserError, quiet
-from .hub import hub_errors, resolve_model
+from .core import UserError
 from .prompts import _MARK, _spelling, RowError, control_tokens, find_format, protect, row_to_turns, unprotect
+from .special import add_tokens, raw_tokenizer
 
 # %% ../nbs/03_tokens.ipynb #9f54cec0
 def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it that never rewrites earlier turns
@@ -32,11 +32,7 @@ def load_tokenizer(
     config, # `Config`
 ):
     "The tokenizer of `config.base_model`, with a padding token and the chat template that training uses."
-    quiet()
-    from transformers import AutoTokenizer
-    name = resolve_model(config.base_model, config.revision_of_model)
-    with hub_errors(config.base_model):
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code)
+    tokenizer = add_tokens(raw_tokenizer(config), config)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.eos_token is None: raise UserError(f'{config.base_model}: the tokenizer has no end-of-sequence token, so a model could not learn to stop. Choose another model.')
     tokenizer.chat_template = chosen_template(config, _stable_template(tokenizer))

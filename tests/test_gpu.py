@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from llmft.config import load_config
-from llmft.model import add_adapter, hardware, load_base
+from llmft.adapters import add_adapter
+from llmft.model import hardware, load_base
 from llmft.report import prepare
 from llmft.train import finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config

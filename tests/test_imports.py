@@ -26,7 +26,7 @@ MAY_IMPORT = {
     'files':    {'core', 'config'},
     'data':     {'core', 'config', 'prompts', 'files', 'hub'},
     'dedup':    {'core', 'config', 'data'},
-    'tokens':   {'core', 'config', 'prompts', 'chat', 'hub'},
+    'tokens':   {'core', 'config', 'special', 'prompts', 'chat', 'hub'},
     'packing':  {'core'},
     'findings': {'core', 'config', 'tokens'},
     'report':   {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'findings', 'stream'},
@@ -35,16 +35,19 @@ MAY_IMPORT = {
     'dryrun':   {'core'},
     'optimizers': {'core', 'config'},
     'loss':     {'tokens'},
-    'model':    {'core', 'config', 'gpus', 'hub'},
-    'memory':   {'core', 'config', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
-    'run':      {'core', 'config', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
-    'infer':    {'core', 'config', 'hub', 'prompts', 'tokens', 'model'},
+    'special':  {'core', 'config', 'hub'},
+    'adapters': {'core', 'config', 'hub', 'special'},
+    'arguments': {'core', 'config', 'optimizers', 'report'},
+    'model':    {'core', 'config', 'gpus', 'hub', 'special'},
+    'memory':   {'core', 'config', 'adapters', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
+    'run':      {'core', 'config', 'special', 'adapters', 'model', 'infer', 'plots'}, # `infer` for the sample answers
+    'train':    {'core', 'config', 'special', 'adapters', 'arguments', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
+    'infer':    {'core', 'config', 'special', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
-    'export':   {'core', 'config', 'hub', 'tokens', 'model', 'infer'},
+    'export':   {'core', 'config', 'special', 'hub', 'tokens', 'model', 'infer'},
 }
 MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
-MAY_IMPORT['check'] = {'core', 'config', 'data', 'hub', 'memory', 'model', 'report', 'run', 'tokens', 'train'}
+MAY_IMPORT['check'] = {'core', 'config', 'adapters', 'arguments', 'data', 'hub', 'memory', 'model', 'report', 'run', 'tokens', 'train'}
 MAY_IMPORT['demo'] = {*MAY_IMPORT} - {'check'}
 MAY_IMPORT['cli'] = {*MAY_IMPORT}
 

@@ -9,7 +9,8 @@ from llmft.core import UserError
 from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
 from llmft.gpus import GiB, find_gpu, find_place, known_gpus
 from llmft.memory import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory, read_shape
-from llmft.model import add_adapter, load_base
+from llmft.adapters import add_adapter
+from llmft.model import load_base
 from llmft.loss import learned_token_loss, plain_head
 from llmft.train import Collator, finetune
 
@@ -176,7 +177,7 @@ def test_against_cuda(more):
     tokenizer = AutoTokenizer.from_pretrained(fetch_builtin())
     args = SFTConfig('/tmp/llmft-memory', dataset_kwargs={'skip_prepare_dataset': True}, remove_unused_columns=False, max_steps=3, report_to='none', save_strategy='no', disable_tqdm=True,
         per_device_train_batch_size=config.micro_batch_size, gradient_checkpointing=config.gradient_checkpointing, optim=config.optimizer, bf16=bf16, fp16=not bf16)
-    trainer = _trainer_class()(model=model, args=args, train_dataset=Dataset.from_list([row]*12), processing_class=tokenizer, data_collator=Collator(0))
+    trainer = _trainer_class(config)(model=model, args=args, train_dataset=Dataset.from_list([row]*12), processing_class=tokenizer, data_collator=Collator(0))
     for p in trainer.model.parameters():
         if p.requires_grad: p.data = p.data.float()
     torch.cuda.reset_peak_memory_stats()

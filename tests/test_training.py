@@ -8,7 +8,8 @@ from llmft import train
 from llmft.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
 from llmft.infer import load_run, prompt_ids
-from llmft.model import add_adapter, load_base
+from llmft.adapters import add_adapter
+from llmft.model import load_base
 from llmft.prompts import RowError, row_to_turns
 from llmft.tokens import IGNORE, encode_turns, load_tokenizer
 from llmft.loss import learned_token_loss
@@ -221,9 +222,6 @@ def test_what_is_asked_is_how_the_learned_row_begins(kind, text, which, tokenize
     tok, dataset = tokenizer if which == 'builtin' else small, DatasetConfig(path='', type=kind)
     if kind == 'chat_template':
         messages = CHAT[:2] + [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': text}]
-        if '<|im_end|>' in text: # or `</s>` for the other tokenizer
-            with pytest.raises(RowError, match='control token'): encoded({'messages': messages}, kind, tok)
-            return
         row, question = {'messages': messages}, messages[:-1]
     elif kind == 'completion': row, question = {'text': text}, {'text': text}
     else: row, question = {'instruction': text, 'input': text, 'output': text}, {'instruction': text, 'input': text, 'output': ''}
