@@ -24,7 +24,7 @@ class Template:
     columns: tuple = ()    # (name in the templates, column) where they differ; `a|b`: the first of the two that is there; empty: none
     joined: bool = False   # is the answer one text with the prompt, as in Stanford's code
 
-# %% ../nbs/01a_formats.ipynb #2e2cea59
+# %% ../nbs/01a_formats.ipynb #40217dc4
 def _as_text(value): # a value of the data as it stands in a prompt
     if isinstance(value, str): return value
     if value is None: return ''
@@ -33,10 +33,12 @@ def _as_text(value): # a value of the data as it stands in a prompt
         return yaml.dump({k: v for k, v in value.items() if v is not None}, default_flow_style=False)
     return '\n'.join(f'- "{v}"' for v in value) if isinstance(value, (list, tuple)) else str(value)
 
-def _value(row, column): # of the first column that is there, as `solution|explanation`
-    return next((_as_text(row[c]) for c in column.split('|') if row.get(c) is not None), '')
+def _value(row, columns): # of the first of these columns that is there
+    for c in columns:
+        if (value := row.get(c)) is not None: return value if type(value) is str else _as_text(value)
+    return ''
 
-# %% ../nbs/01a_formats.ipynb #f3975a1e
+# %% ../nbs/01a_formats.ipynb #ce92dfc1
 @lru_cache(None)
 def _places(template): # names in the places of a text -> (name, …)
     from string import Formatter
@@ -44,11 +46,11 @@ def _places(template): # names in the places of a text -> (name, …)
     except ValueError as e: raise UserError(f'the prompt format {template!r} cannot be read: {e}. Write a brace that is meant as text twice, as `{{{{`.') from None
 
 @lru_cache(None)
-def _names(template): # a `Template` -> ((name, column), …) of all its places
+def _names(template): # a `Template` -> ((name, its columns), …) of all its places
     names = dict.fromkeys(n for text in (template.system, template.prompt, template.no_input, template.answer) for n in _places(text))
-    return tuple((n, dict(template.columns).get(n, n)) for n in names)
+    return tuple((n, tuple(filter(None, dict(template.columns).get(n, n).split('|')))) for n in names)
 
-# %% ../nbs/01a_formats.ipynb #0f720743
+# %% ../nbs/01a_formats.ipynb #8745bee2
 def _choose(template, values): # the text in front of the answer, still with its places
     text = template.no_input if template.no_input and not values.get('input') else template.prompt
     return (template.system if values.get('system') else '') + text
@@ -63,7 +65,7 @@ def fill(
     tokenizer=None, # whose control tokens the template may write
 ) -> list[Turn]:
     "A row as turns: the prompt and the answer."
-    values = {name: _value(row, column) for name, column in _names(template)}
+    values = {name: _value(row, columns) for name, columns in _names(template)}
     text = _choose(template, values)
     control = control_tokens(tokenizer) if tokenizer else ()
     own = _writes(text + template.answer, tuple(control))
@@ -72,17 +74,17 @@ def fill(
     answer = template.answer.format(**values)
     return [Turn(prompt, control=own, begin=True), Turn(answer, trained=True, end=True, control=own, joined=template.joined)]
 
-# %% ../nbs/01a_formats.ipynb #b82bfcdf
+# %% ../nbs/01a_formats.ipynb #b7ce3f9f
 def _columns(template, needed): # of a `Template`: columns that must be there, or those that may
     free = {'input', 'system'}
-    return [c for name, column in _names(template) for c in column.split('|') if c and (name in free or '|' in column) != needed]
+    return [c for name, columns in _names(template) for c in columns if (name in free or len(columns) > 1) != needed]
 
 def _ask(template): # -> (text or messages, `DatasetConfig`) -> a row without an answer
     places = dict(_names(template))
     name = next(n for n in ('instruction', 'question', 'prompt', 'article', 'context', *places) if n in places)
     def ask(text, dataset):
         if not isinstance(text, str): text = next(m['content'] for m in reversed(text) if m['role'] == 'user')
-        return {places[name].split('|')[0]: text}
+        return {places[name][0]: text}
     return ask
 
 def register_template(

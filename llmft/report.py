@@ -18,10 +18,11 @@ from .config import Config, load_config
 from .core import UserError, write_atomic
 from .data import describe_sources, load_splits
 from .findings import LEVELS, begin_faults, check_ignored, end_faults, find, find_rows, repeated_answers, stop_if_found, token_table
+from .encode import _head, encode_batch
 from .hub import hub_errors, resolve_model
 from .packing import pack
 from .prompts import RowError, prompt_turns, row_to_turns
-from .tokens import _head, dropped_rows, encode_batch, encode_rows, length_report, load_tokenizer, usable_rows
+from .tokens import dropped_rows, encode_rows, length_report, load_tokenizer, usable_rows
 
 # %% ../nbs/03b_report.ipynb #ece1765b
 @dataclass
