@@ -20,7 +20,7 @@ class Key:
 def _keys(kind, groups): # {text: names} -> {name: `Key`}
     return {name: Key(kind, text) for text, names in groups.items() for name in names.split()}
 
-# %% ../nbs/00a_axolotl.ipynb #85ba567c
+# %% ../nbs/00a_axolotl.ipynb #9ebe19ff
 _SAME = _keys('honoured', {'the same here': '''
     base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs overrides_of_model_config
     model_kwargs device_map max_memory attn_implementation bf16 fp16 bfloat16 float16 float32 tf32
@@ -41,9 +41,9 @@ _SAME = _keys('honoured', {'the same here': '''
     use_wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model use_tensorboard
     use_trackio trackio_project_name trackio_run_name trackio_space_id hub_model_id hub_strategy hub_revision'''})
 
-# %% ../nbs/00a_axolotl.ipynb #afc484a3
+# %% ../nbs/00a_axolotl.ipynb #7b426574
 RENAMED = {'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
-    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy'}
+    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy', 'exact_deduplication': 'dataset_exact_deduplication'}
 
 _TRANSLATED = {old: Key('honoured', f'becomes `{new}`') for old, new in RENAMED.items()} | _keys('honoured', {
     'becomes `gradient_accumulation_steps`': 'batch_size',
@@ -51,7 +51,7 @@ _TRANSLATED = {old: Key('honoured', f'becomes `{new}`') for old, new in RENAMED.
     'becomes `dedup`': 'dataset_exact_deduplication',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #ee121506
+# %% ../nbs/00a_axolotl.ipynb #e4200f0a
 _HARMLESS = _keys('harmless', {
     'it only changes speed': '''use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention flex_attn_compile_kwargs
@@ -69,7 +69,9 @@ _HARMLESS = _keys('harmless', {
     'the login of this machine is used': 'hf_use_auth_token',
     'the rows of all sources are mixed anyway': 'shuffle_before_merging_datasets',
     'weights are always saved as safetensors': 'save_safetensors',
-    'nothing reads it': 'lr_div_factor debug axolotl_config_path is_*_derived_model strict merge_lora merge_method',
+    'the chat template is always saved with the tokenizer': 'tokenizer_save_jinja_files',
+    'nothing reads it': '''lr_div_factor debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
+        device is_preprocess preprocess_iterable total_supervised_tokens''',
 })
 
 # %% ../nbs/00a_axolotl.ipynb #865c8605
@@ -84,7 +86,7 @@ _HARMLESS |= _keys('harmless', {
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #a57cf7b2
+# %% ../nbs/00a_axolotl.ipynb #5213da9f
 _UNSUPPORTED = _keys('unsupported', {
     'Take the tokenizer of the model\'s repository: remove it.': 'tokenizer_use_mistral_common added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
@@ -93,7 +95,7 @@ _UNSUPPORTED = _keys('unsupported', {
     'Take the 16-bit copy of the model with `adapter: qlora`.': 'gptq gptq_* model_quantization_config model_quantization_config_kwargs',
     'Base weights stay as they are. Choose what is trained with `lora_target_modules`.': 'unfrozen_parameters freeze_mm_modules reinit_weights fix_untrained_tokens',
     'Use plain `adapter: lora` or `qlora`.': 'peft relora relora_* jagged_restart_* lisa_*',
-    'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.': 'pretraining_dataset pretrain_multipack_*',
+    'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.': 'pretraining_dataset pretraining_sample_concatenation pretrain_multipack_*',
     'Rows are prepared and kept on this machine: remove it.': 'push_dataset_to_hub skip_prepare_dataset',
     'Give `shards` and `shards_idx` in the entries of `datasets`.': 'dataset_shard_num dataset_shard_idx',
     'Packed rows are put together best fit first. For a fixed order use `curriculum_sampling` without packing.': 'sample_packing_sequentially',
@@ -106,14 +108,14 @@ _UNSUPPORTED = _keys('unsupported', {
     'Use the ordinary loss: remove it.': 'use_eaft eaft_* liger_use_token_scaling trainer_cls torchdistx_path',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #6cf93b81
+# %% ../nbs/00a_axolotl.ipynb #551b72fd
 _UNSUPPORTED |= _keys('unsupported', {
     'Use `bf16: auto`.': 'fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*',
     'It is not exact. Use `attn_implementation: auto`.': 'sage_attention',
     'One GPU holds the whole model here: remove it.': '''context_parallel_size sequence_parallel_degree
         tensor_parallel_size dp_shard_size dp_replicate_size ring_attn_func heads_k_stride''',
     'Start several processes with `accelerate launch`.': 'use_ray ray_*',
-    'llmft learns from given answers only.': '''rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* reward_model process_reward_model num_labels
+    'llmft learns from given answers only.': '''rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model num_labels
         center_rewards_coefficient ebft''',
     'Use `max_memory`.': 'gpu_memory_limit',
     'Use `llmft train --resume`.': 'resume_from_checkpoint auto_resume_from_checkpoints',
@@ -124,11 +126,11 @@ _UNSUPPORTED |= _keys('unsupported', {
 # %% ../nbs/00a_axolotl.ipynb #2d7c10ff
 KEYS = _SAME | _TRANSLATED | _HARMLESS | _UNSUPPORTED
 
-# %% ../nbs/00a_axolotl.ipynb #c9f90f39
+# %% ../nbs/00a_axolotl.ipynb #cff54146
 ENTRY_KEYS = _keys('honoured', {
     'the same here': '''path split name revision data_files ds_type type field shards shards_idx field_messages message_property_mappings
         roles roles_to_train train_on_eos train_on_eot message_field_training message_field_training_detail chat_template chat_template_jinja
-        drop_system_message field_thinking template_thinking_key split_thinking field_tools''',
+        drop_system_message field_thinking split_thinking template_thinking_key field_tools''',
     'becomes `message_property_mappings`': 'message_field_role message_field_content',
     'becomes `chat_template` or `type`': 'conversation',
 }) | _keys('harmless', {'it only changes speed': 'preprocess_shards'}) | _keys('unsupported', {
@@ -148,7 +150,7 @@ def find_key(
     "What the table says of a key; `None` if Axolotl has no such key."
     return keys.get(name) or next((key for pattern, key in keys.items() if '*' in pattern and fnmatchcase(name, pattern)), None)
 
-# %% ../nbs/00a_axolotl.ipynb #8b125114
+# %% ../nbs/00a_axolotl.ipynb #401eb388
 VALUES = { # {key: {pattern of a refused value: what to do}}
     'optimizer': {'muon': 'Use `adamw_torch`.', 'dion': 'Use `adamw_torch`.', 'optimi_adamw': 'Use `adamw_torch`.',
         'adopt_adamw': 'Use `adamw_torch`.', 'came_pytorch': 'Use `adafactor`.', 'ao_adamw_fp8': 'Use `adamw_torch_8bit`.',
@@ -157,7 +159,7 @@ VALUES = { # {key: {pattern of a refused value: what to do}}
     'attn_implementation': dict.fromkeys(['sage', 'fp8'], 'It is not exact. Use `auto`.'),
     'adapter': dict.fromkeys(['ia3', 'llama-adapter', 'oft', 'vera'], 'Use `lora` or `qlora`.'),
     'bf16': {'full': 'Use `bf16: true`.'},
-    'gradient_checkpointing': dict.fromkeys(['offload_disk', 'unsloth'], 'Use `offload`.'),
+    'gradient_checkpointing': {'offload_disk': 'Use `offload`.'},
     'save_safetensors': {'false': 'Weights are only saved as safetensors: remove it.'},
     'plugins': {p: 'Remove it.' for p in '*ExpertParallel* *Spectrum* *KDPlugin* *Diffusion* *Grokfast* *MoRA* *DenseMixer* *LLMCompressor*'.split()},
     'type': dict.fromkeys(['_synthetic', 'pretrain', 'stepwise_supervised', 'bradley_terry*'], 'Use `chat_template` or `completion`.'),
@@ -211,10 +213,11 @@ def _attention(r):
     if on and 'attn_implementation' in r.values: r.problems[on[0],] = f'`{on[0]}` and `attn_implementation` say the same twice. Keep `attn_implementation`.'
     elif on: r.give('attn_implementation', _KERNELS[on[0]], on[0])
 
-# %% ../nbs/00a_axolotl.ipynb #a3426fa3
+# %% ../nbs/00a_axolotl.ipynb #db272d9a
 _TWINS = {
     'attn_implementation': {'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2'},
     'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit'},
+    'gradient_checkpointing': {'unsloth': 'offload'},
 }
 
 def _twins(r):

@@ -85,6 +85,16 @@ def _plan(source: Source, set_: Set = None,
     _print(str(plan_memory(config, gpu, place=place)))
     if out: _print(f'written: {save_fitted(config, out)}')
 
+# %% ../nbs/11_cli.ipynb #7360ba05
+@app.command('convert')
+def _convert(file: Annotated[Path, typer.Argument(metavar='FILE', help='A YAML or JSON file of Axolotl, LLaMA-Factory, TRL, or with the arguments of an Unsloth notebook.')],
+    out: Annotated[Optional[Path], typer.Option(help='The file to write; without it the result is printed.')] = None):
+    "Write the settings of another program as a YAML file."
+    from llmft.convert import convert
+    text = convert(file, out)
+    if out is None: print(text, end='')
+    else: _print(f'written: {out}')
+
 # %% ../nbs/11_cli.ipynb #8267d918
 @app.command('train')
 def _train(source: Source, set_: Set = None,
