@@ -20,7 +20,7 @@ class Key:
 def _keys(kind, groups): # {text: names} -> {name: `Key`}
     return {name: Key(kind, text) for text, names in groups.items() for name in names.split()}
 
-# %% ../nbs/00a_axolotl.ipynb #9ebe19ff
+# %% ../nbs/00a_axolotl.ipynb #4ac4251e
 _SAME = _keys('honoured', {'the same here': '''
     base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs overrides_of_model_config
     model_kwargs device_map max_memory attn_implementation bf16 fp16 bfloat16 float16 float32 tf32
@@ -29,7 +29,7 @@ _SAME = _keys('honoured', {'the same here': '''
     lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out peft_use_rslora peft_use_dora peft_init_lora_weights peft_layers_to_transform
     peft_layers_pattern peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype
     loraplus_lr_ratio loraplus_lr_embedding
-    datasets test_datasets val_set_size sequence_len excess_length_strategy min_sample_len sample_packing eval_sample_packing streaming
+    datasets test_datasets val_set_size sequence_len excess_length_strategy min_sample_len sample_packing streaming
     shuffle_merged_datasets eot_tokens chat_template_kwargs train_on_inputs group_by_length
     micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps learning_rate lr_scheduler
     lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio optimizer optim_args optim_target_modules adam_beta1 adam_beta2
@@ -51,7 +51,7 @@ _TRANSLATED = {old: Key('honoured', f'becomes `{new}`') for old, new in RENAMED.
     'becomes `dedup`': 'dataset_exact_deduplication',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #e4200f0a
+# %% ../nbs/00a_axolotl.ipynb #12b40707
 _HARMLESS = _keys('harmless', {
     'it only changes speed': '''use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention flex_attn_compile_kwargs
@@ -65,6 +65,7 @@ _HARMLESS = _keys('harmless', {
         sample_packing_bin_size sample_packing_eff_est sample_packing_mp_start_method total_num_tokens multipack_real_batches batch_flattening''',
     'the model itself says which class it needs': 'model_type tokenizer_type cls_model_config',
     'tokenizers are always the fast ones': 'tokenizer_use_fast',
+    'held-out rows are never packed, their loss is the same': 'eval_sample_packing',
     'the tables that train are made here': 'remove_unused_columns',
     'the login of this machine is used': 'hf_use_auth_token',
     'the rows of all sources are mixed anyway': 'shuffle_before_merging_datasets',

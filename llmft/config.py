@@ -224,7 +224,7 @@ class VariantKeys(_Strict):
     loraplus_lr_ratio: float | None = _key(None, 'LoRA+: the second matrix learns so many times faster than the first, as 16.', 'Adapter', gt=0)
     loraplus_lr_embedding: float = _key(1e-6, 'LoRA+: the learning rate of adapters on embeddings.', 'Adapter', gt=0)
 
-# %% ../nbs/00_config.ipynb #87575daa
+# %% ../nbs/00_config.ipynb #6714331c
 class DataKeys(_Strict):
     "What is learned from."
     datasets: Annotated[list[DatasetConfig], Field(min_length=1)] = Field(description='The sources of rows to learn from, mixed together.', json_schema_extra={'group': 'Data'})
@@ -235,7 +235,6 @@ class DataKeys(_Strict):
     min_sample_len: int = _key(2, 'Rows of fewer tokens are left out and counted.', 'Data', ge=1)
     empty_answers: Literal['drop', 'keep'] = _key('drop', 'What happens to rows with an empty answer: left out and counted, or kept, so that the model learns to end at once.', 'Data')
     sample_packing: bool = _key(True, 'Put several short rows into one of `sequence_len`, kept apart from each other.', 'Data')
-    eval_sample_packing: bool = _key(False, 'Pack the held-out rows too.', 'Data')
     streaming: bool = _key(False, 'Read and tokenize the rows while training, for data that do not fit the disk; needs `max_steps`.', 'Data')
     shuffle_merged_datasets: bool = _key(True, 'Mix the rows of all sources, by `seed`.', 'Data')
     dedup: Literal['exact', 'near', 'off'] = _key('exact', 'Leave out rows that stand in the data twice: equal ones, also nearly equal ones, or keep all.', 'Data')

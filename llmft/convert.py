@@ -13,10 +13,10 @@ from .axolotl import Reading, translate
 from .config import Config, _explain, _nearest, _read_text, dump_yaml, load_config, read_yaml
 from .core import UserError, write_atomic
 
-# %% ../nbs/00b_convert.ipynb #b73c84a8
+# %% ../nbs/00b_convert.ipynb #87d0fca0
 RENAMED = {old: new for new, names in {
     'base_model': 'model_name_or_path model_name', 'revision_of_model': 'model_revision revision', 'lora_model_dir': 'adapter_name_or_path',
-    'sequence_len': 'cutoff_len max_seq_length max_length', 'sample_packing': 'packing neat_packing', 'eval_sample_packing': 'eval_packing',
+    'sequence_len': 'cutoff_len max_seq_length max_length', 'sample_packing': 'packing neat_packing',
     'train_on_inputs': 'train_on_prompt', 'val_set_size': 'val_size',
     'lora_r': 'lora_rank r', 'lora_modules_to_save': 'additional_target modules_to_save', 'lora_target_parameters': 'target_parameters',
     'peft_use_rslora': 'use_rslora', 'peft_use_dora': 'use_dora', 'peft_init_lora_weights': 'init_lora_weights',
@@ -25,7 +25,7 @@ RENAMED = {old: new for new, names in {
     'lr_scheduler': 'lr_scheduler_type', 'optimizer': 'optim', 'seed': 'random_state', 'eval_strategy': 'evaluation_strategy',
 }.items() for old in names.split()}
 
-# %% ../nbs/00b_convert.ipynb #6a5e523a
+# %% ../nbs/00b_convert.ipynb #a1d804d2
 LEFT_OUT = {name: why for why, names in {
     'curves are always drawn': 'plot_loss',
     '`llmft train --overwrite` does it': 'overwrite_output_dir overwrite_cache',
@@ -36,6 +36,7 @@ LEFT_OUT = {name: why for why, names in {
         include_num_input_tokens_seen average_tokens_across_devices task_type use_cache quantization_method double_quantization quantization_type
         data_seed max_grad_norm_type dataset_dir ddp_backend disable_tqdm pad_to_multiple_of''',
     'the run folder gives the name': 'run_name',
+    'held-out rows are never packed, their loss is the same': 'eval_packing',
     'the login of this machine is used': 'token hf_hub_token push_to_hub hub_token',
     'llmft answers with `llmft chat`': 'predict_with_generate do_sample temperature top_p top_k max_new_tokens infer_backend',
 }.items() for name in names.split()}
