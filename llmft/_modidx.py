@@ -256,6 +256,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'llmft.dedup._drop_leaks': ('dedup.html#_drop_leaks', 'llmft/dedup.py'),
                              'llmft.dedup._entry_number': ('dedup.html#_entry_number', 'llmft/dedup.py'),
                              'llmft.dedup._found': ('dedup.html#_found', 'llmft/dedup.py'),
+                             'llmft.dedup._read_values': ('dedup.html#_read_values', 'llmft/dedup.py'),
                              'llmft.dedup._rensa': ('dedup.html#_rensa', 'llmft/dedup.py'),
                              'llmft.dedup._texts': ('dedup.html#_texts', 'llmft/dedup.py'),
                              'llmft.dedup._told': ('dedup.html#_told', 'llmft/dedup.py'),

@@ -28,16 +28,22 @@ def row_key(
     values = [(c, row[c] if isinstance(row[c], str) else _told(row[c])) for c in sorted(columns) if row.get(c) not in (None, '', [], {})]
     return hashlib.blake2b(repr(values).encode('utf-8', 'surrogatepass'), digest_size=16).digest()
 
-# %% ../nbs/02a_dedup.ipynb #906d989b
+# %% ../nbs/02a_dedup.ipynb #44c1ec5c
+def _read_values(rows, config): # yield (row with the columns that its format reads, their names)
+    entries = config.datasets + (config.test_datasets or [])
+    columns = [[c for c in read_columns(d) if c in rows.column_names] for d in entries]
+    table = rows.select_columns(list(dict.fromkeys(['source', *(c for names in columns for c in names)])))
+    for batch in table.iter(1000):
+        for values in zip(*batch.values()):
+            row = dict(zip(batch, values))
+            yield row, columns[row['source']]
+
 def row_keys(
     rows,   # from `load_rows`
     config, # `Config`
 ) -> list[bytes]:
     "The key of every row."
-    entries = config.datasets + (config.test_datasets or [])
-    columns = {i: [c for c in read_columns(entries[i]) if c in rows.column_names] for i in range(len(entries))}
-    table = rows.select_columns(list(dict.fromkeys(['source', *(c for cs in columns.values() for c in cs)])))
-    return [row_key(row, columns[row['source']]) for row in table]
+    return [row_key(row, names) for row, names in _read_values(rows, config)]
 
 # %% ../nbs/02a_dedup.ipynb #0915b766
 def _entry_number(entries): # how often the same source was named before, for each entry
@@ -120,7 +126,7 @@ class Rows:
 
     __repr__ = __str__
 
-# %% ../nbs/02a_dedup.ipynb #8896baf5
+# %% ../nbs/02a_dedup.ipynb #347faf5a
 def _found(rows, positions, config): # -> (number of rows, the first three)
     paths = [d.path for d in config.datasets + (config.test_datasets or [])]
     return len(positions), [f'{paths[r["source"]]} row {r["row"] + 1}' for r in (rows[i] for i in positions[:3])]
@@ -132,9 +138,7 @@ def _without(rows, positions, reason, config, told): # `told`: where it is count
     return rows.select([i for i in range(len(rows)) if i not in gone])
 
 def _texts(rows, config): # what a row says, in one text
-    entries = config.datasets + (config.test_datasets or [])
-    columns = {i: [c for c in read_columns(d) if c in rows.column_names] for i, d in enumerate(entries)}
-    return ['\n'.join(v if isinstance(v, str) else repr(_told(v)) for v in (row[c] for c in columns[row['source']]) if v) for row in rows]
+    return ['\n'.join(v if isinstance(v, str) else repr(_told(v)) for v in (row[c] for c in names) if v) for row, names in _read_values(rows, config)]
 
 # %% ../nbs/02a_dedup.ipynb #dfbf1c62
 def drop_duplicates(
