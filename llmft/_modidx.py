@@ -387,6 +387,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'llmft.files._json_lines': ('files.html#_json_lines', 'llmft/files.py'),
                              'llmft.files._lines': ('files.html#_lines', 'llmft/files.py'),
                              'llmft.files._matching': ('files.html#_matching', 'llmft/files.py'),
+                             'llmft.files._missing_package': ('files.html#_missing_package', 'llmft/files.py'),
                              'llmft.files._named': ('files.html#_named', 'llmft/files.py'),
                              'llmft.files._on_disk': ('files.html#_on_disk', 'llmft/files.py'),
                              'llmft.files._opened': ('files.html#_opened', 'llmft/files.py'),

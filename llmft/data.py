@@ -17,7 +17,7 @@ from .files import KINDS, file_kind, find_files, read_file, reading
 from .hub import hub_errors
 from .prompts import check_columns, find_format
 
-# %% ../nbs/02_data.ipynb #99032d33
+# %% ../nbs/02_data.ipynb #ef2eed40
 BUILTIN = Path(__file__).parent/'builtin' if '__file__' in globals() else Path('../llmft/builtin')
 
 def _builtin(dataset): # `builtin/NAME` -> {split: files}
@@ -26,6 +26,7 @@ def _builtin(dataset): # `builtin/NAME` -> {split: files}
     if folder.name not in names: raise UserError(f'{dataset.path}: there is no such built-in data set.{_nearest(folder.name, names)} There is: {", ".join(names)}.')
     return {p.name.split('.')[0]: [str(p)] for p in sorted(folder.glob('*.jsonl.gz'))}
 
+# %% ../nbs/02_data.ipynb #8dfb9beb
 def _looks_local(path): return path.startswith(('.', '/', '~')) or '\\' in path or re.search(r'[*?\[]|://', path) or Path(path).suffix in {*KINDS, '.gz'}
 
 def _missing(dataset): # a `UserError` for a file that is not there
@@ -51,7 +52,7 @@ def source_files(
 def _split_names(dataset): # `train[:100]+test` -> ['train', 'test']
     return [re.split(r'[\[(]', part)[0].strip() for part in dataset.split.split('+')]
 
-# %% ../nbs/02_data.ipynb #7811e7da
+# %% ../nbs/02_data.ipynb #0ce911ef
 def read_columns(
     dataset, # `DatasetConfig`
 ) -> list[str]: # those that must be there first
@@ -60,6 +61,7 @@ def read_columns(
     optional = getattr(fmt, 'optional', ['input'])
     return list(dict.fromkeys([*fmt.columns(dataset), *(optional(dataset) if callable(optional) else optional)]))
 
+# %% ../nbs/02_data.ipynb #046ba932
 def _is_text(value): return isinstance(value, str)
 def _are_messages(value): return isinstance(value, list) and all(isinstance(m, dict) for m in value)
 
@@ -70,13 +72,14 @@ def _expected(dataset): # {column: (what it must hold, its test)}, from the form
     return {c: ('text', _is_text) if _is_text(v) else ('a list of messages, each with a role and a content', _are_messages)
             for c, v in examples.items() if c in read_columns(dataset) and (_is_text(v) or (v and _are_messages(v)))}
 
-# %% ../nbs/02_data.ipynb #c6ca0ad8
+# %% ../nbs/02_data.ipynb #f75e0775
 def _value_problem(row, expected): # what is wrong with the values of a row; None if nothing is
     for column, (what, test) in expected.items():
         value = row.get(column)
         if value is not None and not test(value):
             return f'`{column}` must be {what}, not {repr(value)[:60]}.{" Put it in quotes." if isinstance(value, (int, float)) else ""}'
 
+# %% ../nbs/02_data.ipynb #1bd4f37d
 def iterate_files(
     files,   # paths or addresses
     dataset, # `DatasetConfig`
@@ -91,7 +94,7 @@ def iterate_files(
             yield row
         if columns: check_columns(list(columns), dataset.model_copy(update={'path': file}))
 
-# %% ../nbs/02_data.ipynb #aa00a891
+# %% ../nbs/02_data.ipynb #c9257eac
 def _batches(rows, n=1000, size=32_000_000): # lists of at most `n` rows and about `size` characters of text
     batch, length = [], 0
     for row in rows:
@@ -100,11 +103,12 @@ def _batches(rows, n=1000, size=32_000_000): # lists of at most `n` rows and abo
         if len(batch) == n or length > size: yield batch; batch, length = [], 0
     if batch: yield batch
 
+# %% ../nbs/02_data.ipynb #26e5397a
 def _find_text(batch, known): # {column: is it text in all rows up to here}
     columns = dict.fromkeys([*known, *(c for row in batch for c in row)])
     return {c: known.get(c, True) and all(isinstance(row.get(c), str | None) for row in batch) for c in columns}
 
-# %% ../nbs/02_data.ipynb #bc8b4f1d
+# %% ../nbs/02_data.ipynb #a9cdbefa
 def _dumps(value): return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
 def _record_batch(batch, is_text): # rows -> `pyarrow.RecordBatch`
@@ -114,6 +118,7 @@ def _record_batch(batch, is_text): # rows -> `pyarrow.RecordBatch`
         return values if text else pa.ExtensionArray.from_storage(pa.json_(), values)
     return pa.record_batch([column(c, text) for c, text in is_text.items()], names=list(is_text))
 
+# %% ../nbs/02_data.ipynb #3a9fb702
 def _write_table(rows, file, is_text): # -> what holds for all rows; if that is not `is_text`, the file is not whole
     import pyarrow as pa
     writer = written = None
@@ -154,7 +159,7 @@ def _table(files, dataset): # -> `datasets.Dataset`, None if there are no rows
     if (None in states or not path.exists()) and not _save_table(partial(iterate_files, files, dataset), path): return None
     return Dataset.from_file(str(path))
 
-# %% ../nbs/02_data.ipynb #52053ad1
+# %% ../nbs/02_data.ipynb #54985b6a
 _SAVED = ['state.json', 'dataset_dict.json'] # in a folder of `save_to_disk`
 
 def _open_splits(dataset): # {split: function that gives its rows}
@@ -168,12 +173,13 @@ def _open_splits(dataset): # {split: function that gives its rows}
             found = load_dataset(dataset.path, name=dataset.name, revision=dataset.revision, data_files=dataset.data_files)
     return {name: lambda rows=rows: rows for name, rows in ({'train': found} if isinstance(found, Dataset) else found).items()}
 
+# %% ../nbs/02_data.ipynb #424fd499
 def _default_split(names, dataset, held_out): # where the YAML names none
     wanted = [n for n in (['test', 'validation'] if held_out else ['train']) if n in names] or [n for n in names if len(names) == 1]
     if wanted: return wanted[0]
     raise UserError(f'{dataset.path}: which split is meant? Give `split:`. There are: {", ".join(f"`{n}`" for n in names)}.')
 
-# %% ../nbs/02_data.ipynb #6507c9a2
+# %% ../nbs/02_data.ipynb #83ce3490
 def _numbered(rows, dataset, index): # with the columns `source` and `row`
     import numpy as np
     if needed := [c for c in ('source', 'row') if c in rows.column_names and c in read_columns(dataset)]:
@@ -186,6 +192,7 @@ def _known_split(name, splits, dataset):
 
 def _no_rows(dataset): return f'{dataset.path}: there are no rows' + (f' in split `{dataset.split}`.' if dataset.split else '.')
 
+# %% ../nbs/02_data.ipynb #e08e7699
 def _take(splits, spec, dataset, index): # the rows that `split` means
     from datasets import ReadInstruction, concatenate_datasets
     names = _split_names(dataset.model_copy(update={'split': spec}))
@@ -200,12 +207,13 @@ def _take(splits, spec, dataset, index): # the rows that `split` means
     if not pieces: raise UserError(_no_rows(dataset))
     return concatenate_datasets(pieces)
 
-# %% ../nbs/02_data.ipynb #19013204
+# %% ../nbs/02_data.ipynb #12d51621
 def _shard(rows, dataset, seed):
     if not dataset.shards: return rows
     if dataset.shards_idx >= dataset.shards: raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {dataset.shards} shards are counted from 0 to {dataset.shards - 1}.')
     return rows.shuffle(seed=seed).shard(dataset.shards, dataset.shards_idx)
 
+# %% ../nbs/02_data.ipynb #94f56fe2
 def _check_values(rows, dataset): # for data that do not come from files of rows
     expected = {c: e for c, e in _expected(dataset).items() if c in rows.column_names
         and not (e[1] is _is_text and getattr(rows.features[c], 'dtype', '') in ('string', 'large_string'))}

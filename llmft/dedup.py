@@ -15,11 +15,12 @@ from .config import Config, load_config
 from .core import UserError
 from .data import load_rows, read_columns, split_dataset, weighted_rows
 
-# %% ../nbs/02a_dedup.ipynb #518dc62a
+# %% ../nbs/02a_dedup.ipynb #a47a6a5b
 def _told(value): # without what is empty: reading a table fills gaps with `None`
     if isinstance(value, dict): return sorted((k, _told(v)) for k, v in value.items() if v not in (None, '', [], {}))
     return [_told(v) for v in value] if isinstance(value, list) else value
 
+# %% ../nbs/02a_dedup.ipynb #de7b570d
 def row_key(
     row,     # a row of data
     columns, # those that its format reads
@@ -28,7 +29,7 @@ def row_key(
     values = [(c, row[c] if isinstance(row[c], str) else _told(row[c])) for c in sorted(columns) if row.get(c) not in (None, '', [], {})]
     return hashlib.blake2b(repr(values).encode('utf-8', 'surrogatepass'), digest_size=16).digest()
 
-# %% ../nbs/02a_dedup.ipynb #44c1ec5c
+# %% ../nbs/02a_dedup.ipynb #3320288d
 def _read_values(rows, config): # yield (row with the columns that its format reads, their names)
     entries = config.datasets + (config.test_datasets or [])
     columns = [[c for c in read_columns(d) if c in rows.column_names] for d in entries]
@@ -38,6 +39,7 @@ def _read_values(rows, config): # yield (row with the columns that its format re
             row = dict(zip(batch, values))
             yield row, columns[row['source']]
 
+# %% ../nbs/02a_dedup.ipynb #7adf774b
 def row_keys(
     rows,   # from `load_rows`
     config, # `Config`
@@ -45,7 +47,7 @@ def row_keys(
     "The key of every row."
     return [row_key(row, names) for row, names in _read_values(rows, config)]
 
-# %% ../nbs/02a_dedup.ipynb #0915b766
+# %% ../nbs/02a_dedup.ipynb #c07ae186
 def _entry_number(entries): # how often the same source was named before, for each entry
     seen, out = Counter(), []
     for d in entries:
@@ -54,6 +56,7 @@ def _entry_number(entries): # how often the same source was named before, for ea
         seen[source] += 1
     return out
 
+# %% ../nbs/02a_dedup.ipynb #d5c406c1
 def repeated_rows(
     keys,    # from `row_keys`
     numbers, # for each row: rows are compared if their numbers are equal
@@ -152,7 +155,7 @@ def drop_duplicates(
     if config.dedup == 'near': rows = _without(rows, [i for i, _ in near_pairs(_texts(rows, config))], 'nearly equal to an earlier row', config, removed)
     return rows
 
-# %% ../nbs/02a_dedup.ipynb #a2e370d8
+# %% ../nbs/02a_dedup.ipynb #c8f3d3ca
 def find_leaks(
     rows,    # to learn from
     heldout, # to measure with
@@ -166,6 +169,7 @@ def find_leaks(
         leaks['nearly equal to a held-out row'] = [i for i, _ in near_pairs(_texts(rows, config), _texts(heldout, config)) if i not in equal]
     return leaks
 
+# %% ../nbs/02a_dedup.ipynb #4fb38565
 def _drop_leaks(rows, heldout, config, out): # -> rows; told in `out`
     leaks = find_leaks(rows, heldout, config)
     told = {reason: _found(rows, positions, config) for reason, positions in leaks.items() if positions}

@@ -68,7 +68,7 @@ def parse_json(
     except ValueError as e: problem = str(e)
     raise UserError(f'{name}:{line}: {problem}') from None
 
-# %% ../nbs/01f_files.ipynb #6a18ef9d
+# %% ../nbs/01f_files.ipynb #f3aa9b9a
 def _row(value, place):
     if isinstance(value, dict): return value
     raise UserError(f'{place}: a row must be an object `{{"column": value}}`, not {repr(value)[:40]}.')
@@ -78,6 +78,7 @@ def _json_lines(file, name): # (place, row)
         if n == 1 and text.lstrip().startswith('['): raise UserError(f'{name}:1: an array begins here, but a .jsonl file has one object per line. Rename the file to .json.')
         if text.strip(): yield f'{name}:{n}', _row(parse_json(text.rstrip(), name, n), f'{name}:{n}')
 
+# %% ../nbs/01f_files.ipynb #151d3589
 def _json(file, name): # (place, row)
     first = file.readline()
     try: by_line = isinstance(json.loads(first), dict)
@@ -86,11 +87,12 @@ def _json(file, name): # (place, row)
     value = parse_json(''.join(text for _, text in _lines(io.BytesIO(first + file.read()), name)), name)
     for i, v in enumerate(value if isinstance(value, list) else [value], 1): yield f'{name}: row {i}', _row(v, f'{name}: row {i}')
 
-# %% ../nbs/01f_files.ipynb #318bc95a
+# %% ../nbs/01f_files.ipynb #e4f60bad
 def _head(cells, name): # names of the columns
     if twice := [c for c in cells if cells.count(c) > 1]: raise UserError(f'{name}:1: there are two columns called `{twice[0]}`. Rename one.')
     return cells
 
+# %% ../nbs/01f_files.ipynb #686250fd
 def _csv(file, name, delimiter): # (place, row)
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((text for _, text in _lines(file, name)), delimiter=delimiter, strict=True)
@@ -106,10 +108,11 @@ def _csv(file, name, delimiter): # (place, row)
         problem = 'a quote that opens in this row is never closed.' if 'end of data' in str(e) else f'this row cannot be read: {e}. A quote inside a quoted text is written twice (`""`).'
         raise UserError(f'{name}:{start}: {problem}') from None
 
-# %% ../nbs/01f_files.ipynb #aab6ccf1
+# %% ../nbs/01f_files.ipynb #40e4ef14
 def _text(file, name): # (place, row)
     for n, text in _lines(file, name): yield f'{name}:{n}', {'text': text.rstrip('\r\n')}
 
+# %% ../nbs/01f_files.ipynb #8160bd14
 def _arrow_batches(file): # the Arrow format has two forms
     import pyarrow as pa
     try: return iter(pa.ipc.open_stream(file))
@@ -141,12 +144,17 @@ def _parse(file, name, kind): # (place, row)
     if kind in ('csv', 'tsv'): return _csv(file, name, '\t' if kind == 'tsv' or '.tsv' in _plain(name) else ',')
     return _text(file, name) if kind == 'text' else _binary(file, name, kind)
 
-# %% ../nbs/01f_files.ipynb #18fd169a
+# %% ../nbs/01f_files.ipynb #d7933c93
 _PACKAGES = {'s3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs', 'abfss': 'adlfs', 'sftp': 'paramiko', 'ssh': 'paramiko'}
+
+def _missing_package(name): # `s3://…` -> what to install
+    package = _PACKAGES.get(str(name).split('://')[0])
+    return f'addresses of this kind need another package. `pip install {package}`.' if package else None
 
 def _reason(e): # an exception of a network or a file -> a line
     return (getattr(e, 'strerror', None) or str(e).strip('<>') or type(e).__name__).splitlines()[0]
 
+# %% ../nbs/01f_files.ipynb #00e0989a
 @contextmanager
 def reading(
     name, # file or address
@@ -158,14 +166,13 @@ def reading(
     except (UserError, KeyboardInterrupt, GeneratorExit): raise
     except gzip.BadGzipFile: problem = 'cannot be read: it is not a gzip file. Remove the ending .gz if it is plain text.'
     except (EOFError, zlib.error): problem = 'cannot be read: the file was cut off before its end. Copy or download it again.'
-    except ImportError as e:
-        package = _PACKAGES.get(str(name).split('://')[0])
-        problem = f'addresses of this kind need another package. `pip install {package}`.' if package else f'a package is missing: {_reason(e)}.'
+    except ImportError as e: problem = _missing_package(name) or f'a package is missing: {_reason(e)}.'
     except FileNotFoundError: problem = 'there is no such file.'
     except UnicodeDecodeError: problem = 'it holds text that is not UTF-8.'
     except Exception as e: problem = f'cannot be read: {_reason(e)}'
     raise UserError(f'{name}: {problem}') from None
 
+# %% ../nbs/01f_files.ipynb #5f074973
 @contextmanager
 def _opened(path): # a file or an address, unpacked
     import fsspec
@@ -193,13 +200,14 @@ def split_of(
     words = [w for part in reversed(Path(path).parts) for w in re.split(r'[^a-z]+', part.lower())]
     return next((_SPLITS[w] for w in words if w in _SPLITS), 'train')
 
-# %% ../nbs/01f_files.ipynb #215f510c
+# %% ../nbs/01f_files.ipynb #94516910
 def _inside(fs, folder): # the data files of a folder
     found = sorted(p for p in fs.find(folder) if not re.search(r'(^|/)[._]', p[len(folder):]))
     files = [p for p in found if Path(_plain(p)).suffix in KINDS and not p.endswith(('dataset_info.json', 'dataset_infos.json'))]
     if not files: raise UserError(f'{folder}: there are no data files in this folder ({", ".join(KINDS)}). It holds: {", ".join(Path(p).name for p in found[:8]) or "nothing"}.')
     return files
 
+# %% ../nbs/01f_files.ipynb #d7937920
 def _matching(fs, pattern): # -> files; none if there is nothing
     if re.search(r'[*?\[]', pattern) and not fs.exists(pattern): return sorted(p for p in fs.glob(pattern) if fs.isfile(p))
     return [pattern] if fs.isfile(pattern) else []

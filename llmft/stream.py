@@ -16,7 +16,7 @@ from .dedup import row_keys, row_key
 from .packing import fewest_bins
 from .tokens import Dropped, dropped_rows, encode_columns, usable_rows
 
-# %% ../nbs/03d_stream.ipynb #56b7c4c2
+# %% ../nbs/03d_stream.ipynb #50e499d5
 def _weighted(rows, weight): # each row as often as `weight` says
     credit = 0.0
     for row in rows:
@@ -24,6 +24,7 @@ def _weighted(rows, weight): # each row as often as `weight` says
         for _ in range(int(credit)): yield row
         credit -= int(credit)
 
+# %% ../nbs/03d_stream.ipynb #dbb4108c
 def iterate_rows(
     config, # `Config`
 ):
@@ -53,7 +54,7 @@ class Streamed:
             reasons[reason] = (m + n, (before + first)[:3])
         self.dropped = Dropped(self.dropped.used + new.used, reasons, self.dropped.cut + new.cut, self.dropped.split + new.split)
 
-# %% ../nbs/03d_stream.ipynb #38f22e95
+# %% ../nbs/03d_stream.ipynb #a431c36a
 def _columns(batch, config): # rows with different keys -> {column: values}
     names = dict.fromkeys([c for d in config.datasets for c in read_columns(d)] + [c for row in batch for c in row])
     return {c: [row.get(c) for row in batch] for c in names}
@@ -65,6 +66,7 @@ def _not_held_out(batch, held, config, counts): # without the rows that are meas
     gone = {id(r) for r in leaks}
     return [r for r in batch if id(r) not in gone]
 
+# %% ../nbs/03d_stream.ipynb #b477ba95
 def encode_chunk(
     batch,     # list of rows
     tokenizer, # from `load_tokenizer`
@@ -96,7 +98,7 @@ def packed_chunk(
         row = {'input_ids': ids[pick].tolist(), 'labels': labels[pick].tolist()}
         yield row | {'seq_lengths': np.diff(offsets)[bins[b]].tolist()} if config.sample_packing else row
 
-# %% ../nbs/03d_stream.ipynb #a31ea2bf
+# %% ../nbs/03d_stream.ipynb #7cfc9b07
 def _training_rows(tokenizer, config, counts, held): # one pass over the data
     draw, found = np.random.default_rng(config.seed), False
     for batch in _batches(iterate_rows(config), CHUNK):
@@ -108,6 +110,7 @@ def _training_rows(tokenizer, config, counts, held): # one pass over the data
     counts.passes += 1
     if not found: raise UserError(f'no row of the data can be used.\n{counts.dropped}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
 
+# %% ../nbs/03d_stream.ipynb #9f08bb94
 def stream_tokens(
     tokenizer,     # from `load_tokenizer`
     config,        # `Config`
