@@ -41,6 +41,7 @@ def trl(type, line):
 
 def axolotl_chat(type, line):
     keys, source = axolotl(type, line)
+    if source.get('train_on_eos') == 'none' and source.get('roles_to_train') == []: source['roles_to_train'] = ['nobody']
     if line['config']['dataset'].get('train_on_eos', '') is None: source['train_on_eos'] = 'none'
     if 'roles' in source: # there they replace the usual names
         named = {name for names in source['roles'].values() for name in names}
@@ -108,7 +109,7 @@ def encode_like(
 # Where the others are wrong. A case is recognised by a rule; what llmft does instead is stated so that it can be checked:
 # with `changes` to its settings it gives what the other system gives once that is put right by `mend`.
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     "A row as another system was given it, and what it made of it."
     peer: str
@@ -147,38 +148,67 @@ def _without(at): # the same rows without the token at this place of the last on
     def cut(values): return values[:at] + values[at + 1:] if at >= 0 else values[:-1]
     return lambda row, want: want and want[:-1] + [tuple(cut(v) for v in want[-1])]
 
-def _watched(row): # messages that Axolotl looks for in the text, by its settings: (message, is it learned)
-    config = config_like(row.peer, row.type, row.line)
-    source, names = config.datasets[0], {'gpt': 'assistant', 'human': 'user'}
-    roles = {names.get(r, r) for r in source.roles_to_train}
-    for m in chat_messages(row.line['record'], source):
-        learned = config.train_on_inputs or m.said['role'] in roles
-        if learned or 'all' in (source.train_on_eos, source.train_on_eot): yield m.said, learned
+def _replaced(row): # a last question under the settings where Axolotl takes the last message for the answer
+    source = row.line['config'].get('dataset', {})
+    return row.peer == 'axolotl' and source.get('roles_to_train') == [] and source.get('train_on_eos', '') is None and (
+        chat_messages(row.line['record'], config_like(row.peer, row.type, row.line).datasets[0])[-1].said['role'] != 'assistant')
 
-def _like_dummy(text): return text.strip().startswith('[') or text.strip().endswith(']')
-
-def _brackets(row): # does one of them begin or end as the text that Axolotl puts in its place
-    return row.peer == 'axolotl' and row.type in ('chat_template', 'sharegpt') and any(_like_dummy(m['content']) for m, _ in _watched(row))
-
-def _whole_contents(row, want): # labels on every token of an answer that is learned in part, and on the end token behind it
-    config = config_like(row.peer, row.type, row.line)
-    source, (ids, labels), at = config.datasets[0], want[0], 0
-    messages = [m.said for m in chat_messages(row.line['record'], source)]
+def _rendered(row, source, messages): # ids and the place of each
     text = row.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=chosen_template(source))
-    places = row.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)['offset_mapping'][:len(ids)]
+    encoded = row.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return text, encoded['input_ids'], encoded['offset_mapping']
+
+def _compared(row, source, messages, i): # the tokens that differ from those of a text with `[[dummy_message]]` in this place
+    (_, ids, _), (_, dummy, _) = (_rendered(row, source, messages[:i] + [m]) for m in (messages[i], {'role': messages[i]['role'], 'content': '[[dummy_message]]'}))
+    n = min(len(ids), len(dummy))
+    start = next((k for k in range(n) if ids[k] != dummy[k]), None)
+    back = next((k for k in range(n) if ids[-1 - k] != dummy[-1 - k]), None)
+    return range(start, len(ids) - back) if start is not None and back is not None else range(0)
+
+@lru_cache(1)
+def _read(row): # (settings, source, messages, are they learned, tokens and places of the whole)
+    config = config_like(row.peer, row.type, row.line)
+    source = config.datasets[0]
+    said = chat_messages(row.line['record'], source)
+    roles = {{'gpt': 'assistant', 'human': 'user'}.get(r, r) for r in source.roles_to_train}
+    learned = [m.learn if m.learn is not None else config.train_on_inputs or m.said['role'] in roles for m in said]
+    return config, source, [m.said for m in said], learned, *_rendered(row, source, [m.said for m in said])
+
+def _misplaced(row): # -> [(message, tokens that Axolotl takes for it, its tokens)] where these differ
+    if row.peer != 'axolotl' or row.type not in ('chat_template', 'sharegpt') or _replaced(row) or _rewrites(row): return []
+    config, source, messages, learned, text, ids, places = _read(row)
+    everybody, out, at = 'all' in (source.train_on_eos, source.train_on_eot), [], 0
+    for i, m in enumerate(messages):
+        content = m['content'] if m['content'] in text[at:] else m['content'].strip()
+        if (start := text.find(content, at)) < 0: continue
+        at = start + len(content)
+        if not learned[i] and not everybody: continue
+        first = start - (start > 0 and text[start - 1] == ' ')
+        inside = [k for k, (a, b) in enumerate(places) if a < at and b > first]
+        found = _compared(row, source, messages, i)
+        if not content.strip(): inside = [k for k in found if not text[slice(*places[k])].strip(' ')]
+        if found and [*found] != inside or not found and content.strip(): out.append((i, found, inside))
+    return out
+
+def _whole_contents(row, want): # labels on the contents, and on the end token behind each
+    config, source, _, learned, _, _, _ = _read(row)
+    ids, labels = want[0][0], list(want[0][1])
     ends = row.tokenizer.convert_tokens_to_ids([row.tokenizer.eos_token, *config.eot_tokens])
-    options, labels, watched = {source.train_on_eos, source.train_on_eot or source.train_on_eos}, list(labels), list(_watched(row))
-    for m in messages:
-        start = text.index(m['content'].strip(), at)
-        at = start + len(m['content'].strip())
-        learned = next((learned for w, learned in watched if w is m or w == m), None)
-        if learned is None or not _like_dummy(m['content']): continue
-        inside = [i for i, (a, b) in enumerate(places) if a < at and b > start - (text[start - 1] == ' ')]
+    options = {source.train_on_eos, source.train_on_eot or source.train_on_eos}
+    for i, found, inside in _misplaced(row):
+        for k in found: labels[k:k + 1] = [IGNORE] * (k < len(ids))
         after = range(inside[-1] + 1, min(inside[-1] + 4, len(ids))) if inside else ()
-        end = [i for i in after if ids[i] in ends][:1] if 'all' in options or learned and options - {'none'} else []
-        for i in after[:end[0] - inside[-1] - 1] if end else (): labels[i] = IGNORE
-        for i in inside * learned + end: labels[i] = ids[i]
+        end = [k for k in after if ids[k] in ends][:1]
+        last = 'last' in options and not any(learned[i + 1:])
+        for k in inside * bool(learned[i]) + end * ('all' in options or learned[i] and 'turn' in options or last):
+            if k < len(ids): labels[k] = ids[k]
     return [(ids, labels)]
+
+def _rewrites(row): # does the template write what was said before differently when an answer follows
+    if row.peer not in ('axolotl', 'trl') or row.type not in ('chat_template', 'sharegpt', 'messages'): return False
+    _, source, messages, learned, text, *_ = _read(row)
+    def prompt(i): return row.tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True, chat_template=chosen_template(source))
+    return any(i and learned[i] and m['role'] == 'assistant' and not text.startswith(prompt(i)) for i, m in enumerate(messages))
 
 def _vicuna(row): return row.peer == 'fastchat' or (row.peer, row.type) == ('wizardlm', 'freeform_multiturn')
 
@@ -201,11 +231,6 @@ def _vicuna_labels(row, want): # the answers are learned, up to the last one
 
 _SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. "
 
-def _replaced(row): # a last question under the settings where Axolotl takes the last message for the answer
-    source = row.line['config'].get('dataset', {})
-    return row.peer == 'axolotl' and source.get('roles_to_train') == [] and source.get('train_on_eos', '') is None and (
-        chat_messages(row.line['record'], config_like(row.peer, row.type, row.line).datasets[0])[-1].said['role'] != 'assistant')
-
 CASES = [
     Case('all', 'control tokens that the data spell, as `</s>` in an answer, become control tokens',
         'they are plain text, and are counted; `allow_special_tokens: true` gives the same as the others',
@@ -213,9 +238,11 @@ CASES = [
         lambda row: row.spells_control() and row.type != 'input_output', changes=lambda row: {'allow_special_tokens': True}),
     Case('axolotl, stanford_alpaca, codealpaca, wizardlm, fastchat', 'a row in which every token is masked stays in the data',
         'the row is left out and counted, with the reason', 'it costs time and teaches nothing',
-        lambda row: _masked(row) and not _answered(row) and not _brackets(row), lambda row, want: []),
-    Case('axolotl', 'an answer that begins with `[` or ends with `]` loses these tokens, for it is found by comparing it with `[[dummy_message]]`',
-        'the whole answer is learned', 'the model would learn lists without their brackets', _brackets, _whole_contents),
+        lambda row: _masked(row) and not _answered(row) and not _misplaced(row), lambda row, want: []),
+    Case('axolotl, trl', 'a chat template that writes what was said before differently when more follows is used as it is',
+        'the row is left out and counted', 'the model would be asked with another text than it learned from', _rewrites, lambda row, want: []),
+    Case('axolotl', 'an answer is found by comparing the tokens with those of `[[dummy_message]]`: what both have in common, as a `[` at the beginning, is masked',
+        'the whole answer is learned, and nothing else', 'the model would learn lists without their brackets', lambda row: bool(_misplaced(row)), _whole_contents),
     Case('axolotl', 'with `roles_to_train: []` and no `train_on_eos`, a last question is replaced by the beginning of an answer',
         'the row is left out and counted', 'a text that nobody wrote would be learned', _replaced, lambda row, want: []),
     Case('fastchat, wizardlm', 'a conversation is masked entirely where its tokens are not as many as expected: a question at the end, `</s>` in a text, a tokenizer with `legacy: false`',
