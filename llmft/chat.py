@@ -335,7 +335,7 @@ def _tools(row, dataset): # the functions that may be called, as a list of mappi
         if isinstance(function, dict) and 'parameters' in function: function['parameters'] = _json(function['parameters'], 'the parameters of a tool')
     return tools
 
-# %% ../nbs/01b_chat.ipynb #02227cdc
+# %% ../nbs/01b_chat.ipynb #7b83bfc4
 def _all_behind(said, full, n, draw): # (start, stop) of all that follows the first `n` messages
     if n == 0: return [(0, len(full))]
     if n >= len(said) or said[-1]['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
@@ -349,7 +349,8 @@ def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start
     said, wanted = [m.said for m in messages], _wanted(messages, dataset)
     if not dataset.roles_to_train and dataset.train_on_eos == 'none' and not wanted: return _all_behind(said, full, len(said) - 1 or len(said) if given is None else given, draw)
     if not wanted and dataset.roles_to_train and 'all' not in (dataset.train_on_eos, dataset.train_on_eot): raise RowError(f'there is no message of the role {" or ".join(dataset.roles_to_train)}')
-    places, prompts = _contents(said, full, draw), _prompts(said, wanted, full, draw)
+    marked = blocks.keys() >= {*wanted} and 'all' not in (dataset.train_on_eos, dataset.train_on_eot)
+    places, prompts = {} if marked else _contents(said, full, draw), _prompts(said, wanted, full, draw)
     merged = bool(dataset._run.get('allow_merged_tokens'))
     found = {i: place for i in wanted if (place := _find(i, said, full, places, blocks, prompts.get(i, 0), merged, draw, ends))}
     stops = _end_spans(found, places, blocks, wanted, full, ends, dataset)
