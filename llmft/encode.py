@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['IGNORE', 'Encoded', 'encode_arrays', 'encode_batch', 'encode_turns']
 
-# %% ../nbs/01d_encode.ipynb #d5f7e168
+# %% ../nbs/01d_encode.ipynb #7d454a2f
 import json, re
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, groupby
 
 from .prompts import _MARK, _spelling, control_tokens, protect, unprotect
 
@@ -89,30 +88,38 @@ class _Group:
         self.turns = self.turns[texts[last][2]:]
         self.apart += bool(self.turns)
 
-# %% ../nbs/01d_encode.ipynb #1d1bbbf8
-def _learned_by_place(turns, lengths, offsets): # which tokens are learned: those that hold a character of a learned turn
-    out, i, stops = [], 0, list(accumulate(lengths))
-    for a, b in offsets:
-        while i < len(stops) - 1 and a >= stops[i]: i += 1
-        last = next((j for j in range(i, len(stops)) if stops[j] >= b), len(stops) - 1)
-        out.append(any(t.trained for t in turns[i:last + 1]))
-    return out
+# %% ../nbs/01d_encode.ipynb #fbb79d94
+def _token_at(whole, at): # the token with the character `at`, and does it begin there
+    k = whole.char_to_token(at)
+    if k is None: return bisect_left(whole.offsets, (at, at)), True
+    return k, whole.token_to_chars(k)[0] == at
 
-def _clean(turns, text, lengths, whole, names, sections): # does no token reach across an edge, and is each prompt the beginning of the whole
-    starts, cuts = [a for a, _ in whole.offsets], [0] + [m.start() for m in names.finditer(text)]
-    for t, u, e in zip(turns, turns[1:], accumulate(lengths)):
-        k = bisect_left(starts, e)
-        if k and whole.offsets[k - 1][1] > e: return False
-        c = cuts[bisect_right(cuts, e - 1) - 1]
-        if u.trained and not t.trained and whole.ids[bisect_left(starts, c):k] != sections(text[c:e]): return False
-    return True
+def _section(texts, i, names): # the text up to the end of turn `i`, from the last control token on, and how much stands in front of it
+    for j in range(i, -1, -1):
+        last = None
+        for last in names.finditer(texts[j]): pass
+        if last: return texts[j][last.start():] + ''.join(texts[j + 1:i + 1]), sum(map(len, texts[:j])) + last.start()
+    return ''.join(texts[:i + 1]), 0
 
-# %% ../nbs/01d_encode.ipynb #8d074e37
-def _place_group(g, text, lengths, whole, names, sections, merged): # fills the `runs` of a group; leaves it alone where an edge is not clean
-    if not merged and not _clean(g.turns, text, lengths, whole, names, sections): return
-    learned = _learned_by_place(g.turns, lengths, whole.offsets)
-    g.runs = [([i for i, _ in run], key) for key, run in groupby(zip(whole.ids, learned), key=lambda pair: pair[1])]
-    g.turns = []
+def _place_edges(turns, texts, whole, names, sections, merged): # the token at which each turn ends; None where an edge is not clean
+    out, at, ids = [], 0, whole.ids
+    for i, (t, u) in enumerate(zip(turns, turns[1:])):
+        at += len(texts[i])
+        k, clean = _token_at(whole, at)
+        if not merged:
+            if not clean: return None
+            if u.trained and not t.trained:
+                section, start = _section(texts, i, names)
+                if ids[_token_at(whole, start)[0]:k] != sections(section): return None
+        out.append(k + (merged and not clean and t.trained and not u.trained))
+    return out + [len(ids)]
+
+# %% ../nbs/01d_encode.ipynb #86a6a4db
+def _place_group(g, texts, whole, names, sections, merged): # fills the `runs` of a group; leaves it alone where an edge is not clean
+    edges = _place_edges(g.turns, texts, whole, names, sections, bool(merged))
+    if edges is None: return
+    ids, turns = whole.ids, g.turns
+    g.runs, g.turns = [(ids[a:b], t.trained) for t, a, b in zip(turns, [0, *edges], edges)], []
 
 def _encode_written(groups, tokenizer, merged): # the same for groups that a template wrote, from where the tokens stand
     written = [g for g in groups if merged in (False, 'trained') and all(t.control for t in g.turns)]
@@ -127,7 +134,7 @@ def _encode_written(groups, tokenizer, merged): # the same for groups that a tem
         parts = [[own(t.text) for t in g.turns] for g in mine]
         sections = lru_cache(None)(lambda text: encode.encode(text, add_special_tokens=False).ids)
         for g, texts, whole in zip(mine, parts, encode.encode_batch([''.join(t) for t in parts], add_special_tokens=False)):
-            _place_group(g, ''.join(texts), [len(t) for t in texts], whole, names, sections, merged)
+            _place_group(g, texts, whole, names, sections, merged)
 
 # %% ../nbs/01d_encode.ipynb #d93aa8b9
 def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Group`
