@@ -44,7 +44,7 @@ class Check:
     def __str__(self):
         c = self.config
         targets = self.targets if isinstance(self.targets, str) else ', '.join(self.targets)
-        return '\n'.join([f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
+        return '\n'.join([*c.notes, f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
             str(self.hardware), f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epochs',
             f'output: {c.output_dir}', '', str(self.report)])
 

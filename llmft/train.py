@@ -277,7 +277,7 @@ def finetune(
     if not force: check_fits(config, say)
     checkpoint = check_resume(out, config) if resume else None
     data, hw = prepare(config), hardware(config)
-    for line in (hw, data, *idle_keys(config, hw)): say(line)
+    for line in (*config.notes, hw, data, *idle_keys(config, hw)): say(line)
     model = add_adapter(load_base(config, hw=hw), config)
     hw.choices.append(_ending(settle_endings(model, data.tokenizer), data.tokenizer))
     report = parameter_report(model)

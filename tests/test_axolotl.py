@@ -385,3 +385,23 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert code == 2 and 'new.yml exists already' in err
     code, _, err = run('nothing.yml')
     assert code == 2 and 'nothing.yml' in err
+
+
+# the notes of a run
+
+def test_notes_are_told_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'rows.jsonl').write_text(''.join(json.dumps({'instruction': f'question {i}', 'output': f'answer {i}'}) + '\n' for i in range(12)))
+    (tmp_path/'run.yml').write_text('base_model: builtin/smollm2-135m\nadapter: qlora\nload_in_4bit: true\nstrict: false\nbatch_size: 2\nmicro_batch_size: 1\nmax_steps: 1\n'
+        'sequence_len: 64\nsample_packing: false\nlora_r: 4\nlora_alpha: 8\nwarmup_steps: 0\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\noutput_dir: out\n')
+    notes = load_config('run.yml').notes
+    assert len(notes) == 2 and '`batch_size: 2`' in notes[0] and '`strict` is left out' in notes[1]
+    with pytest.raises(SystemExit): main(['check', 'run.yml'])
+    said = capsys.readouterr().out
+    assert all(said.count(note) == 1 for note in notes)
+    from llmft.train import finetune
+    lines = []
+    run = finetune('run.yml', say=lambda x: lines.append(str(x)))
+    assert all(lines.count(note) == 1 for note in notes)
+    assert (run.path/'config_completed.yml').read_text().startswith(''.join(f'# {note}\n' for note in notes))
+    assert run.config == load_config('run.yml')
