@@ -110,21 +110,20 @@ def near_pairs(
         elif against is None: index.insert(i, signature)
     return pairs
 
-# %% ../nbs/02a_dedup.ipynb #495400da
+# %% ../nbs/02a_dedup.ipynb #0852220e
 @dataclass
 class Rows:
     "The rows of a run, and what became of the others."
-    train: object    # `datasets.Dataset`: to learn from; None with `streaming`
+    train: object    # `datasets.Dataset`: to learn from
     heldout: object  # `datasets.Dataset`: to measure with; or None
     removed: dict = field(default_factory=dict) # reason -> (number of rows, the first three as `PATH row N`)
     kept: dict = field(default_factory=dict)    # the same for rows that were found but are kept, as the YAML says
-    sources: list = field(default_factory=list) # for each entry: path, rows read, weight, rows used
+    sources: list = field(default_factory=list) # for each entry: path, rows read, rows kept, weight, rows used
 
     def __str__(self):
         def lines(found, what): return [f'{n:,} {"row is" if n == 1 else "rows are"} {what}: {reason} ({", ".join(first)}{", …" if n > len(first) else ""}).' for reason, (n, first) in found.items()]
         from_ = [f'{s["used"]:,} rows from {s["path"]}' + (f' ({s["read"]:,} read, weight {s["weight"]:g})' if s['used'] != s['read'] else '') for s in self.sources]
-        number = 'streamed' if self.train is None else f'{len(self.train):,}'
-        return '\n'.join([f'{number} rows to learn from, {len(self.heldout) if self.heldout else 0:,} held out', *from_,
+        return '\n'.join([f'{len(self.train):,} rows to learn from, {len(self.heldout) if self.heldout else 0:,} held out', *from_,
                           *lines(self.removed, 'left out'), *lines(self.kept, 'found and kept')])
 
     __repr__ = __str__
@@ -177,24 +176,23 @@ def _drop_leaks(rows, heldout, config, out): # -> rows; told in `out`
     gone = {i for positions in leaks.values() for i in positions} if config.leakage == 'drop' else {}
     return rows.select([i for i in range(len(rows)) if i not in gone]) if gone else rows
 
-# %% ../nbs/02a_dedup.ipynb #8eb7db0a
-def _count_sources(out, read, config): # rows read and used, for each entry
-    used, numbers = Counter(out.train['source']), Counter(read)
-    return [dict(path=d.path, read=numbers[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
+# %% ../nbs/02a_dedup.ipynb #a45bd457
+def _count_sources(out, read, kept, config): # rows read, kept to learn from and used, for each entry
+    used, numbers, kept = Counter(out.train['source']), Counter(read), Counter(kept)
+    return [dict(path=d.path, read=numbers[i], kept=kept[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
 
 def prepare_rows(
     config, # `Config`, or what `load_config` takes
 ) -> Rows:
     "The rows to learn from and the rows to measure with, as the YAML says, and why the others are left out."
     config = config if isinstance(config, Config) else load_config(config)
-    if config.streaming: return Rows(None, load_rows(config, 'test_datasets') if config.test_datasets else None) # the others are read while training
     rows, out = load_rows(config), Rows(None, load_rows(config, 'test_datasets') if config.test_datasets else None)
     read, rows = rows['source'][:], drop_duplicates(rows, config, out.removed)
     if not config.test_datasets: rows, out.heldout = split_dataset(rows, config)
     if out.heldout and (config.test_datasets or config.dedup == 'off' or any(_entry_number(config.datasets))): rows = _drop_leaks(rows, out.heldout, config, out)
     if not len(rows): raise UserError(f'no row is left to learn from.\n' + '\n'.join(f'{n} are left out: {reason}.' for reason, (n, _) in out.removed.items()))
-    rows = weighted_rows(rows, config)
+    kept, rows = rows['source'][:], weighted_rows(rows, config)
     mix = config.shuffle_merged_datasets and (len(config.datasets) > 1 or any(d.weight != 1 for d in config.datasets))
     out.train = rows.shuffle(seed=config.seed) if mix else rows
-    out.sources = _count_sources(out, read, config)
+    out.sources = _count_sources(out, read, kept, config)
     return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'FINDINGS', 'TokenTable', 'token_table', 'turn_ends', 'end_faults', 'begin_faults', 'repeated_answers',
-           'Kind', 'finding_kinds', 'Finding', 'find', 'find_rows', 'check_ignored', 'stop_if_found']
+           'Kind', 'finding_kinds', 'Finding', 'few_rows', 'find', 'find_rows', 'check_ignored', 'stop_if_found']
 
 # %% ../nbs/03c_findings.ipynb #d34f2f91
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from .config import _nearest
 from .core import UserError
 from .tokens import IGNORE
 
-# %% ../nbs/03c_findings.ipynb #136283d6
+# %% ../nbs/03c_findings.ipynb #e0c75369
 @dataclass
 class TokenTable:
     "The ids and labels of many rows, one row behind the other."
@@ -25,6 +25,9 @@ class TokenTable:
     source: np.ndarray   # (rows,) index of its source
     row: np.ndarray      # (rows,) its number there, counted from 1
     reason: list         # (rows,) why it is left out, or None
+    piece: np.ndarray    # (rows,) 0, 1, … where a row was split
+    cut: np.ndarray      # (rows,) tokens that were cut away
+    spelled: np.ndarray  # (rows,) control tokens that are spelled in the data
 
     def __len__(self): return len(self.starts) - 1
 
@@ -34,10 +37,13 @@ class TokenTable:
     @property
     def used(self): return np.array([r is None for r in self.reason], bool) # (rows,)
 
+    @property
+    def whole(self): return self.used & (self.cut == 0) & (np.append(self.piece[1:], 0) == 0) # (rows,) does it reach the end of the row
+
     def count(self, mask): # (tokens,) of true and false -> how many are true in each row
         return np.diff(np.r_[0, np.cumsum(mask)][self.starts])
 
-# %% ../nbs/03c_findings.ipynb #3115882c
+# %% ../nbs/03c_findings.ipynb #8f049480
 def token_table(
     encoded, # `datasets.Dataset` from `encode_rows`
 ) -> TokenTable:
@@ -45,7 +51,8 @@ def token_table(
     columns = {c: encoded.with_format('arrow')[:][c].combine_chunks() for c in encoded.column_names}
     starts = np.append(0, np.cumsum(columns['input_ids'].value_lengths().to_numpy()))
     ids, labels = (columns[c].flatten().to_numpy() for c in ('input_ids', 'labels'))
-    return TokenTable(ids, labels != IGNORE, starts, columns['source'].to_numpy(), columns['row'].to_numpy() + 1, columns['reason'].to_pylist())
+    numbers = {c: columns[c].to_numpy() for c in ('source', 'piece', 'cut', 'spelled')}
+    return TokenTable(ids, labels != IGNORE, starts, row=columns['row'].to_numpy() + 1, reason=columns['reason'].to_pylist(), **numbers)
 
 # %% ../nbs/03c_findings.ipynb #0db26661
 def turn_ends(
@@ -62,7 +69,7 @@ def turn_ends(
 def _rows_of(table, numbers): # (rows,) true for those that are named
     return np.isin(np.arange(len(table)), numbers)
 
-# %% ../nbs/03c_findings.ipynb #c05d3d23
+# %% ../nbs/03c_findings.ipynb #219f1220
 def end_faults(
     table, # `TokenTable`
     stops, # ids at which generation stops
@@ -71,7 +78,7 @@ def end_faults(
     at, row, final = turn_ends(table)
     stop = np.isin(table.ids[at], list(stops))
     alone = stop & ~(np.r_[False, table.learned][at] & (at > table.starts[row])) # nothing is learned before it
-    return {'no_end_token': _rows_of(table, row[final & ~stop]), 'turn_without_end': _rows_of(table, row[~final & ~stop]), 'empty_turn': _rows_of(table, row[alone])}
+    return {'no_end_token': _rows_of(table, row[final & ~stop]) & table.whole, 'turn_without_end': _rows_of(table, row[~final & ~stop]), 'empty_turn': _rows_of(table, row[alone])}
 
 # %% ../nbs/03c_findings.ipynb #b0d3c3d9
 def begin_faults(
@@ -98,7 +105,7 @@ def repeated_answers(
     often = sorted((at for key, at in where.items() if len(key) >= least * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
     return [(len(at), at, ids[stops[at[0]]:stops[at[0] + 1]]) for at in often]
 
-# %% ../nbs/03c_findings.ipynb #12ae566e
+# %% ../nbs/03c_findings.ipynb #c4baf16e
 LEVELS = ['note', 'warn', 'stop']
 
 @dataclass
@@ -122,12 +129,13 @@ FINDINGS = {name: Kind(*kind) for name, kind in {
     'empty_turn': ('warn', .01, 'an answer within the conversation is empty', 'Remove these turns, or fill them in.'),
     'empty_answer': ('warn', .01, 'the answer is empty', 'These rows are left out. Look for answers that went into another column.'),
     'left_out': ('warn', .05, 'rows are left out', 'The table says why.'),
-    'cut': ('warn', .05, 'cut at `sequence_len`, so that the end is not learned', 'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.'),
-    'split': ('note', 0, 'cut into several rows', 'Raise `sequence_len` if the parts make no sense alone.'),
+    'cut_rows': ('warn', .05, 'cut at `sequence_len`, so that the end is not learned', 'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.'),
+    'split_rows': ('note', 0, 'cut into several rows', 'Raise `sequence_len` if the parts make no sense alone.'),
     'repeated_answer': ('warn', .05, 'the same long answer', 'It will be learned best of all. Remove repetitions that are no answers.'),
     'duplicates': ('note', 0, 'the row stands in the data more than once', 'Only the first is kept; `dedup: off` keeps all.'),
     'near_duplicates': ('warn', .05, 'nearly the same as an earlier row', 'Leave them out with `dedup: near`.'),
-    'leakage': ('warn', .05, 'the row also stands in the held-out rows', 'Measured numbers would look better than they are; `leakage: drop` leaves them out.'),
+    'leakage': ('note', 0, 'also held out', 'Left out of what is learned, so that what is measured stays true.'),
+    'kept_leakage': ('warn', 0, 'also held out, and learned all the same', 'Measured numbers will look better than they are; `leakage: drop` leaves them out.'),
     'near_leakage': ('warn', .01, 'nearly the same as a held-out row', 'Measured numbers will look better than they are. Leave them out with `dedup: near`.'),
     'control_tokens': ('note', 0, 'a control token is spelled in the data', 'It is read as plain text; `allow_special_tokens: true` makes it a control token.'),
     'long_warmup': ('warn', 0, 'the learning rate never reaches its full value', 'Lower `warmup_steps`.'),
@@ -139,39 +147,43 @@ def finding_kinds() -> str: # Markdown
     level = lambda k: k.level + (f' (up to {k.share:.0%}: {LEVELS[LEVELS.index(k.level) - 1]})' if k.share else '')
     return '\n'.join(['| name | level | what | what to do |', '|---|---|---|---|'] + [f'| `{n}` | {level(k)} | {k.about} | {k.advice} |' for n, k in FINDINGS.items()])
 
-# %% ../nbs/03c_findings.ipynb #53008ba6
+# %% ../nbs/03c_findings.ipynb #3711fa80
 @dataclass
 class Finding:
     "Something that was found in the data."
     level: str   # 'stop', 'warn' or 'note'
     name: str    # a key of `FINDINGS`
     message: str # what, where and what to do
-    rows: list = field(default_factory=list) # numbers of the first three rows, counted from 1
+    rows: list = field(default_factory=list) # numbers of the first three rows, counted from 1, or their places in words
 
     def __str__(self): return f'{self.level:4}  {self.name}: {self.message}'
 
     __repr__ = __str__
 
-# %% ../nbs/03c_findings.ipynb #a4907ca2
-def _few(rows, n): # the first row numbers in words
-    return f'row {", ".join(map(str, rows))}' + (', …' if n > len(rows) else '')
+# %% ../nbs/03c_findings.ipynb #343da544
+def few_rows(
+    rows, # numbers of the first rows, or their places in words
+    n,    # how many there are
+) -> str:
+    "`row 1, 2, 3, …`"
+    return ('' if isinstance(rows[0], str) else 'row ') + ', '.join(map(str, rows)) + (', …' if n > len(rows) else '')
 
 def find(
     name,    # a key of `FINDINGS`
     n,       # rows where it is so
     of,      # rows that were looked at
-    rows=(), # their numbers, counted from 1; the first three are kept
+    rows=(), # their numbers, counted from 1, or their places in words; the first three are kept
     where='',# the source
     what='', # in place of the usual words
 ) -> list[Finding]: # one, or none if `n` is 0
     "A finding with the level that its share of the rows gives it."
     if not n: return []
-    kind, first = FINDINGS[name], [int(r) for r in rows[:3]]
+    kind, first = FINDINGS[name], list(rows[:3])
     level = LEVELS[max(LEVELS.index(kind.level) - (n <= kind.share * of), 0)]
-    count = f': {n:,} of {of:,} rows' + (f' ({_few(first, n)})' if first else '') if of else ''
+    count = f': {n:,} of {of:,} rows' + (f' ({few_rows(first, n)})' if first else '') if of else ''
     return [Finding(level, name, f'{where + ": " if where else ""}{what or kind.about}{count}. {kind.advice}', first)]
 
-# %% ../nbs/03c_findings.ipynb #707801b2
+# %% ../nbs/03c_findings.ipynb #3f363ab9
 def find_rows(
     faults, # name of a finding -> (rows,) is it so
     table,  # `TokenTable`
@@ -180,7 +192,7 @@ def find_rows(
 ) -> list[Finding]:
     "The findings of one source, from true and false for each row."
     out = []
-    for name, mask in faults.items(): out += find(name, int((mask & which).sum()), int(which.sum()), np.sort(table.row[mask & which]), where)
+    for name, mask in faults.items(): out += find(name, int((mask & which).sum()), int(which.sum()), np.unique(table.row[mask & which]).tolist(), where)
     return out
 
 # %% ../nbs/03c_findings.ipynb #4b8a69f2

@@ -4,48 +4,54 @@
 
 # %% auto #0
 __all__ = ['Fate', 'count_reasons', 'source_fate', 'prompt_faults', 'stop_ids', 'source_findings', 'DataReport', 'report_parts',
-           'steps_per_epoch', 'count_steps', 'Prepared', 'make_report', 'prepare', 'data_report', 'data_record']
+           'steps_per_epoch', 'count_steps', 'Prepared', 'source_names', 'make_report', 'prepare', 'data_report',
+           'data_record']
 
-# %% ../nbs/03b_report.ipynb #9856dc34
+# %% ../nbs/03b_report.ipynb #da59cae8
 import json, math
 from dataclasses import asdict, dataclass, field
 from html import escape
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from .chat import chat_messages
 from .config import Config, load_config
 from .core import UserError, write_atomic
-from .data import describe_sources, load_splits
-from .findings import LEVELS, begin_faults, check_ignored, end_faults, find, find_rows, repeated_answers, stop_if_found, token_table
-from .encode import _head, encode_batch
+from .data import describe_sources
+from .dedup import _texts, near_pairs, prepare_rows
+from .findings import LEVELS, begin_faults, check_ignored, end_faults, few_rows, find, find_rows, repeated_answers, stop_if_found, token_table
 from .hub import hub_errors, resolve_model
 from .packing import pack
-from .prompts import RowError, prompt_turns, row_to_turns
-from .tokens import dropped_rows, encode_rows, length_report, load_tokenizer, usable_rows
+from .prompts import RowError, ask_turns, find_format, prompt_turns, row_to_turns
+from .tokens import _head, Lengths, dropped_rows, encode_batch, encode_rows, load_tokenizer, usable_rows
 
-# %% ../nbs/03b_report.ipynb #ece1765b
+# %% ../nbs/03b_report.ipynb #9667873a
 @dataclass
 class Fate:
     "What became of the rows of one source."
-    source: str       # its path
-    used: int = 0     # rows to learn from
-    held_out: int = 0 # rows to measure with
+    source: str         # its path
+    used: int = 0       # rows to learn from: whole, cut or split
+    held_out: int = 0   # rows to measure with
     left_out: dict = field(default_factory=dict) # reason -> (number of rows, the first three row numbers, counted from 1)
-    removed: dict = field(default_factory=dict)  # the same for rows that were removed before they became tokens
-    tokens: int = 0   # of the rows to learn from
-    learned: int = 0  # tokens of them that are learned
+    cut: int = 0        # of the rows that are used, those that lost tokens
+    split: int = 0      # of the rows that are used, those that became several
+    tokens: int = 0     # of the rows to learn from
+    learned: int = 0    # tokens of them that are learned
+    removed: int = 0    # rows that were removed before they became tokens
+    weighted: int = 0   # rows that the `weight` of the source adds (or, below 0, takes away)
 
     @property
-    def lost(self): return {**self.removed, **self.left_out}
+    def lost(self): return sum(n for n, _ in self.left_out.values())
 
     @property
-    def read(self): return self.used + self.held_out + sum(n for n, _ in self.lost.values())
+    def read(self): return self.used + self.held_out + self.lost + self.removed - self.weighted
 
     @property
     def share(self): return self.learned / self.tokens if self.tokens else 0.0
 
-# %% ../nbs/03b_report.ipynb #2ee68dea
+# %% ../nbs/03b_report.ipynb #aef2bf2d
 def count_reasons(
     table, # `TokenTable`
     which, # (rows,) those to count
@@ -53,24 +59,33 @@ def count_reasons(
     "How many rows are left out for which reason."
     rows = {}
     for i in np.flatnonzero(which & ~table.used): rows.setdefault(table.reason[i], []).append(int(table.row[i]))
-    return {reason: (len(numbers), sorted(numbers)[:3]) for reason, numbers in sorted(rows.items(), key=lambda r: -len(r[1]))}
+    return {reason: (len(numbers), sorted(set(numbers))[:3]) for reason, numbers in sorted(rows.items(), key=lambda r: -len(r[1]))}
 
 def source_fate(
     name,  # of the source
     table, # `TokenTable` of all rows
     which, # (rows,) those of the source
     held,  # (rows,) those that are held out
+    **more,# `removed`, `weighted`
 ) -> Fate:
     "What became of the rows of one source."
-    used = which & table.used & ~held
-    return Fate(name, int(used.sum()), int((which & table.used & held).sum()), count_reasons(table, which),
-        tokens=int(table.lengths[used].sum()), learned=int(table.count(table.learned)[used].sum()))
+    used, first = which & table.used, table.piece == 0
+    train, count = used & ~held, lambda mask: int(mask.sum())
+    return Fate(name, count(train & first), count(used & held & first), count_reasons(table, which), count(used & (table.cut > 0)), count(used & (table.piece == 1)),
+        int(table.lengths[train].sum()), int(table.count(table.learned)[train].sum()), **more)
 
-# %% ../nbs/03b_report.ipynb #710b7c65
+# %% ../nbs/03b_report.ipynb #48ff210a
+def _question(row, dataset, tokenizer): # -> turns to send; as a chat does it where the row is a conversation
+    if find_format(dataset.type).turns.__module__ != 'llmft.chat': return prompt_turns(row_to_turns(row, dataset, tokenizer))
+    said = [m.said for m in chat_messages(row, dataset)]
+    answers = [i for i, m in enumerate(said) if m['role'] == 'assistant' and i]
+    if not answers or row.get(dataset.field_tools): return prompt_turns(row_to_turns(row, dataset, tokenizer))
+    return ask_turns(said[:answers[-1]], dataset, tokenizer)
+
 def _asked(row, dataset, tokenizer, config): # -> (ids that are trained, ids that are sent); None if the row cannot be used
-    try: turns = row_to_turns(row, dataset, tokenizer)
+    try: turns, question = row_to_turns(row, dataset, tokenizer), _question(row, dataset, tokenizer)
     except RowError: return None
-    whole, asked = encode_batch([turns, prompt_turns(turns)], tokenizer,
+    whole, asked = encode_batch([turns, question], tokenizer,
         allow_special_tokens=config.allow_special_tokens, allow_merged_tokens=config.allow_merged_tokens)
     return whole['input_ids'], asked['input_ids']
 
@@ -102,23 +117,21 @@ def stop_ids(
     eots = tokenizer.convert_tokens_to_ids(config.eot_tokens or [])
     return {tokenizer.eos_token_id, *eots, *(own if isinstance(own, list) else [own])} - {None}
 
-# %% ../nbs/03b_report.ipynb #ba5fb470
-_EMPTY, _UNSTABLE, _LONG = 'the answer is empty', 'the chat template writes a turn differently when more follows', 'longer than'
-_NAMED = {_EMPTY: 'empty_answer', _UNSTABLE: 'unstable_template'} # reasons that have a finding of their own
+# %% ../nbs/03b_report.ipynb #24c45c43
+_UNSTABLE, _LONG = 'the chat template writes a turn differently when more follows', 'longer than'
+_NAMED = {'the answer is empty': 'empty_answer', _UNSTABLE: 'unstable_template'} # reasons that have a finding of their own
 
-def _reason(reason, n, first): return f'{reason} (row {", ".join(map(str, first))}{", …" if n > len(first) else ""})'
+def _reason(reason, n, first): return f'{reason} ({few_rows(first, n)})'
 
-def _nothing(fate, rows): # the finding for a source without a usable row
-    first = sorted(i for _, numbers in fate.lost.values() for i in numbers)
-    if all(r.startswith(_LONG) for r in fate.lost): return find('all_rows_cut', rows, rows, first, fate.source)
-    if [*fate.lost] == [_UNSTABLE]: return find('unstable_template', rows, rows, first, fate.source)
-    why = '; '.join(_reason(r, *lost) for r, lost in fate.lost.items())
-    return find('nothing_learned', rows, 0, first, fate.source, f'no row can be learned from: {why}')
+def _nothing(fate): # the finding for a source without a usable row
+    first, args = sorted(i for _, numbers in fate.left_out.values() for i in numbers), (fate.lost, fate.lost)
+    if all(r.startswith(_LONG) for r in fate.left_out): return find('all_rows_cut', *args, first, fate.source)
+    if [*fate.left_out] == [_UNSTABLE]: return find('unstable_template', *args, first, fate.source)
+    why = '; '.join(_reason(r, *lost) for r, lost in fate.left_out.items())
+    return find('nothing_learned', fate.lost, 0, first, fate.source, f'no row can be learned from: {why}')
 
 def _lost(fate, rows): # a finding for each reason
-    out = []
-    for reason, (n, first) in fate.left_out.items(): out += find(_NAMED.get(reason, 'left_out'), n, rows, first, fate.source, reason)
-    return out
+    return [f for reason, (n, first) in fate.left_out.items() for f in find(_NAMED.get(reason, 'left_out'), n, rows, first, fate.source, reason)]
 
 def source_findings(
     fate,   # `Fate`
@@ -128,24 +141,28 @@ def source_findings(
     asked=(0, ()), # (rows tried, numbers of those where what is sent is not what is trained)
 ) -> list: # of `Finding`
     "What is the matter with the rows of a source."
-    rows = int(which.sum())
-    if not fate.used + fate.held_out: return _nothing(fate, rows)
+    if not fate.used + fate.held_out: return _nothing(fate) if fate.lost else []
+    if fate.cut == fate.used + fate.held_out: return find('all_rows_cut', fate.cut, fate.cut, np.unique(table.row[which & (table.cut > 0)]).tolist(), fate.source)
+    faults = faults | {'cut_rows': table.cut > 0, 'split_rows': table.piece == 1, 'control_tokens': (table.spelled > 0) & (table.piece == 0)}
     tried, wrong = asked
-    return _lost(fate, rows) + find_rows(faults, table, which & table.used, fate.source) + find('prompt_differs', len(wrong), tried, wrong, fate.source)
+    return _lost(fate, int((which & (table.piece == 0)).sum())) + find_rows(faults, table, which & table.used, fate.source) + find('prompt_differs', len(wrong), tried, wrong, fate.source)
 
-# %% ../nbs/03b_report.ipynb #3611e138
+# %% ../nbs/03b_report.ipynb #bf27a96f
 def _bars(lengths, width=40): # a histogram of lengths in one line of characters
     counts = np.histogram(lengths, bins=min(width, max(lengths)))[0]
     return ''.join(' ▁▂▃▄▅▆▇█'[math.ceil(8 * n / counts.max())] for n in counts)
 
-def _reasons(fates): # what was removed and left out, in lines
-    return [f'{f.source}: {n:,} {_reason(reason, n, first)}' for f in fates for reason, (n, first) in f.lost.items()]
+def _lost_lines(fates, removed): # what was removed and left out
+    return [f'{n:,} {_reason(reason, n, first)}' for reason, (n, first) in removed.items()] + [
+        f'{f.source}: {n:,} {_reason(reason, n, first)}' for f in fates for reason, (n, first) in f.left_out.items()]
 
-def _rows_table(fates): # (head, rows), all text
-    def line(f, name): return [name, f'{f.read:,}', *(f'{sum(n for n, _ in d.values()):,}' for d in (f.removed, f.left_out)), f'{f.held_out:,}', f'{f.used:,}', f'{f.tokens:,}', f'{f.share:.0%}']
-    return ['source', 'read', 'removed', 'left out', 'held out', 'used', 'tokens', 'learned'], [line(f, f.source) for f in fates]
+_COLUMNS = {'read': 'read', 'removed': 'removed', 'weighted': 'by weight', 'lost': 'left out', 'held_out': 'held out', 'used': 'used', 'cut': 'cut', 'split': 'split', 'tokens': 'tokens'}
 
-# %% ../nbs/03b_report.ipynb #6518c78e
+def _rows_table(fates): # (head, rows), all text; columns of zeros are left out
+    shown = {k: name for k, name in _COLUMNS.items() if k in ('read', 'used', 'tokens') or any(getattr(f, k) for f in fates)}
+    return ['source', *shown.values(), 'learned'], [[f.source, *(f'{getattr(f, k):,}' for k in shown), f'{f.share:.0%}'] for f in fates]
+
+# %% ../nbs/03b_report.ipynb #a9073ad1
 @dataclass
 class DataReport:
     "What a run will learn from, and what is the matter with it; shows itself as text, in a notebook as HTML, and with `plot` as a picture."
@@ -157,7 +174,9 @@ class DataReport:
     steps: int        # in the whole run
     answers: list     # (number of rows, numbers of the first three, text) of answers that are learned more than once
     findings: list    # of `Finding`, the worst first
-    ignored: list     # names of findings that do not stop the run
+    ignored: list = field(default_factory=list) # names of findings that do not stop the run
+    removed: dict = field(default_factory=dict) # reason -> (number of rows, where the first three stand), of rows removed before they became tokens
+    skipped: list = field(default_factory=list) # what was not looked at, and why
 
     def __str__(self): return _as_text(self.parts())
     __repr__ = __str__
@@ -168,7 +187,7 @@ class DataReport:
     def parts(self): return report_parts(self)
 
     def values(self): # what `report.json` holds
-        return {'findings': [asdict(f) for f in self.findings], 'ignored': self.ignored, 'sources': [asdict(f) | {'read': f.read} for f in self.fates],
+        return {'findings': [asdict(f) for f in self.findings], 'ignored': self.ignored, 'removed': self.removed, 'sources': [asdict(f) | {'read': f.read} for f in self.fates],
             'sequence_len': self.sequence_len, 'packed_rows': None if self.packed is None else len(self.packed), 'steps': self.steps, 'repeated_answers': self.answers}
 
     def check(self):
@@ -188,7 +207,7 @@ class DataReport:
         from llmft.plots import plot_data
         return plot_data(self.lengths, self.sequence_len, {f.source: (f.learned, f.tokens) for f in self.fates}, self.packed)
 
-# %% ../nbs/03b_report.ipynb #a55bd9d1
+# %% ../nbs/03b_report.ipynb #80eb39ed
 def _length_lines(report): # lengths in words, with a picture of one line
     at = np.sort(np.concatenate([np.asarray(l, int) for l in report.lengths.values()] or [np.zeros(0, int)]))
     if not len(at): return []
@@ -213,10 +232,10 @@ def report_parts(
     report, # `DataReport`
 ) -> list: # of (title, list of lines or (head, rows) of a table)
     "The page in parts; empty ones are left out."
-    answers = [f'{n:,} rows (row {", ".join(map(str, rows))}{", …" if n > len(rows) else ""}): {text}' for n, rows, text in report.answers]
+    answers = [f'{n:,} rows ({few_rows(rows, n)}): {text}' for n, rows, text in report.answers]
     steps = [f'{report.steps:,} ({report.per_epoch:,} in an epoch)']
-    parts = [(_summary(report.fates), _finding_lines(report)), ('Rows', _rows_table(report.fates)), ('Removed and left out', _reasons(report.fates)), ('Lengths', _length_lines(report)),
-             ('Packing', _packing_lines(report)), ('Most repeated answers', answers), ('Steps', steps)]
+    parts = [(_summary(report.fates), _finding_lines(report)), ('Rows', _rows_table(report.fates)), ('Removed and left out', _lost_lines(report.fates, report.removed)), ('Lengths', _length_lines(report)),
+             ('Packing', _packing_lines(report)), ('Most repeated answers', answers), ('Steps', steps), ('Not looked at', report.skipped)]
     return [p for p in parts if p[1]]
 
 # %% ../nbs/03b_report.ipynb #c1a742d7
@@ -255,7 +274,7 @@ def count_steps(
     "How many times the weights will change."
     return config.max_steps or math.ceil(steps_per_epoch(n_rows, config) * config.num_epochs)
 
-# %% ../nbs/03b_report.ipynb #c8ac2f8b
+# %% ../nbs/03b_report.ipynb #d7574ebd
 @dataclass
 class Prepared:
     "The data of a run as tokens."
@@ -265,8 +284,8 @@ class Prepared:
     raw_heldout: object # the same rows as they were read
     lengths: object  # `Lengths` of the training rows
     dropped: object  # `Dropped`, of the training rows
-    dropped_heldout: object = None # the same of the held-out rows
-    report: object = None # `DataReport`
+    dropped_heldout: object # the same of the held-out rows
+    report: object   # `DataReport`
 
     def __str__(self):
         packed = f'packed into {len(self.train):,} of {self.lengths.sequence_len} tokens, {self.fill:.0%} full' if 'seq_lengths' in self.train.column_names else 'not packed'
@@ -280,72 +299,111 @@ class Prepared:
     @property
     def fill(self): return self.lengths.total / (len(self.train) * self.lengths.sequence_len) # share of the packed rows that is text
 
-# %% ../nbs/03b_report.ipynb #a7e426a8
-def _names(config): # of the sources, each its own
-    all_ = config.datasets + (config.test_datasets or [])
-    names = [d.path for d in all_]
-    return [n if names.count(n) == 1 else f'{n} ({d.split})' if sum((n, d.split) == (e.path, e.split) for e in all_) == 1 else f'{n} (entry {i + 1})' for i, (n, d) in enumerate(zip(names, all_))]
+# %% ../nbs/03b_report.ipynb #1db7df6c
+def source_names(
+    config, # `Config`
+) -> list: # of texts
+    "What the entries of `datasets` and `test_datasets` are called in a report: a file by its name, with more where that is not enough."
+    entries = [d.model_copy(update={'path': Path(d.path).name if Path(d.path).is_absolute() else d.path}) for d in config.datasets + (config.test_datasets or [])]
+    for names in ([d.path for d in entries], [d.path + (f' ({d.split})' if d.split else '') for d in entries]):
+        if len(set(names)) == len(names): return names
+    return [f'{n} (entry {i})' if names.count(n) > 1 else n for i, n in enumerate(names, 1)]
 
-def _run_findings(config, table, answers, steps): # those that are not of one source
+# %% ../nbs/03b_report.ipynb #aa91f048
+_REMOVED = {'equal to an earlier row': 'duplicates', 'nearly equal to an earlier row': 'duplicates'} # the others are leaks
+
+def _named(told, config): # reason -> (number, where) with the names of the report
+    paths = {f'{d.path} row ': f'{name} row ' for d, name in zip(config.datasets + (config.test_datasets or []), source_names(config))}
+    def short(place): return next((name + place.removeprefix(path) for path, name in paths.items() if place.startswith(path)), place)
+    return {reason: (n, [short(place) for place in first]) for reason, (n, first) in told.items()}
+
+def _twice(rows, config): # findings about rows that stand in the data twice, from what `prepare_rows` counted
+    total, out = len(rows.train) + sum(n for n, _ in rows.removed.values()), []
+    for reason, (n, first) in _named(rows.removed, config).items(): out += find(_REMOVED.get(reason, 'leakage'), n, total, first, what=reason)
+    for reason, (n, first) in _named(rows.kept, config).items(): out += find('kept_leakage', n, total, first)
+    return out
+
+def _nearly(rows, config, most): # -> (findings, what was not looked at); in one pass, the held-out rows first
+    seen, held = rows.train.select_columns(['source', 'row']).to_pandas(), len(rows.heldout) if rows.heldout else 0
+    if config.dedup == 'near': return [], []
+    if not find_spec('rensa'): return [], ["nearly equal rows: `pip install 'llmft[dedup]'` adds that"]
+    once = np.flatnonzero(~seen.duplicated()) # a `weight` repeats rows
+    texts = (_texts(rows.heldout, config) if held else []) + _texts(rows.train.select(once), config)
+    if sum(map(len, texts)) > most: return [], [f'nearly equal rows: the data has more than {most:,} characters; `dedup: near` looks for them']
+    found, names = {'near_leakage': [], 'near_duplicates': []}, source_names(config)
+    for i, j in near_pairs(texts):
+        if i >= held: found['near_leakage' if j < held else 'near_duplicates'].append('{source} row {row}'.format(source=names[seen.source[once[i - held]]], row=seen.row[once[i - held]] + 1))
+    return [f for name, places in found.items() for f in find(name, len(places), len(once), places)], []
+
+def _in_the_run(config, table, answers, steps): # findings about the run as a whole
     warmup, out, rows = config.warmup_steps or 0, [], int(table.used.sum())
     for n, at, ids in answers:
-        if n >= 5 and len(ids) >= 8: out += find('repeated_answer', n, rows, np.sort(table.row[at]))
+        if n >= 5 and len(ids) >= 8: out += find('repeated_answer', n, rows, np.unique(table.row[at]).tolist())
     if warmup >= steps > 0: out += find('long_warmup', 1, 0, what=f'{warmup:,} steps of warm-up, but only {steps:,} steps in the whole run')
     return out
 
-# %% ../nbs/03b_report.ipynb #f9bde680
+# %% ../nbs/03b_report.ipynb #b9d5e6ad
+def _fates(rows, table, held, config): # -> [`Fate`] of each entry
+    counts, names = {i: s for i, s in enumerate(rows.sources)}, source_names(config)
+    sampled = np.bincount(table.source[held & (table.piece == 0)], minlength=len(names)) # rows held out
+    def more(i): # by what came before the tokens
+        s = counts.get(i)
+        return s and dict(removed=int(s['read'] - s['kept'] - (0 if config.test_datasets else sampled[i])), weighted=s['used'] - s['kept']) or {}
+    return [source_fate(name, table, table.source == i, held, **more(i)) for i, name in enumerate(names)]
+
+def _all_lengths(table, which): # of the rows as they were before they were cut, split or left out
+    row = np.cumsum(table.piece == 0) - 1
+    lengths = np.bincount(row, weights=table.lengths + table.cut).astype(int) if len(row) else np.zeros(0, int)
+    lengths = lengths[which[table.piece == 0]]
+    return lengths[lengths > 0]
+
 def make_report(
     config,    # `Config`
     tokenizer, # from `load_tokenizer`
-    rows,      # the rows as they were read, for the prompts
+    rows,      # from `prepare_rows`
     table,     # `TokenTable` of all rows, those to learn from first
-    n_train,   # how many those are
     train,     # the rows to learn from, packed or not
+    most=10_000_000, # characters of the data up to which nearly equal rows are looked for
 ) -> DataReport:
     "Look at all rows at once."
-    names, held = _names(config), np.arange(len(table)) >= n_train
+    held = np.cumsum(table.piece == 0) > len(rows.train)
+    names, fates, asked = source_names(config), _fates(rows, table, held, config), prompt_faults(rows.train, tokenizer, config)
     steps, answers = count_steps(len(train), config), repeated_answers(table)
     faults = end_faults(table, stop_ids(config, tokenizer)) | begin_faults(table, tokenizer.bos_token_id, bool(_head(tokenizer)))
-    asked, fates, findings = prompt_faults(rows, tokenizer, config), [], []
-    for i, name in enumerate(names):
-        which = table.source == i
-        fates.append(source_fate(name, table, which, held))
-        findings += source_findings(fates[-1], table, which, faults, asked.get(i, (0, ())))
-    findings += _run_findings(config, table, answers, steps)
-    lengths = {name: table.lengths[(table.source == i) & ~held & (table.lengths > 0)] for i, name in enumerate(names[:len(config.datasets)])}
-    said = [(n, np.sort(table.row[at])[:3].tolist(), tokenizer.decode(ids)[:80]) for n, at, ids in answers]
+    near, skipped = _nearly(rows, config, most)
+    findings = _twice(rows, config) + near + _in_the_run(config, table, answers, steps)
+    for i, fate in enumerate(fates): findings += source_findings(fate, table, table.source == i, faults, asked.get(i, (0, ())))
+    lengths = {name: _all_lengths(table, (table.source == i) & ~held) for i, name in enumerate(names[:len(config.datasets)])}
+    said = [(n, np.unique(table.row[at])[:3].tolist(), tokenizer.decode(ids)[:80].replace('\n', '\u23ce')) for n, at, ids in answers]
     packed = train['seq_lengths'][:] if 'seq_lengths' in train.column_names else None
     return DataReport(fates, lengths, config.sequence_len, packed, steps_per_epoch(len(train), config), steps, said,
-        sorted(findings, key=lambda f: -LEVELS.index(f.level)), config.ignore_findings)
+        sorted(findings, key=lambda f: -LEVELS.index(f.level)), config.ignore_findings, _named(rows.removed, config), skipped)
 
-# %% ../nbs/03b_report.ipynb #58f3963a
-def _encoded(config, tokenizer): # -> (rows as read, rows held out as read, both as tokens)
-    rows, heldout = load_splits(config)
-    return rows, heldout, encode_rows(rows, tokenizer, config), None if heldout is None else encode_rows(heldout, tokenizer, config)
+# %% ../nbs/03b_report.ipynb #92a51cbc
+def _usable(encoded, config): # the rows that can be used, perhaps none
+    return usable_rows(encoded, config) if None in encoded['reason'][:] else encoded.select([]).select_columns(['input_ids', 'labels'])
+
+def _lengths(table, n, config): # `Lengths` of the rows to learn from: the first `n`
+    used = table.used & (np.arange(len(table)) < n)
+    return Lengths(table.lengths[used].tolist(), int(table.count(table.learned)[used].sum()), config.sequence_len)
 
 def prepare(
-    config,   # `Config`
+    config,    # `Config`
     obey=True, # is a finding that stops the run a `UserError`
 ) -> Prepared:
     "Everything up to the tokens, without touching the model."
     from datasets import concatenate_datasets
     check_ignored(config.ignore_findings)
-    tokenizer = load_tokenizer(config)
-    rows, raw_heldout, encoded, encoded_heldout = _encoded(config, tokenizer)
-    tokens, heldout = (e and _usable(e, config) for e in (encoded, encoded_heldout))
+    tokenizer, rows = load_tokenizer(config), prepare_rows(config)
+    encoded = [part and encode_rows(part, tokenizer, config) for part in (rows.train, rows.heldout)]
+    tokens, heldout = (part and _usable(part, config) for part in encoded)
     train = pack(tokens, config.sequence_len) if config.sample_packing and len(tokens) else tokens
-    table = token_table(concatenate_datasets([e for e in (encoded, encoded_heldout) if e]))
-    report = make_report(config, tokenizer, rows, table, len(encoded), train)
-    if obey: _obey(report, encoded, encoded_heldout, config)
-    return Prepared(tokenizer, train, heldout, raw_heldout, length_report(tokens, config), dropped_rows(encoded), encoded_heldout and dropped_rows(encoded_heldout), report)
-
-def _usable(encoded, config): # the rows that can be used, perhaps none
-    return usable_rows(encoded, config) if None in encoded['reason'][:] else encoded.select([]).select_columns(['input_ids', 'labels'])
-
-def _obey(report, encoded, encoded_heldout, config): # stop where training makes no sense
-    report.check()
-    for part in (encoded, encoded_heldout):
-        if part: usable_rows(part, config)
+    table = token_table(concatenate_datasets([part for part in encoded if part]))
+    report = make_report(config, tokenizer, rows, table, train)
+    if obey:
+        report.check()
+        for part in encoded: part and usable_rows(part, config)
+    return Prepared(tokenizer, train, heldout, rows.heldout, _lengths(table, len(encoded[0]), config), *(part and dropped_rows(part) for part in encoded), report)
 
 # %% ../nbs/03b_report.ipynb #10293bd9
 def data_report(
@@ -354,13 +412,13 @@ def data_report(
     "What a run will learn from, and what is the matter with it; needs the tokenizer, but no weights."
     return prepare(config if isinstance(config, Config) else load_config(config), obey=False).report
 
-# %% ../nbs/03b_report.ipynb #46016de9
+# %% ../nbs/03b_report.ipynb #bdd84720
 def data_record(
     config, # `Config`
     data,   # `Prepared`
 ) -> dict: # for `data.json`
     "Where the rows came from, how many are used, and why the others are not."
     def left_out(dropped): return {r: {'rows': n, 'first': first} for r, (n, first) in (dropped.reasons if dropped else {}).items()}
-    return {'sources': describe_sources(config), 'rows_used': data.dropped.used, 'rows_left_out': left_out(data.dropped),
+    return {'sources': describe_sources(config), 'rows_used': data.dropped.used, 'rows_removed': {r: {'rows': n, 'first': first} for r, (n, first) in data.report.removed.items()}, 'rows_left_out': left_out(data.dropped),
         'held_out': len(data.heldout) if data.heldout else 0, 'held_out_left_out': left_out(data.dropped_heldout),
         'tokens': data.lengths.total, 'tokens_learned': data.lengths.trained, 'packed_rows': len(data.train) if config.sample_packing else None}

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     'tokens':   {'encode', 'core', 'config', 'special', 'prompts', 'chat', 'hub'},
     'packing':  {'core'},
     'findings': {'core', 'config', 'tokens'},
-    'report':   {'encode', 'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'findings', 'stream'},
+    'report':   {'encode', 'special', 'core', 'config', 'hub', 'prompts', 'chat', 'data', 'dedup', 'tokens', 'packing', 'findings', 'stream'},
     'stream':   {'core', 'config', 'data', 'dedup', 'packing', 'tokens'},
     'gpus':     {'core', 'config'},
     'dryrun':   {'core'},
