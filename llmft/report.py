@@ -7,7 +7,7 @@ __all__ = ['Fate', 'count_reasons', 'source_fate', 'prompt_faults', 'stop_ids', 
            'steps_per_epoch', 'count_steps', 'Prepared', 'source_names', 'make_report', 'prepare', 'data_report',
            'data_record']
 
-# %% ../nbs/03b_report.ipynb #da59cae8
+# %% ../nbs/03b_report.ipynb #440aa8e1
 import json, math
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -21,11 +21,13 @@ from .config import Config, load_config
 from .core import UserError, write_atomic
 from .data import describe_sources
 from .dedup import _texts, near_pairs, prepare_rows
+from .encode import _head, encode_batch
 from .findings import LEVELS, begin_faults, check_ignored, end_faults, few_rows, find, find_rows, repeated_answers, stop_if_found, token_table
 from .hub import hub_errors, resolve_model
 from .packing import pack
 from .prompts import RowError, ask_turns, find_format, prompt_turns, row_to_turns
-from .tokens import _head, Lengths, dropped_rows, encode_batch, encode_rows, load_tokenizer, usable_rows
+from .special import end_ids
+from .tokens import Lengths, dropped_rows, encode_rows, load_tokenizer, usable_rows
 
 # %% ../nbs/03b_report.ipynb #9667873a
 @dataclass
@@ -105,7 +107,7 @@ def prompt_faults(
         out[row['source']] = (tried + 1, wrong + [row['row'] + 1] * (whole[:len(asked)] != asked))
     return out
 
-# %% ../nbs/03b_report.ipynb #f0fb61a4
+# %% ../nbs/03b_report.ipynb #5d709017
 def stop_ids(
     config,    # `Config`
     tokenizer, # from `load_tokenizer`
@@ -115,7 +117,7 @@ def stop_ids(
     try: own = GenerationConfig.from_pretrained(resolve_model(config.base_model, config.revision_of_model), revision=config.revision_of_model).eos_token_id
     except OSError: own = None
     eots = tokenizer.convert_tokens_to_ids(config.eot_tokens or [])
-    return {tokenizer.eos_token_id, *eots, *(own if isinstance(own, list) else [own])} - {None}
+    return {*end_ids(tokenizer, own), *eots}
 
 # %% ../nbs/03b_report.ipynb #24c45c43
 _UNSTABLE, _LONG = 'the chat template writes a turn differently when more follows', 'longer than'

@@ -120,7 +120,7 @@ class _Part:
 def _parts(labels, strategy, config): # `labels` of a row, an array -> its parts
     limit, least, n = config.sequence_len, config.min_sample_len, len(labels)
     spans = _cuts(n, limit, strategy) if n > limit else [(0, n)]
-    if not spans: return [_Part(reason=f'longer than sequence_len {limit}')]
+    if not spans: return [_Part(reason=f'longer than sequence_len {limit}', cut=n)]
     good = [(a, b) for a, b in spans if b - a >= least and (labels[a:b] != IGNORE).any()]
     if not good: return [_Part(reason=f'nothing to learn is left after the cut to sequence_len {limit}' if n > limit else
                                f'shorter than min_sample_len {least}' if n < least else 'nothing in it is learned')]
