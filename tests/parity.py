@@ -18,7 +18,6 @@ from llmft.tokens import IGNORE, encode_columns
 DATA = Path(__file__).parent/'data'
 
 
-
 def axolotl(type, line):
     cfg, dataset = line['config']['cfg'], line['config']['dataset']
     keys = {k: v for k, v in cfg.items() if v is not None}
@@ -81,6 +80,9 @@ TRANSLATORS = { # (peer, type) -> translator; None stands for every other type o
 
 
 PADDED = {('axolotl', 'llama2_chat')} # its rows are filled up to the full length before they are batched
+
+
+def is_known(peer, type): return (peer, type) in TRANSLATORS or (peer, None) in TRANSLATORS
 
 
 def config_like(peer, type, line):
@@ -301,10 +303,3 @@ def verdict(row):
     for case in cases: want, changes = case.mend(row, want), changes | case.changes(row)
     if changes: got = lists(encode_like(row.peer, row.type, row.line, row.tokenizer, **changes))
     return tuple(c.case for c in cases) if cases and got == want else 'wrong'
-
-
-def count(rows): # of `Row`
-    "`{peer: {verdict: [ids of the rows]}}`."
-    out = {}
-    for row in rows: out.setdefault(row.peer, {}).setdefault(verdict(row), []).append(row.line['id'])
-    return out
