@@ -224,10 +224,12 @@ def _disk(config, shape, facts, totals, saved): # what -> bytes; `saved`: of the
     fetched = 0 if config.base_model.startswith('builtin/') or is_path(config.base_model) or Path(config.base_model).is_dir() else facts['weights']*width
     return {'download': fetched, 'checkpoints': (config.save_total_limit + 1)*(saved + states), 'adapter': saved, 'merged model, if you make one': facts['weights']*2}
 
-# %% ../nbs/04_memory.ipynb #451efbdc
+# %% ../nbs/04_memory.ipynb #5907e092
 def _notes(config, shape, gpu): # remarks that a user should read
+    from llmft.optimizers import check_optimizer
     if attention_of(config, shape) == 'eager' and config.attn_implementation != 'eager': yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
     if gpu.count > 1: yield f'Each of the {gpu.count} GPUs holds a copy of the model. Start the run with `torchrun --nproc-per-node {gpu.count}`.'
+    if not check_optimizer(config.optimizer).exact: yield f'`optimizer: {config.optimizer}` keeps at most what is counted; how much less depends on the layers it is told to work on.'
     if config.load_in_8bit: yield 'Columns of large values, which 8-bit layers treat apart, are not in the plan.'
     if gpu.kind == 'mps': yield 'The plan for Apple GPUs was not compared with one.'
 

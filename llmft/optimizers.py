@@ -13,7 +13,7 @@ import torch
 from .config import _nearest
 from .core import UserError
 
-# %% ../nbs/04c_optimizers.ipynb #99030f51
+# %% ../nbs/04c_optimizers.ipynb #bdf2c9d1
 @dataclass(frozen=True)
 class Kept:
     "What an optimizer remembers."
@@ -21,6 +21,7 @@ class Kept:
     source: str      # the package whose code says so
     bits: int = 32   # of each number
     place: str = 'GPU' # `GPU`, `paged` (can move to the RAM) or `RAM`
+    exact: bool = True # `False`: it keeps at most so much
 
 OPTIMIZERS = {
     'adamw_torch': Kept(2, 'torch'), 'adamw_torch_fused': Kept(2, 'torch'), 'adagrad': Kept(1, 'torch'), 'rmsprop': Kept(1, 'torch'), 'sgd': Kept(0, 'torch'),
@@ -31,12 +32,13 @@ OPTIMIZERS = {
 } | {name: Kept(n, 'bitsandbytes', bits, 'paged' if name.startswith('paged') else 'GPU') for n, bits, names in [
     (2, 8, 'adamw_bnb_8bit adamw_8bit paged_adamw_8bit'), (2, 32, 'paged_adamw_32bit'), (1, 8, 'lion_8bit paged_lion_8bit rmsprop_bnb_8bit'),
     (1, 32, 'lion_32bit paged_lion_32bit rmsprop_bnb rmsprop_bnb_32bit'), (3, 8, 'ademamix_8bit paged_ademamix_8bit'), (3, 32, 'ademamix paged_ademamix_32bit')]
+    for name in names.split()} | {name: Kept(n, package, bits, exact=False) for n, bits, package, names in [
+    (2, 32, 'galore-torch', 'galore_adamw galore_adamw_layerwise'), (2, 8, 'galore-torch', 'galore_adamw_8bit galore_adamw_8bit_layerwise'),
+    (1, 32, 'galore-torch', 'galore_adafactor galore_adafactor_layerwise'), (2, 32, 'apollo-torch', 'apollo_adamw apollo_adamw_layerwise')]
     for name in names.split()}
 
-# %% ../nbs/04c_optimizers.ipynb #80c8dc71
+# %% ../nbs/04c_optimizers.ipynb #e49a5411
 REFUSED = {name: why for why, names in {
-    'it has to be told which layers it is for (`optim_target_modules`), and llmft has no key for that':
-        'galore_adamw galore_adamw_8bit galore_adafactor galore_adamw_layerwise galore_adamw_8bit_layerwise galore_adafactor_layerwise apollo_adamw apollo_adamw_layerwise',
     'it changes the weights in the middle of the backward pass, which llmft does not do': 'lomo adalomo',
     'it is for TPUs': 'adamw_torch_xla', 'it is for Ascend NPUs': 'adamw_torch_npu_fused',
     'its package, torchdistx, is no longer maintained': 'adamw_anyprecision'}.items() for name in names.split()}

@@ -289,7 +289,7 @@ def test_held_out_too_much(wrong, no_training):
 @pytest.mark.parametrize('item, parts', {
     'optimizer=adamw_torh': ['`optimizer`: there is none called `adamw_torh`', 'Did you mean `adamw_torch`?'],
     'optimizer=adamw_torch_xla': ['`optimizer`: `adamw_torch_xla` cannot be used here', 'TPUs'],
-    'optimizer=galore_adamw': ['`optimizer`: `galore_adamw` cannot be used here', 'optim_target_modules'],
+    'optimizer=lomo': ['`optimizer`: `lomo` cannot be used here'],
     'lr_scheduler=cosin': ['`lr_scheduler`: there is none called `cosin`', 'Did you mean `cosine`?'],
     'lr_scheduler=warmup_stable_decay': ['`lr_scheduler`: `warmup_stable_decay` needs settings for which there are no keys'],
     'lr_scheduler=reduce_lr_on_plateau': ['`lr_scheduler`: `reduce_lr_on_plateau` needs settings'],

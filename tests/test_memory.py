@@ -239,7 +239,7 @@ def test_plan_command_fits(run_file, tmp_path):
     (dict(SIZES, model_type='llama'), ['--set', 'lora_target_modules=xx.*'], 'no layer has a name that fits'),
     (dict(model_type='gpt2', vocab_size=100, n_embd=32, n_layer=1, n_head=2), [], 'no linear layers that could be kept in 4 bits'),
     (dict(SIZES, model_type='llama'), ['--set', 'lora_r=0'], '`lora_r` must be above 0'),
-    (dict(SIZES, model_type='llama'), ['--set', 'optimizer=apollo_adamw'], 'optim_target_modules'),
+    (dict(SIZES, model_type='llama'), ['--set', 'optimizer=lomo'], 'in the middle of the backward pass'),
     (dict(SIZES, model_type='llama'), ['--set', 'optimizer=adamw_toch'], 'Did you mean `adamw_torch`?'),
 ], ids=lambda v: ' '.join(v) if isinstance(v, list) else '')
 def test_plan_command_bad_input(shape, args, message, run_file):
