@@ -16,6 +16,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmft.adapters._count': ('adapters.html#_count', 'llmft/adapters.py'),
                                 'llmft.adapters._given': ('adapters.html#_given', 'llmft/adapters.py'),
                                 'llmft.adapters._peft_errors': ('adapters.html#_peft_errors', 'llmft/adapters.py'),
+                                'llmft.adapters._start_like': ('adapters.html#_start_like', 'llmft/adapters.py'),
                                 'llmft.adapters._start_loftq': ('adapters.html#_start_loftq', 'llmft/adapters.py'),
                                 'llmft.adapters._token_rows': ('adapters.html#_token_rows', 'llmft/adapters.py'),
                                 'llmft.adapters._weight_files': ('adapters.html#_weight_files', 'llmft/adapters.py'),

@@ -125,22 +125,29 @@ def _peft_errors(): # what peft refuses, as one message
         if 'size mismatch' not in str(e): raise
         raise UserError(f'The adapter belongs to another base model: {str(e).splitlines()[1].strip()}') from None
 
-# %% ../nbs/05a_adapters.ipynb #42b195a7
+# %% ../nbs/05a_adapters.ipynb #f003ec4e
 def _weight_files(name, revision): # the safetensors files of a model on this machine
     from huggingface_hub import snapshot_download
     folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns='*.safetensors', local_files_only=True))
     return sorted(folder.glob('*.safetensors'))
 
-def _start_loftq(model, config): # set the adapter to what was lost when the base went into 4 bits
-    from peft.utils.loftq_utils import _loftq_init_new
+def _start_like(layer, weight): # set B A of a 4-bit layer to the best copy of what is missing from the true `weight`
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    r, given = layer.r['default'], layer.get_base_layer().weight
+    lost = weight.to(given.device, torch.float32) - dequantize_4bit(given.data, given.quant_state).float()
+    u, s, v = torch.linalg.svd(lost, full_matrices=False)
+    root = (s[:r] / layer.scaling['default']).sqrt()
+    layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data = root[:, None] * v[:r], u[:, :r] * root
+
+def _start_loftq(model, config): # LoftQ in one step, from the files of the base model
     from safetensors import safe_open
     layers = {n.removeprefix('base_model.model.') + '.weight': m for n, m in model.named_modules() if type(m).__name__ == 'Linear4bit' and hasattr(m, 'lora_A')}
     for file in _weight_files(resolve_model(config.base_model, config.revision_of_model), config.revision_of_model):
         with safe_open(file, 'pt') as weights:
             for name in {*weights.keys()} & {*layers}:
                 layer = layers[name]
-                a, b = _loftq_init_new(layer.weight, weights.get_tensor(name), num_bits=4, reduced_rank=layer.r['default'])
-                layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data = a, b
+                _start_like(layer, weights.get_tensor(name))
     return model
 
 # %% ../nbs/05a_adapters.ipynb #cfadd984

@@ -1,0 +1,198 @@
+"Each kind of adapter: it learns, is saved, loads without llmft, and says the same there."
+import json
+import pytest, torch
+from peft import AutoPeftModelForCausalLM, PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from llmft import train
+from llmft.adapters import add_adapter, adapter_in_float32, parameter_report
+from llmft.config import load_config
+from llmft.core import UserError
+from llmft.infer import load_run, prompt_ids
+from llmft.model import load_base
+from llmft.run import Samples, finish_run, start_run
+from llmft.special import add_tokens, raw_tokenizer
+from llmft.train import finetune, make_trainer, prepare
+from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory): return tmp_path_factory.mktemp('adapters')
+
+@pytest.fixture(scope='module')
+def model(folder): return save_tiny(folder/'model', tokenizer=small_tokenizer())
+
+@pytest.fixture(scope='module')
+def rows(folder): return save_rows(folder/'rows.jsonl', alpaca_rows(40))
+
+@pytest.fixture
+def settings(model, rows, tmp_path):
+    def make(**more):
+        return tiny_config(model, rows, tmp_path/'run', **{'adapter': 'lora', 'bf16': False, 'max_steps': 20, 'val_set_size': 4, 'learning_rate': 3e-3, 'lora_r': 4} | more)
+    return make
+
+def losses(run): return [m['loss'] for m in run.metrics if 'loss' in m]
+
+def plain(run, config, model): # the trained model, by transformers and peft alone
+    if config.adapter == 'full': return AutoModelForCausalLM.from_pretrained(run.path/'model', dtype=torch.float32), run.path/'model'
+    bits = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32) if config.load_in_4bit else \
+        BitsAndBytesConfig(load_in_8bit=True) if config.load_in_8bit else None
+    base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, quantization_config=bits, device_map={'': 'cpu'})
+    for m in base.modules(): # bitsandbytes' quick form of 4-bit weights on some CPUs rounds to bfloat16, and with it DoRA is wrong
+        if hasattr(m, 'support_avx512bf16_for_cpu'): m.support_avx512bf16_for_cpu = False
+    return PeftModel.from_pretrained(base, run.path/'adapter'), run.path/'adapter'
+
+KINDS = {
+    'lora': {}, 'qlora': {'adapter': 'qlora'}, '8-bit': {'load_in_8bit': True}, 'full': {'adapter': 'full', 'learning_rate': 1e-3},
+    'rslora': {'peft_use_rslora': True}, 'dora': {'peft_use_dora': True}, 'qdora': {'adapter': 'qlora', 'peft_use_dora': True},
+    'pissa': {'peft_init_lora_weights': 'pissa'}, 'pissa by iteration': {'peft_init_lora_weights': 'pissa_niter_4'}, 'olora': {'peft_init_lora_weights': 'olora'},
+    'loftq': {'adapter': 'qlora', 'peft_init_lora_weights': 'loftq'}, 'lora+': {'loraplus_lr_ratio': 8},
+    'ranks': {'lora_rank_pattern': {'q_proj': 2}, 'lora_alpha_pattern': {'q_proj': 8}}, 'one block': {'peft_layers_to_transform': 1},
+    'head': {'lora_modules_to_save': ['lm_head']}, 'tokens': {'peft_trainable_token_indices': [5, 6]}, 'deeper': {'peft_layer_replication': [[0, 2], [1, 2]]}}
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
+    config = settings(val_set_size=0, save_strategy='no', **KINDS[kind])
+    run = finetune(config, say=None, force=True)
+    assert len(losses(run)) == 20 and sum(losses(run)[-3:]) < sum(losses(run)[:3]) - 1
+    other, where = plain(run, config, model)
+    chat, tokenizer = load_run(run.path), AutoTokenizer.from_pretrained(where)
+    ids = torch.tensor([prompt_ids('Add 3 to a number', tokenizer, config.datasets[0])])
+    with torch.no_grad(): torch.testing.assert_close(other.eval()(ids).logits, chat.model(ids).logits, atol=2e-4, rtol=1e-3)
+    answers = [m.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist() for m in (other, chat.model)]
+    assert answers[0] == answers[1]
+    with torch.no_grad(): base = load_base(load_config(config, adapter='lora'))(ids).logits
+    assert (other(ids).logits - base).abs().max() > .1 # something was learned
+
+
+def test_parameter_report(settings):
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(settings(adapter='qlora')), settings(adapter='qlora', lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head']))).rows}
+    assert report['q_proj'][1:] == (4 * (64 + 64) * 2, 2 * 64 * 64, {'NF4', 'float32'}) and report['k_proj'][1] == 0
+    assert report['lm_head'][1] == report['lm_head'][2] == 1000 * 64
+
+
+@pytest.mark.parametrize('more, message', {
+    'a layer': ({'lora_target_modules': ['q_prj']}, 'no layer called `q_prj`. Did you mean `q_proj`?'),
+    'a pattern': ({'lora_target_modules': 'model.*xx'}, 'no layer has a name that fits'),
+    'a parameter': ({'lora_target_parameters': ['mlp.gate_up.weight']}, 'lora_target_parameters'),
+    'saved': ({'lora_modules_to_save': ['lm_hed']}, 'Did you mean `lm_head`?'),
+    'a rank': ({'lora_rank_pattern': {'qproj': 3}}, 'Did you mean `q_proj`?'),
+    'a start': ({'peft_init_lora_weights': 'pisa'}, 'Did you mean `pissa`?'),
+    'pissa in 4 bits': ({'adapter': 'qlora', 'peft_init_lora_weights': 'pissa'}, 'cannot be done in 4 bits'),
+    'loftq in 16': ({'peft_init_lora_weights': 'loftq'}, 'these weights have 16'),
+    'dora in 8': ({'load_in_8bit': True, 'peft_use_dora': True}, 'does not work on 8-bit'),
+    'no block': ({'peft_layers_to_transform': [9]}, 'The adapter does not fit this model'),
+    'a setting of bitsandbytes': ({'load_in_8bit': True, 'bnb_config_kwargs': {'llm_int8_treshold': 3}}, 'Did you mean `llm_int8_threshold`?'),
+    'a value of the model': ({'overrides_of_model_config': {'rms_norm_ep': 1}}, 'Did you mean `rms_norm_eps`?'),
+    }.values(), ids=str)
+def test_what_does_not_fit_is_said(more, message, settings):
+    config = settings(**more)
+    with pytest.raises(UserError) as e: add_adapter(load_base(config), config)
+    assert message in str(e.value)
+
+
+# -- going on with an adapter
+
+def test_going_on_with_an_adapter(settings, tmp_path, model):
+    first = finetune(settings(lora_r=2, lora_target_modules=['q_proj', 'down_proj']), say=None)
+    said = []
+    second = finetune(settings(lora_model_dir=str(first.path), lora_r=8, output_dir=str(tmp_path/'second')), say=lambda *a: said.append(str(a[0])))
+    assert json.loads((second.path/'adapter'/'adapter_config.json').read_text())['r'] == 2
+    assert second.first('eval_loss') == pytest.approx(first.last('eval_loss'), rel=1e-4) and second.last('eval_loss') < first.last('eval_loss')
+    assert any('`lora_r`' in s and 'replaced by what the adapter' in s for s in said)
+
+
+def test_adapter_of_another_base(settings, tmp_path, model):
+    first = finetune(settings(max_steps=2), say=None)
+    save_tiny(tmp_path/'other', tokenizer=small_tokenizer(), hidden_size=32)
+    config = settings(base_model=str(tmp_path/'other'), lora_model_dir=str(first.path))
+    with pytest.raises(UserError, match='was trained on .*model, not on .*other'): add_adapter(load_base(config), config)
+    saved = first.path/'adapter'/'adapter_config.json'
+    saved.write_text(saved.read_text().replace(str(model), str(tmp_path/'other')))
+    with pytest.raises(UserError, match='belongs to another base model: size mismatch'): add_adapter(load_base(config), config)
+    with pytest.raises(UserError, match='holds no adapter'): add_adapter(load_base(config), load_config(config, lora_model_dir=str(tmp_path/'other')))
+
+
+# -- new tokens
+
+def test_only_new_rows_are_trained(settings, model):
+    config = settings(tokens=['<think>', '</think>'], special_tokens={'pad_token': '<pad>'}, adapter='qlora')
+    run = finetune(config, say=None)
+    tokenizer = AutoTokenizer.from_pretrained(run.path/'adapter')
+    new = tokenizer.convert_tokens_to_ids(['<think>', '</think>'])
+    saved = json.loads((run.path/'adapter'/'adapter_config.json').read_text())['trainable_token_indices']
+    assert saved == {'embed_tokens': new, 'lm_head': new} and tokenizer.pad_token == '<pad>'
+    assert (run.path/'adapter'/'adapter_model.safetensors').stat().st_size < 400_000 # not the whole embeddings
+    assert load_run(run.path)('Add 1', max_new_tokens=4) is not None
+
+
+def test_vocabulary_grows(settings):
+    config = settings(tokens=[f'<t{i}>' for i in range(700)], resize_token_embeddings_to_32x=True)
+    base, tokenizer = load_base(config), add_tokens(raw_tokenizer(config), config)
+    rows = base.get_input_embeddings().weight.shape[0]
+    assert rows == base.get_output_embeddings().weight.shape[0] == base.config.vocab_size > len(tokenizer) > 1000 and rows % 32 == 0
+    again = load_base(config)
+    assert torch.equal(base.get_input_embeddings().weight, again.get_input_embeddings().weight)
+
+
+# -- number formats
+
+def test_loraplus_rates(settings):
+    config = settings(loraplus_lr_ratio=16, weight_decay=.1)
+    trainer = make_trainer(config, add_adapter(load_base(config), config), prepare(config), config.output_dir)
+    groups = {g['lr']: {n.split('.')[-3] for n, p in trainer.model.named_parameters() if any(p is q for q in g['params'])} for g in trainer.create_optimizer().param_groups if g['params']}
+    assert groups == {3e-3: {'lora_A'}, 16 * 3e-3: {'lora_B'}}
+
+
+def test_float16_gradients_are_unscaled_and_skipped(settings):
+    "The loss scaling of a T4, as far as a CPU has it: the adapter must be in 32 bits; an overflow leaves the weights alone and halves the scale."
+    config = settings()
+    tuned = add_adapter(load_base(config, dtype=torch.float16), config)
+    weights = [p for p in tuned.parameters() if p.requires_grad]
+    assert {p.dtype for p in weights} == {torch.float32} and {p.dtype for p in tuned.parameters() if not p.requires_grad} == {torch.float16}
+    optimizer, scaler = torch.optim.SGD(weights, lr=1.), torch.amp.GradScaler('cpu', init_scale=1024.)
+    def step(gradient):
+        before = [p.detach().clone() for p in weights]
+        for p in weights: p.grad = torch.full_like(p, gradient)
+        scaler.scale(torch.zeros(()))
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer); scaler.update()
+        return [(b - p).abs().max().item() for b, p in zip(before, weights)]
+    assert step(1024.) == pytest.approx([1.] * len(weights)) and scaler.get_scale() == 1024
+    assert step(float('inf')) == [0.] * len(weights) and scaler.get_scale() == 512
+    for p in weights: p.data, p.grad = p.data.half(), None
+    for p in weights: p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match='Attempting to unscale FP16 gradients'): scaler.unscale_(optimizer) # why it is not left to peft or TRL
+    assert {p.dtype for p in adapter_in_float32(tuned).parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in adapter_in_float32(tuned, settings(peft_autocast_adapter_dtype=False)).parameters() if p.requires_grad} == {torch.float32}
+
+
+# -- stopping early, keeping the best, running out of memory
+
+def test_early_stopping_keeps_the_best(settings):
+    run = finetune(settings(learning_rate=.1, eval_steps=2, early_stopping_patience=2, max_steps=40), say=None)
+    measured = {m['step']: m['eval_loss'] for m in run.metrics if 'eval_loss' in m}
+    assert max(measured) < 40
+    chat = load_run(run.path)
+    trainer = make_trainer(run.config, chat.model, prepare(run.config), run.path/'x')
+    assert train.held_out_loss(trainer) == pytest.approx(min(v for k, v in measured.items() if k), rel=1e-3)
+
+
+def test_watchdog_ends_the_run(settings):
+    said = []
+    run = finetune(settings(loss_watchdog_threshold=.01, loss_watchdog_patience=3), say=lambda *a: said.append(str(a[0])))
+    assert run.last('step') == 3 and any('loss_watchdog_threshold' in s for s in said)
+
+
+def test_smaller_batches_learn_the_same(settings, tmp_path, monkeypatch):
+    "Where memory runs out, the batch of a step stays what it was."
+    more = dict(sample_packing=False, max_steps=4, val_set_size=0)
+    expected = finetune(settings(micro_batch_size=2, gradient_accumulation_steps=2, output_dir=str(tmp_path/'expected'), **more), say=None)
+    true_loss, seen = train.learned_token_loss, []
+    def small_memory(model, batch, **kw):
+        seen.append(len(batch['input_ids']))
+        if len(batch['input_ids']) > 2 and len(seen) > 1: raise torch.OutOfMemoryError('CUDA out of memory.')
+        return true_loss(model, batch, **kw)
+    monkeypatch.setattr(train, 'learned_token_loss', small_memory)
+    run = finetune(settings(micro_batch_size=4, auto_find_batch_size=True, **more), say=None)
+    assert seen[0] == 4 and seen[-1] == 2
+    assert losses(run) == pytest.approx(losses(expected), rel=1e-3)
