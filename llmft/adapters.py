@@ -58,11 +58,11 @@ def target_modules(
     if config.lora_target_linear and not linear: raise UserError('lora_target_linear: this model has no linear layers. Name the layers in `lora_target_modules`.')
     return sorted({*(wanted or []), *(linear if config.lora_target_linear else [])})
 
-# %% ../nbs/05a_adapters.ipynb #9f97176e
-_PEFT = dict(lora_r='r', lora_alpha='lora_alpha', lora_dropout='lora_dropout', lora_target_parameters='target_parameters', lora_modules_to_save='modules_to_save',
-    lora_rank_pattern='rank_pattern', lora_alpha_pattern='alpha_pattern', lora_fan_in_fan_out='fan_in_fan_out', peft_use_rslora='use_rslora', peft_use_dora='use_dora',
-    peft_init_lora_weights='init_lora_weights', peft_layers_to_transform='layers_to_transform', peft_layers_pattern='layers_pattern',
-    peft_layer_replication='layer_replication', peft_trainable_token_indices='trainable_token_indices', peft_ensure_weight_tying='ensure_weight_tying') # YAML -> LoraConfig
+# %% ../nbs/05a_adapters.ipynb #c0f44393
+_PEFT = {'lora_r': 'r', 'lora_alpha': 'lora_alpha', 'lora_dropout': 'lora_dropout', 'lora_target_parameters': 'target_parameters', 'lora_modules_to_save': 'modules_to_save',
+    'lora_rank_pattern': 'rank_pattern', 'lora_alpha_pattern': 'alpha_pattern', 'lora_fan_in_fan_out': 'fan_in_fan_out', 'peft_use_rslora': 'use_rslora', 'peft_use_dora': 'use_dora',
+    'peft_init_lora_weights': 'init_lora_weights', 'peft_layers_to_transform': 'layers_to_transform', 'peft_layers_pattern': 'layers_pattern',
+    'peft_layer_replication': 'layer_replication', 'peft_trainable_token_indices': 'trainable_token_indices', 'peft_ensure_weight_tying': 'ensure_weight_tying'} # YAML -> LoraConfig
 
 def _given(config, table): # {their name: value} of the keys that say something
     return {theirs: value for ours, theirs in table.items() if (value := getattr(config, ours)) not in (None, {}, [])}

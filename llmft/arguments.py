@@ -13,13 +13,13 @@ from .config import _nearest
 from .core import UserError, quiet
 from .report import count_steps, steps_per_epoch
 
-# %% ../nbs/05b_arguments.ipynb #21efb0c6
-_SAME = dict(num_epochs='num_train_epochs', micro_batch_size='per_device_train_batch_size', gradient_accumulation_steps='gradient_accumulation_steps',
-    auto_find_batch_size='auto_find_batch_size', learning_rate='learning_rate', lr_scheduler_kwargs='lr_scheduler_kwargs', weight_decay='weight_decay',
-    max_grad_norm='max_grad_norm', adam_beta1='adam_beta1', adam_beta2='adam_beta2', adam_epsilon='adam_epsilon', optim_target_modules='optim_target_modules',
-    neftune_noise_alpha='neftune_noise_alpha', gradient_checkpointing_kwargs='gradient_checkpointing_kwargs', sequence_len='max_length',
-    seed='seed', save_total_limit='save_total_limit', save_only_model='save_only_model', load_best_model_at_end='load_best_model_at_end',
-    hub_model_id='hub_model_id', hub_strategy='hub_strategy', hub_revision='hub_revision', trackio_project_name='project', trackio_space_id='trackio_space_id') # YAML -> SFTConfig
+# %% ../nbs/05b_arguments.ipynb #04f562e0
+_SAME = {'num_epochs': 'num_train_epochs', 'micro_batch_size': 'per_device_train_batch_size', 'gradient_accumulation_steps': 'gradient_accumulation_steps',
+    'auto_find_batch_size': 'auto_find_batch_size', 'learning_rate': 'learning_rate', 'lr_scheduler_kwargs': 'lr_scheduler_kwargs', 'weight_decay': 'weight_decay',
+    'max_grad_norm': 'max_grad_norm', 'adam_beta1': 'adam_beta1', 'adam_beta2': 'adam_beta2', 'adam_epsilon': 'adam_epsilon', 'optim_target_modules': 'optim_target_modules',
+    'neftune_noise_alpha': 'neftune_noise_alpha', 'gradient_checkpointing_kwargs': 'gradient_checkpointing_kwargs', 'sequence_len': 'max_length',
+    'seed': 'seed', 'save_total_limit': 'save_total_limit', 'save_only_model': 'save_only_model', 'load_best_model_at_end': 'load_best_model_at_end',
+    'hub_model_id': 'hub_model_id', 'hub_strategy': 'hub_strategy', 'hub_revision': 'hub_revision', 'trackio_project_name': 'project', 'trackio_space_id': 'trackio_space_id'} # YAML -> SFTConfig
 _LAUNCHED = {k: k for k in ('fsdp', 'fsdp_config', 'deepspeed', 'ddp_find_unused_parameters', 'ddp_timeout', 'ddp_bucket_cap_mb', 'ddp_broadcast_buffers')} # only with several processes
 
 def _passed(config, table): # {their name: value} of the keys that say something

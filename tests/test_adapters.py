@@ -195,4 +195,4 @@ def test_smaller_batches_learn_the_same(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(train, 'learned_token_loss', small_memory)
     run = finetune(settings(micro_batch_size=4, auto_find_batch_size=True, **more), say=None)
     assert seen[0] == 4 and seen[-1] == 2
-    assert losses(run) == pytest.approx(losses(expected), rel=1e-3)
+    assert losses(run) == pytest.approx(losses(expected), rel=1e-2)
