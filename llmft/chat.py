@@ -359,13 +359,12 @@ def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start
     if dataset.train_on_eos == 'none': found |= {i: (a, ends.cut(full, a, b)) for i, (a, b) in found.items() if i in blocks}
     return stops + [span for i, place in found.items() for span in _part_spans(messages[i], place, full)]
 
-# %% ../nbs/01b_chat.ipynb #2bd5a64a
-def _asked(said, draw): # what is sent to get the last message
+# %% ../nbs/01b_chat.ipynb #f49f4e59
+def _asked(said, draw): # the text that is sent to get the last message
     text, bare = (draw([said[:-1]], add_generation_prompt=ask)[0][0] for ask in (True, False))
-    if text == bare: # the template has no beginning of an answer to add: up to where an answer would stand
-        full = draw([said])[0][0]
-        text = full[:full.rindex(_ANSWER)].removesuffix(' ')
-    return [Turn(text, control=True), Turn('', trained=True, joined=True)]
+    if text != bare: return text
+    full = draw([said])[0][0] # the template has no beginning of an answer to add: up to where an answer would stand
+    return full[:full.rindex(_ANSWER)].removesuffix(' ')
 
 def conversation_turns(
     messages,  # list of `Message`
@@ -378,14 +377,19 @@ def conversation_turns(
     template = chosen_template(dataset, getattr(tokenizer, 'chat_template', None))
     if not template: raise UserError('`type: chat_template` needs a chat template and this tokenizer has none. Give one with `chat_template:`, as a name such as `chatml`, as text or as a .jinja file.')
     names = control_tokens(tokenizer)
-    asking = messages[-1].said.get('content') == _ANSWER
+    asking = messages[-1].said.get('content') == _ANSWER # then the turns before it are those that it would be learned with
     for m in messages[:len(messages) - asking]: m.said = _protected(m.said, names)
     draw = _Renderer(tokenizer, template, _protected(_tools(row, dataset), names), dataset._run.get('chat_template_kwargs'))
-    if asking: return _asked([m.said for m in messages], draw)
-    full, blocks = _blocks([m.said for m in messages], draw, template)
-    eot = dataset._run.get('eot_tokens')
+    said, eot = [m.said for m in messages], dataset._run.get('eot_tokens')
     ends = _ends(tuple(names), tokenizer.eos_token, tokenizer.bos_token, None if eot is None else tuple(eot))
-    return _turns(full, _spans(messages, full, blocks, draw, ends, dataset, given))
+    full, blocks = _blocks(said, draw, template)
+    try: spans = _spans(messages, full, blocks, draw, ends, dataset, given)
+    except RowError:
+        if not asking: raise
+        spans = [] # what was said before need not be fit to be learned
+    if not asking: return _turns(full, spans)
+    text = _asked(said, draw)
+    return _turns(text, [s for s in spans if s[1] <= len(text)]) + [Turn('', trained=True, control=True, joined=True)]
 
 def _chat(row, dataset, tokenizer):
     "A conversation, in the chat template of the model; every answer is learned, each with its end token."

@@ -88,7 +88,7 @@ class _Group:
         self.turns = self.turns[texts[last][2]:]
         self.apart += bool(self.turns)
 
-# %% ../nbs/01d_encode.ipynb #fbb79d94
+# %% ../nbs/01d_encode.ipynb #936f21a0
 def _token_at(whole, at): # the token with the character `at`, and does it begin there
     k = whole.char_to_token(at)
     if k is None: return bisect_left(whole.offsets, (at, at)), True
@@ -107,10 +107,8 @@ def _place_edges(turns, texts, whole, names, sections, merged): # the token at w
         at += len(texts[i])
         k, clean = _token_at(whole, at)
         if not merged:
-            if not clean: return None
-            if u.trained and not t.trained:
-                section, start = _section(texts, i, names)
-                if ids[_token_at(whole, start)[0]:k] != sections(section): return None
+            section, start = _section(texts, i, names)
+            if not clean or ids[_token_at(whole, start)[0]:k] != sections(section): return None
         out.append(k + (merged and not clean and t.trained and not u.trained))
     return out + [len(ids)]
 
