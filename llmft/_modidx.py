@@ -64,6 +64,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'llmft.axolotl._messages': ('axolotl.html#_messages', 'llmft/axolotl.py'),
                                'llmft.axolotl._only_there': ('axolotl.html#_only_there', 'llmft/axolotl.py'),
                                'llmft.axolotl._rename': ('axolotl.html#_rename', 'llmft/axolotl.py'),
+                               'llmft.axolotl._shares': ('axolotl.html#_shares', 'llmft/axolotl.py'),
                                'llmft.axolotl._shown': ('axolotl.html#_shown', 'llmft/axolotl.py'),
                                'llmft.axolotl._sort': ('axolotl.html#_sort', 'llmft/axolotl.py'),
                                'llmft.axolotl._twins': ('axolotl.html#_twins', 'llmft/axolotl.py'),

@@ -41,7 +41,7 @@ _SAME = _keys('honoured', {'the same here': '''
     use_wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model use_tensorboard
     use_trackio trackio_project_name trackio_run_name trackio_space_id hub_model_id hub_strategy hub_revision'''})
 
-# %% ../nbs/00a_axolotl.ipynb #7b426574
+# %% ../nbs/00a_axolotl.ipynb #e61f2a49
 RENAMED = {'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
     'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy', 'exact_deduplication': 'dataset_exact_deduplication'}
 
@@ -49,9 +49,11 @@ _TRANSLATED = {old: Key('honoured', f'becomes `{new}`') for old, new in RENAMED.
     'becomes `gradient_accumulation_steps`': 'batch_size',
     'becomes `attn_implementation`': 'flash_attention xformers_attention flex_attention sdp_attention eager_attention',
     'becomes `dedup`': 'dataset_exact_deduplication',
+    'becomes `shards` and `shards_idx` of each source': 'dataset_shard_num dataset_shard_idx',
+    'becomes `max_memory`': 'gpu_memory_limit',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #12b40707
+# %% ../nbs/00a_axolotl.ipynb #2227e42a
 _HARMLESS = _keys('harmless', {
     'it only changes speed': '''use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention flex_attn_compile_kwargs
@@ -70,6 +72,7 @@ _HARMLESS = _keys('harmless', {
     'the login of this machine is used': 'hf_use_auth_token',
     'the rows of all sources are mixed anyway': 'shuffle_before_merging_datasets',
     'weights are always saved as safetensors': 'save_safetensors',
+    '`llmft train --resume` does it': 'auto_resume_from_checkpoints',
     'the chat template is always saved with the tokenizer': 'tokenizer_save_jinja_files',
     'nothing reads it': '''lr_div_factor debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
         device is_preprocess preprocess_iterable total_supervised_tokens''',
@@ -87,7 +90,7 @@ _HARMLESS |= _keys('harmless', {
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #5213da9f
+# %% ../nbs/00a_axolotl.ipynb #a84bfaec
 _UNSUPPORTED = _keys('unsupported', {
     'Take the tokenizer of the model\'s repository: remove it.': 'tokenizer_use_mistral_common added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
@@ -98,7 +101,6 @@ _UNSUPPORTED = _keys('unsupported', {
     'Use plain `adapter: lora` or `qlora`.': 'peft relora relora_* jagged_restart_* lisa_*',
     'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.': 'pretraining_dataset pretraining_sample_concatenation pretrain_multipack_*',
     'Rows are prepared and kept on this machine: remove it.': 'push_dataset_to_hub skip_prepare_dataset',
-    'Give `shards` and `shards_idx` in the entries of `datasets`.': 'dataset_shard_num dataset_shard_idx',
     'Packed rows are put together best fit first. For a fixed order use `curriculum_sampling` without packing.': 'sample_packing_sequentially',
     'Write the system text into the rows, or use `type: {system_prompt: …}`.': 'default_system_message',
     'Held-out rows are cut at `sequence_len`: remove it.': 'eval_sequence_len',
@@ -109,7 +111,7 @@ _UNSUPPORTED = _keys('unsupported', {
     'Use the ordinary loss: remove it.': 'use_eaft eaft_* liger_use_token_scaling trainer_cls torchdistx_path',
 })
 
-# %% ../nbs/00a_axolotl.ipynb #551b72fd
+# %% ../nbs/00a_axolotl.ipynb #7c3f467d
 _UNSUPPORTED |= _keys('unsupported', {
     'Use `bf16: auto`.': 'fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*',
     'It is not exact. Use `attn_implementation: auto`.': 'sage_attention',
@@ -118,8 +120,7 @@ _UNSUPPORTED |= _keys('unsupported', {
     'Start several processes with `accelerate launch`.': 'use_ray ray_*',
     'llmft learns from given answers only.': '''rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model num_labels
         center_rewards_coefficient ebft''',
-    'Use `max_memory`.': 'gpu_memory_limit',
-    'Use `llmft train --resume`.': 'resume_from_checkpoint auto_resume_from_checkpoints',
+    'Use `llmft train --resume`.': 'resume_from_checkpoint',
     'llmft does not pass it on to peft: remove it.': 'peft_*',
     'llmft tunes models of text only.': 'processor_type processor_kwargs image_* is_multimodal',
 })
@@ -263,13 +264,23 @@ def _defaults(r):
     if shown: r.notes.append(f'This file was written for Axolotl. What it does not say is as there: {shown}.')
     if not {'warmup_steps', 'warmup_ratio'} & {*r.values}: r.notes.append('No warm-up is given: it takes 3% of the steps, also where that is more than the 100 steps of Axolotl.')
 
-# %% ../nbs/00a_axolotl.ipynb #d158978d
+# %% ../nbs/00a_axolotl.ipynb #6f8cbbb5
 def _data(r):
     if 'dataset_exact_deduplication' in r.values:
         exact = str(r.values.pop('dataset_exact_deduplication')).lower() == 'true'
         if 'dedup' not in r.values: r.give('dedup', 'exact' if exact else 'off', 'dataset_exact_deduplication')
+    if r.values.get('eval_sequence_len') == r.values.get('sequence_len'): r.values.pop('eval_sequence_len', None)
     if str(r.values.get('shuffle_merged_datasets')).lower() == 'false' and r.values.get('shuffle_before_merging_datasets') not in OFF:
         r.problems['shuffle_before_merging_datasets',] = '`shuffle_before_merging_datasets` without `shuffle_merged_datasets` is not supported. Remove one of the two.'
+
+# %% ../nbs/00a_axolotl.ipynb #7859a2c4
+def _shares(r):
+    part = {new: r.values.pop(old) for old, new in (('dataset_shard_num', 'shards'), ('dataset_shard_idx', 'shards_idx')) if old in r.values}
+    if part.get('shards'):
+        r.values['datasets'] = [part | e if isinstance(e, dict) else e for e in r.values.get('datasets', [])]
+        r.notes.append(f'`dataset_shard_num: {part["shards"]}` becomes `shards` of each source.')
+    if limit := r.values.pop('gpu_memory_limit', None):
+        r.give('max_memory', {'0': f'{limit}GiB' if isinstance(limit, int) else limit}, 'gpu_memory_limit')
 
 # %% ../nbs/00a_axolotl.ipynb #4128bcd5
 _CLASSES = {'model_type': r'Auto\w*|\w*ForCausalLM', 'tokenizer_type': r'\w*Tokenizer\w*'}
@@ -332,12 +343,12 @@ _ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_si
 
 def _shown(value): return ', '.join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
 
-# %% ../nbs/00a_axolotl.ipynb #79c06611
+# %% ../nbs/00a_axolotl.ipynb #144047a3
 def translate(
     values, # a file's keys and values, also blank ones
 ) -> Reading:
     "Axolotl's words in llmft's; a file of llmft comes out as it went in."
     r = Reading(values)
-    for rule in (_rename, _attention, _twins, _batch, _adapter, _defaults, _data, _classes, _entries): rule(r)
+    for rule in (_rename, _attention, _twins, _batch, _adapter, _defaults, _data, _shares, _classes, _entries): rule(r)
     _sort(r, r.values, KEYS)
     return r

@@ -27,7 +27,7 @@ def test_honoured_is_a_field(keys, model):
         if key.kind != 'honoured' and '*' not in name: assert name not in model.model_fields
         if key.kind == 'honoured' and name not in same: # it becomes a field, or a key that is honoured itself
             targets = re.findall(r'`(\w+)`', key.text)
-            assert targets and all(t in model.model_fields or t in keys for t in targets)
+            assert targets and all(t in model.model_fields or t in keys or t in DatasetConfig.model_fields for t in targets)
 
 
 def test_each_key_is_in_one_class():
@@ -213,6 +213,12 @@ def test_old_names():
     config = load(model_revision='x', noisy_embedding_alpha='5', evaluation_strategy='epoch', exact_deduplication=False, model_config={'rope_theta': '1e6'})
     assert (config.revision_of_model, config.neftune_noise_alpha, config.eval_strategy, config.dedup) == ('x', 5, 'epoch', 'off')
     assert config.overrides_of_model_config == {'rope_theta': 1e6} # a number, also deep inside
+
+
+def test_shares():
+    config = load(dataset_shard_num=4, dataset_shard_idx=1, gpu_memory_limit='14GiB', eval_sequence_len=512)
+    assert (config.datasets[0].shards, config.datasets[0].shards_idx, config.max_memory) == (4, 1, {'0': '14GiB'})
+    assert '`eval_sequence_len` is not supported' in refuse(eval_sequence_len=256)
 
 
 def test_numbers_as_text():
