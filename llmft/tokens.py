@@ -181,7 +181,7 @@ def _table(parts, encoded, starts, values): # parts of rows, where the rows star
     return pa.table({'input_ids': lists(encoded.ids), 'labels': lists(encoded.labels), 'reason': pa.array([p.reason for p in flat], pa.string()),
         **{k: numbers(np.asarray(v)[of]) for k, v in values.items()}, 'piece': numbers([p.piece for p in flat]), 'cut': numbers([p.cut for p in flat])})
 
-# %% ../nbs/03_tokens.ipynb #05f95c1f
+# %% ../nbs/03_tokens.ipynb #0522b316
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
     settings = config.model_dump(include={'sequence_len', 'excess_length_strategy', 'min_sample_len', 'empty_answers', 'train_on_inputs',
@@ -199,8 +199,8 @@ def encode_rows(
     "Tokenize every row; a row that cannot be used has its `reason`, the others `None`."
     key, start = _content_key(rows, tokenizer, config), time.perf_counter()
     known = bool(rows.cache_files) and Path(rows._get_cache_file_path(key)).exists()
-    encoded = rows.with_format('arrow').map(lambda table: encode_columns(table.to_pydict(), tokenizer, config), batched=True, batch_size=2000,
-        remove_columns=rows.column_names, desc='Tokenizing', new_fingerprint=key).with_format(None)
+    encoded = rows.with_format(None).map(lambda batch: encode_columns(dict(batch), tokenizer, config), batched=True, batch_size=2000,
+        remove_columns=rows.column_names, desc='Tokenizing', new_fingerprint=key)
     seconds = time.perf_counter() - start
     if say: say(f'{len(rows):,} rows: ' + ('their tokens are in the cache.' if known else f'tokenized in {seconds:.1f} s, {len(rows) / seconds:,.0f} rows/s.'))
     return encoded

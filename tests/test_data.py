@@ -349,3 +349,12 @@ def test_streaming_takes_no_memory():
     out = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}).stdout
     n, grown = out.split()
     assert int(n) == 100_000 and float(grown) < 40
+
+
+def test_lists_and_mappings_reach_the_format(tokenizer):
+    "What is kept as JSON is a value again when it is encoded."
+    save('d.jsonl', lines([{'segments': [{'text': 'Ask. ', 'label': False}, {'text': '[1]', 'label': True}]}]))
+    c = config({'path': 'd.jsonl', 'type': 'input_output'})
+    encoded = encode_rows(load_rows(c), tokenizer, c)
+    assert encoded['reason'][:] == [None] and '[1]' in tokenizer.decode([l for l in encoded['labels'][0] if l >= 0])
+    assert [r['labels'] for r in stream_tokens(tokenizer, config({'path': 'd.jsonl', 'type': 'input_output'}, streaming=True, max_steps=1))[0]] == encoded['labels'][:]
