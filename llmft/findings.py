@@ -105,7 +105,7 @@ def repeated_answers(
     often = sorted((at for key, at in where.items() if len(key) >= least * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
     return [(len(at), at, ids[stops[at[0]]:stops[at[0] + 1]]) for at in often]
 
-# %% ../nbs/03c_findings.ipynb #c4baf16e
+# %% ../nbs/03c_findings.ipynb #991c1ec2
 LEVELS = ['note', 'warn', 'stop']
 
 @dataclass
@@ -125,8 +125,7 @@ FINDINGS = {name: Kind(*kind) for name, kind in {
     'double_bos': ('warn', 0, 'two beginning tokens in front', 'Remove the one that stands in the data or in the template.'),
     'missing_bos': ('warn', 0, 'no beginning token in front, though this tokenizer writes one', 'Let the chat template write it.'),
     'turn_without_end': ('warn', 0, 'an earlier answer ends without a stop token', 'The model would run on into the next question. Set `train_on_eos: turn`, or name the token in `eot_tokens`.'),
-    'untrained_tokens': ('warn', 0, 'control tokens whose embedding the base model never learned', 'Take a chat template that the base model knows, or add `lora_modules_to_save: [embed_tokens, lm_head]`.'),
-    'empty_turn': ('warn', .01, 'an answer within the conversation is empty', 'Remove these turns, or fill them in.'),
+    'empty_turn': ('warn', .01, 'an answer is empty, so that only its end is learned', 'Fill these answers in, or leave them out with `empty_answers: drop`.'),
     'empty_answer': ('warn', .01, 'the answer is empty', 'These rows are left out. Look for answers that went into another column.'),
     'left_out': ('warn', .05, 'rows are left out', 'The table says why.'),
     'cut_rows': ('warn', .05, 'cut at `sequence_len`, so that the end is not learned', 'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.'),

@@ -1,0 +1,154 @@
+"The verdict on the data: each fault is found by its name, each row is counted once, and a run that makes no sense does not begin."
+import json, random
+import pytest
+from llmft.cli import main
+from llmft.config import load_config
+from llmft.core import UserError
+from llmft.findings import FINDINGS, LEVELS
+from llmft.report import data_report, prepare
+from llmft.train import finetune
+from tests.tiny import save_rows, save_tiny, small_tokenizer
+
+BASE = {'base_model': 'builtin/smollm2-135m', 'sequence_len': 96, 'micro_batch_size': 2}
+WORDS = 'red blue green stone river cloud apple chair seven storm window paper garden silver horse music letter bridge candle forest'.split()
+
+
+def say(i, n=10): return ' '.join(random.Random(i).choices(WORDS, k=n)) # the same for the same `i`, unlike any other
+def task(i, **more): return {'instruction': say(i), 'output': say(-i - 1)} | more
+def tasks(n): return [task(i) for i in range(n)]
+def chat(*texts): return {'messages': [{'role': r, 'content': t} for r, t in zip(['user', 'assistant'] * 9, texts)]}
+def chats(n): return [chat(say(i), say(-i - 1), say(i + 100), say(-i - 101)) for i in range(n)]
+
+
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+UNSTABLE = CHATML.replace('%}<|im_start|>{{', '%}{% if loop.last or m.role == "user" %}<|im_start|>{{', 1).replace('<|im_end|>\n{% endfor', '<|im_end|>\n{% endif %}{% endfor')
+CHAT = {'type': 'chat_template'}
+
+# name: rows, keys of the source, keys of the run, what is found: (level, name, rows)
+FAULTS = {
+    'nothing learned': ([task(i, output='') for i in range(4)], {}, {}, [('stop', 'nothing_learned', [1, 2, 3])]),
+    'no answer of that role': (chats(3), CHAT | {'roles_to_train': ['tool']}, {}, [('stop', 'nothing_learned', [1, 2, 3])]),
+    'all too long': ([task(i, output=say(i, 99)) for i in range(4)], {}, {}, [('stop', 'all_rows_cut', [1, 2, 3])]),
+    'all cut': ([task(i, output=say(i, 99)) for i in range(4)], {}, {'excess_length_strategy': 'truncate'}, [('stop', 'all_rows_cut', [1, 2, 3])]),
+    'no end is learned': (chats(8), CHAT | {'train_on_eos': 'none'}, {}, [('stop', 'no_end_token', [1, 2, 3]), ('warn', 'turn_without_end', [1, 2, 3])]),
+    'template that rewrites': (chats(8), CHAT | {'chat_template': UNSTABLE}, {}, [('stop', 'unstable_template', [1, 2, 3])]),
+    'only the last end': (chats(8), CHAT | {'train_on_eos': 'last'}, {}, [('warn', 'turn_without_end', [1, 2, 3])]),
+    'one empty answer': (tasks(10) + [task(10, output=' ')], {}, {}, [('warn', 'empty_answer', [11])]),
+    'one of many empty': (tasks(200) + [task(200, output='')], {}, {'sequence_len': 256}, [('note', 'empty_answer', [201])]),
+    'one too long': (tasks(10) + [task(10, output=say(10, 99))], {}, {}, [('warn', 'left_out', [11])]),
+    'one cut': (tasks(10) + [task(10, output=say(10, 99))], {}, {'excess_length_strategy': 'truncate'}, [('warn', 'cut_rows', [11])]),
+    'one split': (tasks(10) + [task(10, output=say(10, 99))], {}, {'excess_length_strategy': 'split'}, [('note', 'split_rows', [11])]),
+    'a refusal': (tasks(40) + [task(40 + i, output='I am sorry, but I cannot help you with that.') for i in range(6)], {}, {}, [('warn', 'repeated_answer', [41, 42, 43])]),
+    'twice': (tasks(30) + [task(4)], {}, {}, [('note', 'duplicates', ['r.jsonl row 31'])]),
+    'nearly twice': (tasks(10) + [task(10, output=say(3, 80)), task(10, output=say(3, 79))], {}, {'sequence_len': 256}, [('warn', 'near_duplicates', ['r.jsonl row 12'])]),
+    'only an end': (tasks(10) + [task(10, output='')], {}, {'empty_answers': 'keep'}, [('warn', 'empty_turn', [11])]),
+    'control token': (tasks(10) + [task(10, output='say <|im_end|> twice')], {}, {}, [('note', 'control_tokens', [11])]),
+    'long warm-up': (tasks(10), {}, {'warmup_steps': 100}, [('warn', 'long_warmup', [])]),
+    'merged tokens': ([task(i, output=':' + say(i)) for i in range(10)], {'type': 'stanford_alpaca'}, {'allow_merged_tokens': True, 'sequence_len': 128}, [('stop', 'prompt_differs', [1, 2, 3])]),
+    'clean': (tasks(20), {}, {'val_set_size': 4}, []),
+    'clean conversations': (chats(20), CHAT, {}, []),
+}
+
+
+def found(report): return [(f.level, f.name, f.rows) for f in report.findings]
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_each_fault_is_found(name, tmp_path):
+    rows, source, run, expected = FAULTS[name]
+    report = data_report(BASE | run | {'datasets': [{'path': save_rows(tmp_path/'r.jsonl', rows)} | source]})
+    assert found(report) == expected, report
+    for f in report.findings: assert FINDINGS[f.name].advice in f.message # each says what to do
+
+
+TEMPLATES = {'double_bos': '{{ bos_token }}' * 2, 'missing_bos': '', None: '{{ bos_token }}'}
+
+@pytest.mark.parametrize('name', TEMPLATES, ids=str)
+def test_beginning(name, tmp_path):
+    template = TEMPLATES[name] + "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    model = save_tiny(tmp_path/'model', tokenizer=small_tokenizer())
+    report = data_report(BASE | {'base_model': str(model), 'sequence_len': 1024, 'chat_template': template, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', chats(6))} | CHAT]})
+    assert found(report) == ([('warn', name, [1, 2, 3])] if name else [])
+
+
+@pytest.mark.parametrize('leakage, level, name', [('drop', 'note', 'leakage'), ('keep', 'warn', 'kept_leakage')])
+def test_leakage(leakage, level, name, tmp_path):
+    report = data_report(BASE | {'leakage': leakage, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(20))}],
+        'test_datasets': [{'path': save_rows(tmp_path/'t.jsonl', [task(3), task(50), task(51)])}]})
+    told = [f for f in found(report) if f[1] != 'near_leakage'] # where it is kept, it is also nearly equal
+    assert told == [(level, name, ['r.jsonl row 4'])]
+
+
+def test_a_source_of_several_is_named(tmp_path):
+    "The good source does not hide the bad one."
+    report = data_report(BASE | {'datasets': [{'path': save_rows(tmp_path/'good.jsonl', tasks(20))}, {'path': save_rows(tmp_path/'bad.jsonl', [task(i, output='') for i in range(2)])}]})
+    assert found(report) == [('stop', 'nothing_learned', [1, 2])] and 'bad.jsonl: no row' in report.findings[0].message
+
+
+@pytest.mark.parametrize('strategy', ['drop', 'truncate', 'split'])
+@pytest.mark.parametrize('more', [{}, {'val_set_size': 7}, {'dedup': 'off'}, {'dedup': 'near'}], ids=str)
+def test_every_row_is_counted_once(strategy, more, tmp_path):
+    rng = random.Random(f'{strategy}{more}')
+    def messy(i): return task(rng.randrange(30), output=rng.choice(['', say(rng.randrange(9)), say(rng.randrange(9), 99), say(rng.randrange(9), 300)]))
+    files = {name: [messy(i) for i in range(n)] for name, n in [('a.jsonl', 60), ('b.jsonl', 25)]}
+    files['c.jsonl'] = [{'text': say(i, rng.choice([3, 60, 300]))} for i in range(15)]
+    config = load_config(BASE | more | {'excess_length_strategy': strategy, 'datasets': [{'path': save_rows(tmp_path/n, rows), 'type': 'alpaca' if n != 'c.jsonl' else 'completion', 'weight': w}
+        for (n, rows), w in zip(files.items(), [1, 2, 1])]})
+    data = prepare(config, obey=False)
+    assert {f.source: f.read for f in data.report.fates} == {name: len(rows) for name, rows in files.items()}
+    for f in data.report.fates: assert min(f.used, f.held_out, f.removed, f.lost) >= 0 and f.cut <= f.used + f.held_out and f.split <= f.used + f.held_out
+    assert sum(f.removed for f in data.report.fates) == sum(n for n, _ in data.report.removed.values())
+    assert sum(f.tokens for f in data.report.fates) == sum(map(len, data.train['input_ids'])) # what is reported is what is trained
+    assert sum(f.learned for f in data.report.fates) == sum(l != -100 for labels in data.train['labels'] for l in labels)
+
+
+def test_builtin_data_are_clean():
+    report = data_report('smollm2-135m')
+    assert {f.level for f in report.findings} <= {'note'} and sum(f.used for f in report.fates) == 1000
+
+
+@pytest.fixture
+def stopping(tmp_path): # a run whose data has a finding that stops it
+    rows, source, _, _ = FAULTS['no end is learned']
+    return BASE | {'base_model': str(save_tiny(tmp_path/'model')), 'max_steps': 1, 'output_dir': str(tmp_path/'run'), 'val_set_size': 2,
+        'datasets': [{'path': save_rows(tmp_path/'r.jsonl', rows)} | source]}
+
+
+def test_training_stops_before_weights_are_read(stopping, tmp_path):
+    (tmp_path/'model'/'model.safetensors').write_bytes(b'broken') # reading them would be another error
+    with pytest.raises(UserError, match='(?s)not fit to be learned from.*no_end_token.*ignore_findings: .no_end_token.'): finetune(stopping, say=None)
+    assert not (tmp_path/'run').exists()
+
+
+def test_training_goes_on_if_told_so(stopping, tmp_path):
+    run = finetune(stopping | {'ignore_findings': ['no_end_token']}, say=None)
+    kept = json.loads((run.path/'report.json').read_text())
+    assert run.last('step') == 1 and ('stop', 'no_end_token') in [(f['level'], f['name']) for f in kept['findings']]
+    assert 'STOP (ignored)  no_end_token' in (run.path/'report.md').read_text()
+
+
+def test_unknown_name_is_told(stopping):
+    with pytest.raises(UserError, match='no finding `no_end_tokens`. Did you mean `no_end_token`'): prepare(load_config(stopping, ignore_findings=['no_end_tokens']))
+
+
+def test_commands(stopping, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'run.yml').write_text(json.dumps(stopping)) # JSON is YAML
+    with pytest.raises(SystemExit) as e: main(['check', 'run.yml'])
+    said = capsys.readouterr()
+    assert e.value.code == 2 and 'STOP  no_end_token' in said.out and 'median' in said.out and said.err.count('Error: ') == 1
+    with pytest.raises(SystemExit) as e: main(['preview', 'run.yml', '-n', '1'])
+    said = capsys.readouterr().out
+    assert e.value.code in (0, None) and WORDS[0] in said and 'STOP  no_end_token' in said and 'median' not in said
+
+
+def test_picture(tmp_path):
+    report = data_report(BASE | {'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(20))}]})
+    figure = report.plot()
+    assert len(figure.axes) == 3 and all(ax.get_title(loc='left') and ax.get_xlabel() for ax in figure.axes)
+
+
+def test_every_finding_has_a_proof():
+    "No name in the table that no test brings about."
+    shown = {name for _, _, _, expected in FAULTS.values() for _, name, _ in expected} | {*TEMPLATES} | {'leakage', 'kept_leakage', 'near_leakage'}
+    assert {*FINDINGS} <= shown and all(k.level in LEVELS for k in FINDINGS.values())
