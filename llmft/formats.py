@@ -242,6 +242,43 @@ _CREATIVE_ROW = {'instruction': 'Name a prime.', 'answer': '9', 'scores': {'crea
 for _name, _template in _CREATIVE.items():
     register_template(_name, _template, {c: _CREATIVE_ROW[c] for c in _columns(_template, True)}, 'Answer, criticise, revise: ' + _name.split('_')[-1] + '.')
 
+# %% ../nbs/01a_formats.ipynb #a4072f2d
+@dataclass(frozen=True)
+class _Pieces:
+    "A prompt in pieces that are tokenized one by one; one that ends with `{eos}` is followed by the end token."
+    question: tuple      # with `{instruction}`
+    system: tuple = ()   # with `{system}`, where a row has one
+    default: str = ''    # the system text of rows that have none
+    answer: tuple = ('{output}{eos}',)
+    begin: bool = False  # is there a beginning token
+    first: str = ''      # the first question of a row with a system text, where both are one piece
+
+_VICUNA = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
+
+_PIECES = {
+    'alpaca': _Pieces(('### Instruction:\n{instruction}\n\n### Response:\n',), ('{system}',), _ALPACA[1] + '\n\n', ('{output}{eos}', '\n\n')),
+    'default': _Pieces(('Human: {instruction}{eos}', '\nAssistant:'), ('System: {system}{eos}', '\n'), answer=('{output}{eos}', '\n')),
+    'vicuna': _Pieces(('USER: {instruction} ASSISTANT:',), ('{system}',), _VICUNA),
+    'chatml': _Pieces((_STYLES['chatml'][2],), (_STYLES['chatml'][0],), answer=('{output}<|im_end|>\n',)),
+    'llama2': _Pieces(('[INST] {instruction} [/INST]',), begin=True, first='[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction} [/INST]'),
+}
+
+# %% ../nbs/01a_formats.ipynb #4edfb2eb
+def _in_pieces(pieces, row, tokenizer): # a row as turns
+    control = control_tokens(tokenizer) if tokenizer else ()
+    value = lambda column: protect(_as_text(row.get(column)), control)
+    values = {'system': value('system') or pieces.default, 'instruction': '\n'.join(filter(None, (value('instruction'), value('input')))), 'output': value('output')}
+    question = (pieces.first,) if pieces.first and values['system'] else pieces.question
+    prompt = pieces.system * bool(values['system']) + question
+    make = lambda text, **kwargs: Turn(text.removesuffix('{eos}').format(**values), end=text.endswith('{eos}'), control=True, **kwargs)
+    turns = [make(text) for text in prompt] + [make(text, trained=True) for text in pieces.answer]
+    turns[0].begin = pieces.begin
+    return turns
+
+for _name, _pieces in _PIECES.items():
+    register_format(f'llamafactory:{_name}', lambda row, dataset, tokenizer, pieces=_pieces: _in_pieces(pieces, row, tokenizer), ['instruction', 'output'],
+        lambda text, dataset: _ask(_STANFORD)(text, dataset), _ROW, f'LLaMA-Factory\'s template `{_name}`.', ['input', 'system'])
+
 # %% ../nbs/01a_formats.ipynb #8a0eb6dc
 def _text(row, dataset, tokenizer):
     "Plain text, learned from the first to the last token."

@@ -140,13 +140,15 @@ def row_to_turns(
     if not learned: raise RowError('nothing in it is learned')
     return turns
 
-# %% ../nbs/01_prompts.ipynb #ed6af11f
+# %% ../nbs/01_prompts.ipynb #95fd8a0d
 def prompt_turns(
     turns, # list of `Turn`
 ) -> list[Turn]:
     "What is sent to the model: the turns before the last learned one, or the bare text where all is learned."
     if all(t.trained for t in turns): return [replace(t, trained=False, end=False) for t in turns]
-    return turns[:max((i for i, t in enumerate(turns) if t.trained), default=len(turns))]
+    stop = max((i for i, t in enumerate(turns) if t.trained), default=len(turns))
+    while stop < len(turns) and stop and turns[stop - 1].trained: stop -= 1 # an answer may be several turns
+    return turns[:stop]
 
 # %% ../nbs/01_prompts.ipynb #188ed61b
 def ask_turns(

@@ -62,6 +62,11 @@ def fastchat(type, line): # and WizardLM, who took its code
     return {'sequence_len': line['config']['model_max_length'], 'excess_length_strategy': 'truncate', 'allow_merged_tokens': True}, {'type': type}
 
 
+def llamafactory(type, line): # rows with an instruction; its proportional cut and its conversations have no counterpart
+    return {'sequence_len': 2048, 'excess_length_strategy': 'truncate', 'empty_answers': 'keep',
+            'train_on_inputs': line['config']['data_args'].get('train_on_prompt', False)}, {'type': f'llamafactory:{type}'}
+
+
 TRANSLATORS = { # (peer, type) -> translator; None stands for every other type of that peer
     ('axolotl', None): axolotl,
     ('stanford_alpaca', 'alpaca'): lambda type, line: stanford('stanford_alpaca', line),
@@ -75,6 +80,7 @@ TRANSLATORS = { # (peer, type) -> translator; None stands for every other type o
     ('wizardlm', 'freeform_multiturn'): lambda type, line: fastchat('wizardlm_multiturn', line),
     **{('trl', type): trl_chat for type in ('messages', 'sharegpt', 'conversational_prompt_completion')},
     ('trl', 'text'): trl,
+    ('llamafactory', None): llamafactory,
     ('trl', 'prompt_completion'): trl,
 }
 
@@ -82,7 +88,10 @@ TRANSLATORS = { # (peer, type) -> translator; None stands for every other type o
 PADDED = {('axolotl', 'llama2_chat')} # its rows are filled up to the full length before they are batched
 
 
-def is_known(peer, type): return (peer, type) in TRANSLATORS or (peer, None) in TRANSLATORS
+def is_known(peer, type, line):
+    "Can the settings of a line be translated?"
+    if peer == 'llamafactory' and (line['config']['formatting'] != 'alpaca' or 'cutoff_len' in line['config']['data_args']): return False
+    return (peer, type) in TRANSLATORS or (peer, None) in TRANSLATORS
 
 
 def config_like(peer, type, line):
@@ -146,8 +155,12 @@ def _masked(row): return all(label == IGNORE for _, labels in row.want for label
 
 def _ids(row): return row.want[-1][0] if row.want else []
 
+def _twice(row): # where the last row has two end tokens at its end; a line break may follow them
+    ids, eos = _ids(row), row.tokenizer.eos_token_id
+    return next((i for i in range(max(len(ids) - 3, 0), len(ids) - 1) if ids[i] == ids[i + 1] == eos), None)
+
 def _without(at): # the same rows without the token at this place of the last one
-    def cut(values): return values[:at] + values[at + 1:] if at >= 0 else values[:-1]
+    def cut(values): return values[:at] + values[at + 1:]
     return lambda row, want: want and want[:-1] + [tuple(cut(v) for v in want[-1])]
 
 def _replaced(row): # a last question under the settings where Axolotl takes the last message for the answer
@@ -256,9 +269,9 @@ CASES = [
     Case('axolotl, trl', 'a text that begins with the beginning token gets a second one', 'exactly one',
         'the model never sees two of them when it is used',
         lambda row: _ids(row)[:2] == [row.tokenizer.bos_token_id] * 2, _without(0)),
-    Case('stanford_alpaca, codealpaca, wizardlm, fastchat', 'an answer that ends with the end token gets a second one', 'exactly one',
+    Case('stanford_alpaca, codealpaca, wizardlm, fastchat, llamafactory', 'an answer that ends with the end token gets a second one', 'exactly one',
         'the second would be learned as the beginning of something',
-        lambda row: _ids(row)[-2:] == [row.tokenizer.eos_token_id] * 2, _without(-1)),
+        lambda row: _twice(row) is not None, lambda row, want: _without(_twice(row))(row, want)),
 ]
 
 
