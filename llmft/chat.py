@@ -359,13 +359,14 @@ def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start
     if dataset.train_on_eos == 'none': found |= {i: (a, ends.cut(full, a, b)) for i, (a, b) in found.items() if i in blocks}
     return stops + [span for i, place in found.items() for span in _part_spans(messages[i], place, full)]
 
-# %% ../nbs/01b_chat.ipynb #f49f4e59
+# %% ../nbs/01b_chat.ipynb #8d98fd1b
 def _asked(said, draw): # the text that is sent to get the last message
     text, bare = (draw([said[:-1]], add_generation_prompt=ask)[0][0] for ask in (True, False))
     if text != bare: return text
     full = draw([said])[0][0] # the template has no beginning of an answer to add: up to where an answer would stand
     return full[:full.rindex(_ANSWER)].removesuffix(' ')
 
+# %% ../nbs/01b_chat.ipynb #c3bb02e9
 def conversation_turns(
     messages,  # list of `Message`
     row,       # where the tools are
