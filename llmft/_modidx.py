@@ -67,6 +67,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'llmft.axolotl._shares': ('axolotl.html#_shares', 'llmft/axolotl.py'),
                                'llmft.axolotl._shown': ('axolotl.html#_shown', 'llmft/axolotl.py'),
                                'llmft.axolotl._sort': ('axolotl.html#_sort', 'llmft/axolotl.py'),
+                               'llmft.axolotl._tokens': ('axolotl.html#_tokens', 'llmft/axolotl.py'),
                                'llmft.axolotl._twins': ('axolotl.html#_twins', 'llmft/axolotl.py'),
                                'llmft.axolotl._whole': ('axolotl.html#_whole', 'llmft/axolotl.py'),
                                'llmft.axolotl.find_key': ('axolotl.html#find_key', 'llmft/axolotl.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RENAMED', 'KEYS', 'ENTRY_KEYS', 'VALUES', 'OFF', 'DEFAULTS', 'Key', 'find_key', 'given', 'Reading', 'translate']
 
-# %% ../nbs/00a_axolotl.ipynb #97a90f0c
+# %% ../nbs/00a_axolotl.ipynb #cbbedd3e
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -41,9 +41,9 @@ _SAME = _keys('honoured', {'the same here': '''
     use_wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model use_tensorboard
     use_trackio trackio_project_name trackio_run_name trackio_space_id hub_model_id hub_strategy hub_revision'''})
 
-# %% ../nbs/00a_axolotl.ipynb #e61f2a49
+# %% ../nbs/00a_axolotl.ipynb #730b5f0b
 RENAMED = {'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
-    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy', 'exact_deduplication': 'dataset_exact_deduplication'}
+    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy', 'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation'}
 
 _TRANSLATED = {old: Key('honoured', f'becomes `{new}`') for old, new in RENAMED.items()} | _keys('honoured', {
     'becomes `gradient_accumulation_steps`': 'batch_size',
@@ -171,7 +171,7 @@ def _advice(key, value): # what to do instead of such a value; None if it is in 
     texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in (value if isinstance(value, list) else [value])]
     return next((advice for pattern, advice in VALUES.get(key, {}).items() for t in texts if fnmatchcase(t, pattern)), None)
 
-# %% ../nbs/00a_axolotl.ipynb #9d7889a3
+# %% ../nbs/00a_axolotl.ipynb #be12fd2e
 OFF = (None, False, 0, '', [], {})
 
 def _only_there(name): # is it a key of Axolotl that llmft writes otherwise or not at all
@@ -197,6 +197,7 @@ class Reading:
 
     def __post_init__(self):
         self.foreign = any(_only_there(name) for name in self.values) # was it written for Axolotl
+        self.blank = {k for k, v in self.values.items() if v in (None, '')}
         self.values = {k: v for k, v in given(self.values).items() if v != ''}
 
 # %% ../nbs/00a_axolotl.ipynb #b2d68d97
@@ -215,9 +216,10 @@ def _attention(r):
     if on and 'attn_implementation' in r.values: r.problems[on[0],] = f'`{on[0]}` and `attn_implementation` say the same twice. Keep `attn_implementation`.'
     elif on: r.give('attn_implementation', _KERNELS[on[0]], on[0])
 
-# %% ../nbs/00a_axolotl.ipynb #db272d9a
+# %% ../nbs/00a_axolotl.ipynb #a27bd002
 _TWINS = {
-    'attn_implementation': {'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2'},
+    'attn_implementation': {'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2',
+        'flash': 'flash_attention_2', 'flex': 'flex_attention', 'sdp': 'sdpa'},
     'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit'},
     'gradient_checkpointing': {'unsloth': 'offload'},
 }
@@ -243,15 +245,17 @@ def _batch(r):
     elif not micro: r.give('micro_batch_size', total // steps, 'batch_size', f'`batch_size: {total}` becomes `micro_batch_size: {total // steps}`, {total} rows for each step.')
     del r.values['batch_size']
 
-# %% ../nbs/00a_axolotl.ipynb #a2b1dbb3
+# %% ../nbs/00a_axolotl.ipynb #adff8647
 def _adapter(r):
     v = r.values
     if str(v.get('adapter')) == 'lora' and str(v.get('load_in_4bit')).lower() == 'true':
         r.give('adapter', 'qlora', 'adapter', '`adapter: lora` with `load_in_4bit: true` is trained as `adapter: qlora`.')
     if 'adapter' in v or not r.foreign: return
     lora = [key for key in v if key.startswith('lora_') and not _only_there(key) and v[key] not in OFF]
-    if lora: r.problems['adapter',] = f'`adapter` is missing, but `{lora[0]}` is given. Write `adapter: qlora` or `lora`; or `adapter: full`, which trains all weights, as Axolotl would here.'
-    else: r.give('adapter', 'full', 'adapter', 'There is no `adapter`, so all weights are trained, as in Axolotl (`adapter: full`).')
+    if lora and 'adapter' not in r.blank: r.problems['adapter',] = f'`adapter` is missing, but `{lora[0]}` is given. Write `adapter: qlora` or `lora`; or `adapter: full`, which trains all weights, as Axolotl would here.'
+    else:
+        for key in lora: del v[key]
+        r.give('adapter', 'full', 'adapter', 'There is no `adapter`, so all weights are trained, as in Axolotl (`adapter: full`).' + (f' Not used: {", ".join(lora)}.' if lora else ''))
 
 # %% ../nbs/00a_axolotl.ipynb #e7a28f21
 DEFAULTS = {'sequence_len': 512, 'sample_packing': False, 'micro_batch_size': 1}
@@ -273,6 +277,11 @@ def _data(r):
     if str(r.values.get('shuffle_merged_datasets')).lower() == 'false' and r.values.get('shuffle_before_merging_datasets') not in OFF:
         r.problems['shuffle_before_merging_datasets',] = '`shuffle_before_merging_datasets` without `shuffle_merged_datasets` is not supported. Remove one of the two.'
 
+# %% ../nbs/00a_axolotl.ipynb #48dddc41
+def _tokens(r):
+    if isinstance(r.values.get('tokens'), dict):
+        r.give('special_tokens', r.values.pop('tokens') | r.values.get('special_tokens', {}), 'tokens', '`tokens` with names of tokens becomes `special_tokens`.')
+
 # %% ../nbs/00a_axolotl.ipynb #7859a2c4
 def _shares(r):
     part = {new: r.values.pop(old) for old, new in (('dataset_shard_num', 'shards'), ('dataset_shard_idx', 'shards_idx')) if old in r.values}
@@ -282,13 +291,13 @@ def _shares(r):
     if limit := r.values.pop('gpu_memory_limit', None):
         r.give('max_memory', {'0': f'{limit}GiB' if isinstance(limit, int) else limit}, 'gpu_memory_limit')
 
-# %% ../nbs/00a_axolotl.ipynb #4128bcd5
+# %% ../nbs/00a_axolotl.ipynb #3cad4d25
 _CLASSES = {'model_type': r'Auto\w*|\w*ForCausalLM', 'tokenizer_type': r'\w*Tokenizer\w*'}
 
 def _classes(r):
     for key, pattern in _CLASSES.items():
         if key in r.values and not re.fullmatch(pattern, str(r.values[key])):
-            r.problems[key,] = f'`{key}: {r.values.pop(key)}` is not a class of causal language models. llmft tunes models of text only.'
+            r.problems[key,] = f'`{key}: {r.values.pop(key)}` is not a class that transformers loads as a causal language model. llmft tunes those only.'
 
 # %% ../nbs/00a_axolotl.ipynb #22d6af62
 _CONVERSATIONS = {'chatml': ('chat_template', 'chatml'), 'llama-3': ('chat_template', 'llama3'), 'llama3': ('chat_template', 'llama3'), 'gemma': ('chat_template', 'gemma'),
@@ -313,7 +322,7 @@ def _messages(entry): # -> what is wrong, or None
     if isinstance(roles, dict) and roles.keys() <= {'input', 'output'}: # of the old sharegpt
         entry['roles'] = {{'input': 'user', 'output': 'assistant'}[name]: values for name, values in roles.items()}
 
-# %% ../nbs/00a_axolotl.ipynb #d6ff4df8
+# %% ../nbs/00a_axolotl.ipynb #a3139818
 def _entries(r):
     for name in ('datasets', 'test_datasets'):
         entries = r.values.get(name)
@@ -343,12 +352,12 @@ _ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_si
 
 def _shown(value): return ', '.join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
 
-# %% ../nbs/00a_axolotl.ipynb #144047a3
+# %% ../nbs/00a_axolotl.ipynb #1211bbe6
 def translate(
     values, # a file's keys and values, also blank ones
 ) -> Reading:
     "Axolotl's words in llmft's; a file of llmft comes out as it went in."
     r = Reading(values)
-    for rule in (_rename, _attention, _twins, _batch, _adapter, _defaults, _data, _shares, _classes, _entries): rule(r)
+    for rule in (_rename, _attention, _twins, _batch, _adapter, _defaults, _data, _tokens, _shares, _classes, _entries): rule(r)
     _sort(r, r.values, KEYS)
     return r

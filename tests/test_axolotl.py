@@ -163,6 +163,8 @@ def test_no_adapter():
     full = load_config(values | {'strict': False, 'adapter': None, 'load_in_4bit': False})
     assert full.adapter == 'full' and any('all weights are trained' in n for n in full.notes)
     with pytest.raises(UserError, match='`adapter` is missing, but `lora_r` is given'): load_config(values | {'strict': False, 'lora_r': 8})
+    blank = load_config(values | {'strict': False, 'lora_r': 8, 'adapter': None}) # Axolotl passes over `lora_r` then
+    assert blank.adapter == 'full' and any('Not used: lora_r.' in n for n in blank.notes)
 
 
 def test_missing_keys_mean_what_they_mean_there():
@@ -195,7 +197,7 @@ def test_attention_by_name(name, kernel): assert load(attn_implementation=name).
     (dict(lr_scheduler='rex'), '`lr_scheduler: rex` is not supported. Use `cosine`.'),
     (dict(plugins=['axolotl.integrations.liger.LigerPlugin', 'axolotl.integrations.spectrum.SpectrumPlugin']), '`plugins: axolotl.integrations.liger.LigerPlugin, '),
     (dict(save_safetensors=False), '`save_safetensors: false` is not supported.'),
-    (dict(model_type='Qwen2VLForConditionalGeneration'), '`model_type: Qwen2VLForConditionalGeneration` is not a class of causal language models'),
+    (dict(model_type='Qwen2VLForConditionalGeneration'), '`model_type: Qwen2VLForConditionalGeneration` is not a class that transformers loads as a causal language model'),
     (dict(tensor_parallel_size=2), '`tensor_parallel_size` is not supported. '),
     (dict(adapter='ia3'), '`adapter: ia3` is not supported. Use `lora` or `qlora`.'),
     (dict(bf16='full'), '`bf16: full` is not supported.'),
@@ -213,6 +215,11 @@ def test_old_names():
     config = load(model_revision='x', noisy_embedding_alpha='5', evaluation_strategy='epoch', exact_deduplication=False, model_config={'rope_theta': '1e6'})
     assert (config.revision_of_model, config.neftune_noise_alpha, config.eval_strategy, config.dedup) == ('x', 5, 'epoch', 'off')
     assert config.overrides_of_model_config == {'rope_theta': 1e6} # a number, also deep inside
+
+
+def test_tokens_by_name():
+    assert load(tokens={'bos_token': '<s>'}, special_tokens={'pad_token': '</s>'}).special_tokens == {'bos_token': '<s>', 'pad_token': '</s>'}
+    assert load(tokens=['<a>']).tokens == ['<a>']
 
 
 def test_shares():
