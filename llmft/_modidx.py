@@ -311,6 +311,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmft.dryrun._index': ('dryrun.html#_index', 'llmft/dryrun.py'),
                               'llmft.dryrun._no_numbers': ('dryrun.html#_no_numbers', 'llmft/dryrun.py'),
                               'llmft.dryrun._scalar': ('dryrun.html#_scalar', 'llmft/dryrun.py'),
+                              'llmft.dryrun._without': ('dryrun.html#_without', 'llmft/dryrun.py'),
                               'llmft.dryrun._workspace': ('dryrun.html#_workspace', 'llmft/dryrun.py'),
                               'llmft.dryrun.attention_kernel': ('dryrun.html#attention_kernel', 'llmft/dryrun.py'),
                               'llmft.dryrun.autocast': ('dryrun.html#autocast', 'llmft/dryrun.py'),

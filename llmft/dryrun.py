@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAND_INS', 'StorageTracker', 'peaks', 'stand_in', 'fill_4bit', 'fill_8bit', 'model_tensors', 'quantize_layers',
-           'cpu_8bit', 'attention_kernel', 'sdpa_as', 'Autocast', 'autocast', 'checkpointed', 'keep_as', 'patched',
+           'cpu_8bit', 'attention_kernel', 'sdpa_as', 'patched', 'Autocast', 'autocast', 'checkpointed', 'keep_as',
            'triton_kernels', 'tiled_loss', 'watched', 'training_step', 'start_optimizer']
 
 # %% ../nbs/04b_dryrun.ipynb #f8749b07
@@ -233,7 +233,20 @@ def _workspace(tracker, func, args, kwargs): # the backward pass of an attention
 
 STAND_INS |= dict.fromkeys([_aten._scaled_dot_product_flash_attention_backward.default, _aten._scaled_dot_product_efficient_attention_backward.default], _workspace)
 
-# %% ../nbs/04b_dryrun.ipynb #209a77df
+# %% ../nbs/04b_dryrun.ipynb #88cf722d
+@contextmanager
+def patched(
+    *changes, # (object, name of an attribute, new value)
+):
+    "Other values for some attributes inside the block."
+    old = [(o, n, getattr(o, n)) for o, n, _ in changes]
+    try:
+        for o, n, v in changes: setattr(o, n, v)
+        yield
+    finally:
+        for o, n, v in old: setattr(o, n, v)
+
+# %% ../nbs/04b_dryrun.ipynb #a7603e57
 _T = torch.Tensor
 _LOWER = {F.linear, torch.matmul, _T.matmul, _T.__matmul__, torch.mm, _T.mm, torch.bmm, _T.bmm, torch.addmm, _T.addmm, torch.baddbmm, _T.baddbmm, torch.einsum, F.conv1d}
 _UPPER = {F.layer_norm, F.group_norm, F.softplus, torch.pow, _T.pow, _T.__pow__, torch.rsqrt, _T.rsqrt, torch.exp, _T.exp, torch.log, _T.log,
@@ -243,7 +256,7 @@ class Autocast(TorchFunctionMode):
     "What PyTorch's autocast does to CUDA tensors, done to all tensors."
     def __init__(self, dtype): # `torch.float16` or `torch.bfloat16`
         super().__init__()
-        self.dtype, self.copies = dtype, {}
+        self.dtype, self.copies, self.off = dtype, {}, 0
 
     def to(self, t, dtype):
         if not isinstance(t, _T) or not t.is_floating_point() or t.dtype == dtype: return t
@@ -252,22 +265,30 @@ class Autocast(TorchFunctionMode):
         return self.copies[id(t)]
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        dtype = self.dtype if func in _LOWER else torch.float32 if func in _UPPER else None
+        dtype = None if self.off else self.dtype if func in _LOWER else torch.float32 if func in _UPPER else None
         if dtype: args = [[self.to(t, dtype) for t in a] if isinstance(a, (list, tuple)) and a and isinstance(a[0], _T) else self.to(a, dtype) for a in args]
         if dtype and kwargs: kwargs = {k: self.to(v, dtype) for k, v in kwargs.items()}
         return func(*args, **(kwargs or {}))
 
-# %% ../nbs/04b_dryrun.ipynb #75e5583d
+# %% ../nbs/04b_dryrun.ipynb #5feac5bc
+@contextmanager
+def _without(mode): # a part of a layer that asks for no autocast
+    mode.off += 1
+    try: yield
+    finally: mode.off -= 1
+
 @contextmanager
 def autocast(
     dtype, # `torch.float16`, `torch.bfloat16`, or `torch.float32`: nothing happens
 ):
     "Inside the block, compute as CUDA's autocast would."
-    if dtype == torch.float32: yield; return
-    old = torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')
+    if dtype == torch.float32:
+        with patched((torch, 'autocast', lambda device_type, **how: nullcontext())): yield
+        return
+    old, mode = (torch.is_autocast_enabled('cuda'), torch.get_autocast_dtype('cuda')), Autocast(dtype)
     torch.set_autocast_dtype('cuda', dtype); torch.set_autocast_enabled('cuda', True) # peft asks for it
     try:
-        with Autocast(dtype): yield
+        with mode, patched((torch, 'autocast', lambda device_type, enabled=True, **how: _without(mode) if not enabled else nullcontext())): yield
     finally: torch.set_autocast_enabled('cuda', old[0]); torch.set_autocast_dtype('cuda', old[1])
 
 # %% ../nbs/04b_dryrun.ipynb #f2d64746
@@ -294,19 +315,6 @@ def keep_as(
     "What still lives was no temporary."
     for n, _ in tracker.alive.values():
         if n > since and tracker.kinds[n] == 'temporaries': tracker.kinds[n] = kind
-
-# %% ../nbs/04b_dryrun.ipynb #88cf722d
-@contextmanager
-def patched(
-    *changes, # (object, name of an attribute, new value)
-):
-    "Other values for some attributes inside the block."
-    old = [(o, n, getattr(o, n)) for o, n, _ in changes]
-    try:
-        for o, n, v in changes: setattr(o, n, v)
-        yield
-    finally:
-        for o, n, v in old: setattr(o, n, v)
 
 # %% ../nbs/04b_dryrun.ipynb #12c7387f
 class _Torch: # `torch` for TRL's loss: `meta` computes in the format that CUDA would

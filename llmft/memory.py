@@ -61,7 +61,7 @@ def attention_of(
     if capped and config.attn_implementation != 'flash_attention_2': return 'eager'
     return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
 
-# %% ../nbs/04_memory.ipynb #cc027151
+# %% ../nbs/04_memory.ipynb #5e21e187
 def _bare_model(config, shape, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
     import torch
     from transformers import AutoModelForCausalLM
@@ -71,18 +71,18 @@ def _bare_model(config, shape, gpu, tracker, device): # (model, number of its we
     with torch.device(device): model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code)
     weights, largest = sum(sizes := [p.numel() for p in model.parameters()]), max(sizes)
     if bits: quantize_layers(model, bits, dtype)
-    tracker.step = 'load'
+    tracker.step, model.name_or_path = 'load', config.base_model # an adapter that is continued asks for the name
     for t in model_tensors(model.requires_grad_(False)): tracker.see(t, 'weights')
     with tracker: bits and torch.empty(largest, dtype=dtype, device='meta')
     return model, weights, largest
 
-# %% ../nbs/04_memory.ipynb #3cce3cda
+# %% ../nbs/04_memory.ipynb #c8cf052e
 def _add_adapter(model, config, tracker, amp, device): # with its trained weights in 32 bits
     import torch
     from llmft.dryrun import checkpointed
     tracker.step = 'adapter'
     try:
-        with torch.device(device), tracker: model = add_adapter(model, config)
+        with torch.device(device), tracker: model = add_adapter(model, config if config.peft_init_lora_weights != 'loftq' else config.model_copy(update=dict(peft_init_lora_weights=None))) # LoftQ only sets numbers
     except ValueError as e: raise UserError(f'The adapter does not fit this model: {e}') from None
     for p in model.parameters(): p.requires_grad and tracker.see(p, 'adapter')
     if config.gradient_checkpointing:
@@ -212,7 +212,7 @@ def _highest(found): # peaks of the steps -> (bytes of each, the highest, its mo
     rest = {k: v for k, v in found['optimizer'][2].items() if k in ('weights', 'adapter', 'optimizer')}
     return steps, step, found[step][1], found[step][2], rest
 
-# %% ../nbs/04_memory.ipynb #3ee85845
+# %% ../nbs/04_memory.ipynb #0f5398e8
 def _host(facts, totals, gpu): # what -> bytes of RAM
     paged = totals.get('optimizer (paged)', 0)
     host = {'Python and its libraries': (3 if gpu.kind == 'cuda' else 1)*GiB, 'weights on their way': 4*2*facts['largest']}
@@ -222,14 +222,15 @@ def _disk(config, shape, facts, totals, saved): # what -> bytes; `saved`: of the
     states = totals.get('optimizer', 0) + totals.get('optimizer (paged)', 0)
     width = 4 if '32' in str(getattr(shape, 'dtype', None)) else 2
     fetched = 0 if config.base_model.startswith('builtin/') or is_path(config.base_model) or Path(config.base_model).is_dir() else facts['weights']*width
-    return {'download': fetched, 'checkpoints': (config.save_total_limit + 1)*(saved + states), 'adapter': saved, 'merged model, if you make one': facts['weights']*2}
+    return {'download': fetched, 'checkpoints': (config.save_total_limit + 1)*(saved + states), 'adapter': saved, 'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
 
-# %% ../nbs/04_memory.ipynb #5907e092
+# %% ../nbs/04_memory.ipynb #bd636c96
 def _notes(config, shape, gpu): # remarks that a user should read
     from llmft.optimizers import check_optimizer
     if attention_of(config, shape) == 'eager' and config.attn_implementation != 'eager': yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
     if gpu.count > 1: yield f'Each of the {gpu.count} GPUs holds a copy of the model. Start the run with `torchrun --nproc-per-node {gpu.count}`.'
     if not check_optimizer(config.optimizer).exact: yield f'`optimizer: {config.optimizer}` keeps at most what is counted; how much less depends on the layers it is told to work on.'
+    if config.gradient_checkpointing == 'offload': yield '`gradient_checkpointing: offload` moves activations to the RAM. They are counted as if they stayed.'
     if config.load_in_8bit: yield 'Columns of large values, which 8-bit layers treat apart, are not in the plan.'
     if gpu.kind == 'mps': yield 'The plan for Apple GPUs was not compared with one.'
 
@@ -342,7 +343,7 @@ def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or 
         else: high = middle - 1
     return best, one
 
-# %% ../nbs/04_memory.ipynb #62a57273
+# %% ../nbs/04_memory.ipynb #e01076d8
 def _rungs(config, gpu): # the settings to try, fastest first: (changes, why)
     small = 'paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit'
     yield dict(gradient_checkpointing=False), 'there is room to keep all results of the layers, and computing them twice takes about 30% more time'
@@ -360,7 +361,7 @@ def _nothing_fits(config, gpu, one): # the error when even the shortest row is t
     room = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
     more = '' if config.load_in_4bit else ' `adapter: qlora` keeps the weights in a quarter of the room.'
     return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs {_size(one.peak_bytes)}, '
-        f'{_size(one.parts["weights"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
+        f'{_size(one.parts.get("weights") or one.parts["adapter"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
 
 # %% ../nbs/04_memory.ipynb #e0b506ab
 def fit_to_gpu(

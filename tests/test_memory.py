@@ -80,6 +80,30 @@ def test_plan_is_the_real_step_with_other_settings(folders, more): compare(run_c
 
 
 @pytest.mark.parametrize('checkpointing', [False, True])
+@pytest.mark.parametrize('kind,more', [('llama', dict(adapter='full')), ('gpt_neox', dict(adapter='full', optimizer='adafactor')), ('llama', dict(load_in_8bit=True)),
+    ('llama', dict(peft_use_dora=True)), ('llama', dict(peft_use_dora=True, adapter='qlora')), ('qwen3', dict(peft_init_lora_weights='pissa')),
+    ('llama', dict(peft_trainable_token_indices=[1, 2, 3])), ('llama', dict(loraplus_lr_ratio=16.)), ('mixtral', dict(lora_target_parameters=['mlp.experts.gate_up_proj']))], ids=str)
+def test_plan_is_the_real_step_for_each_kind_of_adapter(folders, kind, more, checkpointing): compare(run_config(folders(kind), gradient_checkpointing=checkpointing, **more))
+
+
+def test_a_saved_adapter(folders, tmp_path):
+    config = run_config(folders('llama'))
+    add_adapter(load_base(config), config).save_pretrained(tmp_path/'adapter')
+    compare(run_config(folders('llama'), lora_model_dir=str(tmp_path/'adapter')))
+    with pytest.raises(UserError, match='was trained on .*llama, not on'): plan_memory(run_config(folders('mistral'), lora_model_dir=str(tmp_path/'adapter')), 'T4')
+    other = tmp_path/'llama'
+    other.mkdir()
+    (other/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama', hidden_size=128)), encoding='utf-8')
+    with pytest.raises(UserError, match='belongs to another base model'): plan_memory(run_config(other, lora_model_dir=str(tmp_path/'adapter')), 'T4')
+
+
+def test_full_fine_tuning_keeps_sixteen_bytes_for_each_weight():
+    plan = plan_memory(load_config('code-llama-7b', adapter='full', load_in_4bit=False, optimizer='adamw_torch'), 'H200', CODE_LLAMA)
+    assert plan.parts['adapter'] == plan.parts['gradients'] == pytest.approx(4*6_738_546_688, rel=1e-3) and plan.at_rest['optimizer'] == pytest.approx(8*6_738_546_688, rel=1e-3)
+    assert plan.parts['weights'] < 2**20 and not plan.fits('A100-80GB') # only tables that are never trained
+
+
+@pytest.mark.parametrize('checkpointing', [False, True])
 @pytest.mark.parametrize('length', [256, 640]) # one chunk of the loss, and two
 @pytest.mark.parametrize('kind', ['llama', 'qwen3', 'gemma3_text']) # no `layer_norm`, which the CPU's autocast leaves in 16 bits and CUDA's does not
 def test_plan_is_the_real_step_in_two_formats(folders, kind, length, checkpointing):
