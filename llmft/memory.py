@@ -343,7 +343,7 @@ def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or 
         else: high = middle - 1
     return best, one
 
-# %% ../nbs/04_memory.ipynb #e01076d8
+# %% ../nbs/04_memory.ipynb #ca35ffb9
 def _rungs(config, gpu): # the settings to try, fastest first: (changes, why)
     small = 'paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit'
     yield dict(gradient_checkpointing=False), 'there is room to keep all results of the layers, and computing them twice takes about 30% more time'
@@ -361,7 +361,7 @@ def _nothing_fits(config, gpu, one): # the error when even the shortest row is t
     room = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
     more = '' if config.load_in_4bit else ' `adapter: qlora` keeps the weights in a quarter of the room.'
     return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs {_size(one.peak_bytes)}, '
-        f'{_size(one.parts.get("weights") or one.parts["adapter"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
+        f'{_size(one.parts.get("weights", 0) + one.parts["adapter"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
 
 # %% ../nbs/04_memory.ipynb #e0b506ab
 def fit_to_gpu(
