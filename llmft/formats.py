@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Template', 'fill', 'register_template']
 
-# %% ../nbs/01a_formats.ipynb #7683190c
+# %% ../nbs/01a_formats.ipynb #b9f1bd1c
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from .config import UserFormat
 from .core import UserError
-from .prompts import Turn, control_tokens, protect, register_format
+from .prompts import _FORMATS, Turn, control_tokens, protect, register_format
 
 # %% ../nbs/01a_formats.ipynb #98b08b95
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def fill(
     answer = template.answer.format(**values)
     return [Turn(prompt, control=own, begin=True), Turn(answer, trained=True, end=True, control=own, joined=template.joined)]
 
-# %% ../nbs/01a_formats.ipynb #b7ce3f9f
+# %% ../nbs/01a_formats.ipynb #ac8da4e9
 def _columns(template, needed): # of a `Template`: columns that must be there, or those that may
     free = {'input', 'system'}
     return [c for name, columns in _names(template) for c in columns if (name in free or len(columns) > 1) != needed]
@@ -87,6 +87,8 @@ def _ask(template): # -> (text or messages, `DatasetConfig`) -> a row without an
         return {places[name][0]: text}
     return ask
 
+def _filled(row, dataset, tokenizer, template): return fill(template, row, tokenizer)
+
 def register_template(
     name,     # what to write behind `type:`
     template, # `Template`
@@ -94,7 +96,7 @@ def register_template(
     about='', # one line
 ):
     "Add a format that is a template."
-    return register_format(name, lambda row, dataset, tokenizer: fill(template, row, tokenizer), _columns(template, True),
+    return register_format(name, partial(_filled, template=template), _columns(template, True),
                            _ask(template), example, about, _columns(template, False))
 
 # %% ../nbs/01a_formats.ipynb #5434d184
@@ -117,7 +119,7 @@ def _styled(style, preamble, instruction='{instruction}', **kwargs): # `preamble
     put = lambda text: system.replace('{system}', text) if text else ''
     return Template(put(with_) + prompt, put(without) + bare, **kwargs)
 
-# %% ../nbs/01a_formats.ipynb #eb063876
+# %% ../nbs/01a_formats.ipynb #10551263
 _CHAT = ('Below is an instruction from a USER that describes a task, paired with an input that provides further context. '
          'The ASSISTANT writes a response that concisely and appropriately completes the request.\n\n',
          'Below is an instruction from a USER that describes a task. The ASSISTANT writes a response that appropriately and concisely completes the request.\n\n')
@@ -141,15 +143,19 @@ _FAMILY = [ # (name, style, sentence in front, columns, example, about)
     ('alpaca_w_system.load_chat', 'chat', None, (), _SYSTEM_ROW, 'The same as `alpaca_w_system`.'),
     ('alpaca_w_system.load_instruct', 'instruct', None, (), _SYSTEM_ROW, '`alpaca` with a system text for each row.'),
     ('gpteacher', 'instruct', _ALPACA, (('output', 'response'),), {'instruction': 'Add.', 'input': '2, 3', 'response': '5'}, '`alpaca` with the answer in `response`.'),
-    ('gpteacher:chat', 'chat', _ALPACA, (('output', 'response'),), {'instruction': 'Add.', 'input': '2, 3', 'response': '5'}, 'The same in the style `chat`.'),
 ]
 
-# %% ../nbs/01a_formats.ipynb #c60e2c06
+# %% ../nbs/01a_formats.ipynb #2ba75901
 def _register_family(table):
     for name, style, preamble, columns, example, about in table:
         register_template(name, _styled(style, preamble, columns=columns), example, about)
 
 _register_family(_FAMILY)
+
+def _register_style(name, style, preamble): # another style of a format that is there
+    known = _FORMATS[name]
+    template = known.turns.keywords['template']
+    register_template(f'{name}:{style}', _styled(style, preamble, columns=template.columns, answer=template.answer), known.example, f'`{name}` in the style `{style}`.')
 
 # %% ../nbs/01a_formats.ipynb #621a31ed
 _STANFORD = Template(_ALPACA[0] + '\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:',
@@ -201,8 +207,11 @@ _QUESTIONS = { # name -> (template, example, about)
     'metharme': (Template('{prompt}', answer='{generation}'), {'prompt': '<|user|>Hi<|model|>', 'generation': 'Hello!'}, 'A prompt that is written out in full, and what follows.'),
 }
 
-# %% ../nbs/01a_formats.ipynb #a6d24112
+# %% ../nbs/01a_formats.ipynb #13d8d058
 for _name, (_template, _example, _about) in _QUESTIONS.items(): register_template(_name, _template, _example, _about)
+
+for _name, _preamble in {'gpteacher': _ALPACA, 'oasst': _ALPACA, 'jeopardy': _ALPACA, 'explainchoice': _CHOOSE + 'Explain your reasoning.\n'}.items():
+    for _style in _STYLES: _register_style(_name, _style, _preamble)
 
 # %% ../nbs/01a_formats.ipynb #2abd0a49
 _REFLECT = ('You, the Assistant, should generate a response as if it were an abstract for an academic or technical paper on the query along with a methodology. '

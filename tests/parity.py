@@ -21,6 +21,8 @@ DATA = Path(__file__).parent/'data'
 def axolotl(type, line):
     cfg, dataset = line['config']['cfg'], line['config']['dataset']
     keys = {k: v for k, v in cfg.items() if v is not None}
+    if keys.get('excess_length_strategy') == 'raise': keys['excess_length_strategy'] = 'error'
+    if type == 'reflection': keys['allow_merged_tokens'] = True # question and answer are tokenized together
     chatml = dataset.get('conversation') == 'chatml'
     source = {k: v for k, v in dataset.items() if v is not None and k != 'conversation'}
     return keys, source | ({'type': 'alpaca_chat.load_conversation_chatml'} if chatml else {})
@@ -34,8 +36,8 @@ def stanford(type, line): # and those who took its code
 def trl(type, line):
     sft = line['config']['sft_config']
     cut = {'keep_start': 'truncate', 'keep_end': 'keep_end'}[sft.get('truncation_mode', 'keep_start')]
-    return {'sequence_len': sft.get('max_length', 1024), 'excess_length_strategy': cut, 'empty_answers': 'keep', 'allow_merged_tokens': 'trained',
-            'train_on_inputs': sft.get('completion_only_loss') is False}, {'type': type}
+    return {'sequence_len': sft.get('max_length', 1024) or 1 << 24, 'excess_length_strategy': cut, 'empty_answers': 'keep', 'allow_merged_tokens': 'trained',
+            'train_on_inputs': sft.get('completion_only_loss') is False}, {'type': type, 'field': sft.get('dataset_text_field', 'text')}
 
 
 def axolotl_chat(type, line):
@@ -155,9 +157,15 @@ def _masked(row): return all(label == IGNORE for _, labels in row.want for label
 
 def _ids(row): return row.want[-1][0] if row.want else []
 
-def _twice(row): # where the last row has two end tokens at its end; a line break may follow them
+def _ends(row): # how many end tokens stand in a row at the end, and how many tokens behind them
     ids, eos = _ids(row), row.tokenizer.eos_token_id
-    return next((i for i in range(max(len(ids) - 3, 0), len(ids) - 1) if ids[i] == ids[i + 1] == eos), None)
+    behind = next((n for n, i in enumerate(reversed(ids[-2:])) if i == eos), len(ids))
+    return next((n for n, i in enumerate(reversed(ids[:len(ids) - behind])) if i != eos), 0), behind
+
+def _one_end(row, want): # the same rows with one of these end tokens
+    many, behind = _ends(row)
+    cut = lambda values: values[:len(values) - behind - many + 1] + values[len(values) - behind:]
+    return want and want[:-1] + [tuple(cut(v) for v in want[-1])]
 
 def _without(at): # the same rows without the token at this place of the last one
     def cut(values): return values[:at] + values[at + 1:]
@@ -269,9 +277,9 @@ CASES = [
     Case('axolotl, trl', 'a text that begins with the beginning token gets a second one', 'exactly one',
         'the model never sees two of them when it is used',
         lambda row: _ids(row)[:2] == [row.tokenizer.bos_token_id] * 2, _without(0)),
-    Case('stanford_alpaca, codealpaca, wizardlm, fastchat, llamafactory', 'an answer that ends with the end token gets a second one', 'exactly one',
-        'the second would be learned as the beginning of something',
-        lambda row: _twice(row) is not None, lambda row, want: _without(_twice(row))(row, want)),
+    Case('stanford_alpaca, codealpaca, wizardlm, fastchat, llamafactory', 'an answer that ends with the end token gets a second one (`metharme` in Axolotl: always three)',
+        'exactly one', 'the second would be learned as the beginning of something',
+        lambda row: _ends(row)[0] > 1 and row.type != 'input_output', _one_end),
 ]
 
 
