@@ -106,9 +106,10 @@ def _saving(config, in_epoch, total, evals): # (strategy, steps) of checkpoints;
     if evals[0] == 'epoch': return evals
     return 'steps', math.ceil((steps or evals[1]) / evals[1]) * evals[1]
 
-# %% ../nbs/05b_arguments.ipynb #d16e8e7a
+# %% ../nbs/05b_arguments.ipynb #2cbae042
 def _timing(config, data): # when something happens, in the words of transformers
-    in_epoch, total = steps_per_epoch(len(data.train), config), count_steps(len(data.train), config)
+    total = count_steps(len(data.train), config)
+    in_epoch = total if config.streaming else steps_per_epoch(len(data.train), config) # how long streamed data are is not known
     evals = _measuring(config, in_epoch, total, bool(data.heldout))
     saves = _saving(config, in_epoch, total, evals)
     warmup = config.warmup_steps if config.warmup_steps is not None else 0.03 if config.warmup_ratio is None else config.warmup_ratio

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BUILTIN', 'source_files', 'read_columns', 'iterate_files', 'load_source', 'iterate_source', 'load_rows',
-           'split_dataset', 'load_splits', 'weighted_rows', 'describe_sources']
+           'split_dataset', 'weighted_rows', 'describe_sources']
 
 # %% ../nbs/02_data.ipynb #a565452d
 import hashlib, json, math, os, re, tempfile
@@ -309,14 +309,6 @@ def split_dataset(
     order = np.random.default_rng(config.seed).permutation(len(rows))
     train = order[:len(rows) - n] if config.shuffle_merged_datasets else np.sort(order[:len(rows) - n])
     return rows.select(train), rows.select(order[len(rows) - n:])
-
-# %% ../nbs/02_data.ipynb #617ed5d5
-def load_splits(
-    config, # `Config`
-): # (rows to train on, rows held out or None)
-    "The rows to learn from and the rows to measure with, as the YAML says."
-    rows = load_rows(config)
-    return (rows, load_rows(config, 'test_datasets')) if config.test_datasets else split_dataset(rows, config)
 
 # %% ../nbs/02_data.ipynb #1952ccff
 def weighted_rows(

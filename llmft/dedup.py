@@ -110,11 +110,11 @@ def near_pairs(
         elif against is None: index.insert(i, signature)
     return pairs
 
-# %% ../nbs/02a_dedup.ipynb #495400da
+# %% ../nbs/02a_dedup.ipynb #ee1ed652
 @dataclass
 class Rows:
     "The rows of a run, and what became of the others."
-    train: object    # `datasets.Dataset`: to learn from; None with `streaming`
+    train: object    # `datasets.Dataset`: to learn from
     heldout: object  # `datasets.Dataset`: to measure with; or None
     removed: dict = field(default_factory=dict) # reason -> (number of rows, the first three as `PATH row N`)
     kept: dict = field(default_factory=dict)    # the same for rows that were found but are kept, as the YAML says
@@ -123,8 +123,7 @@ class Rows:
     def __str__(self):
         def lines(found, what): return [f'{n:,} {"row is" if n == 1 else "rows are"} {what}: {reason} ({", ".join(first)}{", …" if n > len(first) else ""}).' for reason, (n, first) in found.items()]
         from_ = [f'{s["used"]:,} rows from {s["path"]}' + (f' ({s["read"]:,} read, weight {s["weight"]:g})' if s['used'] != s['read'] else '') for s in self.sources]
-        number = 'streamed' if self.train is None else f'{len(self.train):,}'
-        return '\n'.join([f'{number} rows to learn from, {len(self.heldout) if self.heldout else 0:,} held out', *from_,
+        return '\n'.join([f'{len(self.train):,} rows to learn from, {len(self.heldout) if self.heldout else 0:,} held out', *from_,
                           *lines(self.removed, 'left out'), *lines(self.kept, 'found and kept')])
 
     __repr__ = __str__
@@ -177,7 +176,7 @@ def _drop_leaks(rows, heldout, config, out): # -> rows; told in `out`
     gone = {i for positions in leaks.values() for i in positions} if config.leakage == 'drop' else {}
     return rows.select([i for i in range(len(rows)) if i not in gone]) if gone else rows
 
-# %% ../nbs/02a_dedup.ipynb #8eb7db0a
+# %% ../nbs/02a_dedup.ipynb #f67772ef
 def _count_sources(out, read, kept, config): # rows read, kept to learn from and used, for each entry
     used, numbers, kept = Counter(out.train['source']), Counter(read), Counter(kept)
     return [dict(path=d.path, read=numbers[i], kept=kept[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
@@ -187,7 +186,7 @@ def prepare_rows(
 ) -> Rows:
     "The rows to learn from and the rows to measure with, as the YAML says, and why the others are left out."
     config = config if isinstance(config, Config) else load_config(config)
-    if config.streaming: return Rows(None, load_rows(config, 'test_datasets') if config.test_datasets else None) # the others are read while training
+    if config.streaming: raise UserError('streaming: the rows are read while training; `stream_sample` gives the first of them.')
     rows, out = load_rows(config), Rows(None, load_rows(config, 'test_datasets') if config.test_datasets else None)
     read, rows = rows['source'][:], drop_duplicates(rows, config, out.removed)
     if not config.test_datasets: rows, out.heldout = split_dataset(rows, config)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['extract_code', 'pass_at_k', 'wilson', 'Scores', 'score_model', 'score_run', 'BeforeAfter']
 
-# %% ../nbs/08_evaluate.ipynb #c439af2f
+# %% ../nbs/08_evaluate.ipynb #3554d63b
 import json, math, re
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .core import UserError, write_atomic
+from .data import load_rows
 from .dedup import prepare_rows
 from .infer import generate, load_run, run_config
 from .sandbox import CodeResult, run_many
@@ -149,7 +150,7 @@ def score_model(
     results = run_many([(extract_code(a), r['tests']) for a, r in zip(answers, rows)], progress=progress is not None)
     return Scores.of(rows, results), answers
 
-# %% ../nbs/08_evaluate.ipynb #23906cdc
+# %% ../nbs/08_evaluate.ipynb #7f07f8a9
 def score_run(
     path,          # run folder
     run_code=False,# allow running what the model writes
@@ -157,7 +158,7 @@ def score_run(
 ) -> Scores:
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
     config = run_config(path)
-    rows, entry = prepare_rows(config).heldout, (config.test_datasets or config.datasets)[0]
+    rows, entry = load_rows(config, 'test_datasets') if config.test_datasets else prepare_rows(config).heldout, (config.test_datasets or config.datasets)[0]
     if rows is None: raise UserError(f'{path}: this run has no held-out rows. Give `test_datasets` or `val_set_size` in its YAML.')
     _allowed(run_code)
     chat = load_run(path)

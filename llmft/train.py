@@ -110,7 +110,7 @@ def _trainer_class(config):
             return metrics
     return Trainer
 
-# %% ../nbs/06_train.ipynb #c0d3c01a
+# %% ../nbs/06_train.ipynb #62208ef7
 def make_trainer(
     config,       # `Config`
     model,        # from `add_adapter`
@@ -125,7 +125,7 @@ def make_trainer(
     if config.early_stopping_patience: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     os.environ.update(tracker_environment(config))
     with hub_errors(config.hub_model_id or config.base_model):
-        trainer = _trainer_class(config)(model=model, args=training_arguments(config, data, hw, out), train_dataset=data.train,
+        trainer = _trainer_class(config)(model=model, args=training_arguments(config, data, hw, out), train_dataset=data.train if data.stream is None else data.stream,
             eval_dataset=data.heldout if config.eval_strategy != 'no' else None, processing_class=data.tokenizer, callbacks=callbacks,
             data_collator=make_collator(data.tokenizer, hw.attention, 'seq_lengths' in data.train.column_names))
     trainer.remove_callback(PrinterCallback)
@@ -262,7 +262,7 @@ def push_trained(
         repo = HfApi().create_repo(config.hub_model_id, private=True, exist_ok=True).repo_id
         HfApi().upload_folder(repo_id=repo, folder_path=folder, revision=config.hub_revision, commit_message='What llmft trained')
 
-# %% ../nbs/06_train.ipynb #0d8204cb
+# %% ../nbs/06_train.ipynb #7fec72c0
 def finetune(
     config,          # `Config`, or what `load_config` takes: a path, a recipe's name, a `dict`
     overwrite=False, # replace a run folder that exists
@@ -290,6 +290,7 @@ def finetune(
         samples.ask_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
         if guard.stopped: say(guard.stopped)
+        if data.streamed: say(data.streamed)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
     if config.hub_model_id: push_trained(run, config)
     say(run)

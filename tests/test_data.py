@@ -9,7 +9,7 @@ from llmft.core import UserError
 from llmft.data import iterate_source, load_rows, load_source
 from llmft.dedup import near_pairs, prepare_rows, shingles, similarity
 from llmft.files import read_file
-from llmft.stream import stream_tokens
+from llmft.stream import stream_sample, stream_tokens
 from llmft.tokens import dropped_rows, encode_rows, usable_rows
 
 ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
@@ -316,8 +316,9 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     save('a.jsonl', lines(ROWS))
     save('test.jsonl', lines(ROWS[2:4]))
     c = streaming({'path': 'a.jsonl', 'weight': 1.5}, test_datasets=[{'path': 'test.jsonl'}])
-    rows = prepare_rows(c)
-    assert rows.train is None and len(rows.heldout) == 2
+    rows = stream_sample(c)
+    assert len(rows.train) == 12 and len(rows.heldout) == 2
+    with pytest.raises(UserError, match='stream_sample'): prepare_rows(c)
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
     used = sum(len(p['seq_lengths']) for p in stream)
     assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4, 4])} and used == 9
@@ -358,3 +359,16 @@ def test_lists_and_mappings_reach_the_format(tokenizer):
     encoded = encode_rows(load_rows(c), tokenizer, c)
     assert encoded['reason'][:] == [None] and '[1]' in tokenizer.decode([l for l in encoded['labels'][0] if l >= 0])
     assert [r['labels'] for r in stream_tokens(tokenizer, config({'path': 'd.jsonl', 'type': 'input_output'}, streaming=True, max_steps=1))[0]] == encoded['labels'][:]
+
+
+def test_streamed_training(folder):
+    from llmft.train import finetune
+    from tests.tiny import save_tiny, small_tokenizer, tiny_config
+    model = save_tiny(folder/'model', tokenizer=small_tokenizer())
+    save('a.jsonl', lines(ROWS + [{'instruction': 'none', 'output': ''}]))
+    save('test.jsonl', lines([{'instruction': 'another', 'output': 'one'}]))
+    said = []
+    run = finetune(tiny_config(model, 'a.jsonl', folder/'run', adapter='lora', streaming=True, max_steps=9, micro_batch_size=1, test_datasets=[{'path': 'test.jsonl'}], logging_steps=1), say=lambda x: said.append(str(x)))
+    losses = [m['loss'] for m in run.metrics if 'loss' in m]
+    assert len(losses) == 9 and losses[-1] < losses[0] and any('eval_loss' in m for m in run.metrics)
+    assert any('the answer is empty' in s and 'were streamed' in s for s in said)
