@@ -1,0 +1,56 @@
+"Every broken input of `bad_data`: one message that says where and what to do, status 2, nothing written; and those that are right work."
+from pathlib import Path
+
+import pytest
+
+from tests.bad_data import BROKEN, WORKS, ask, write
+
+CASES = {f'{section}: {case["id"]}': case for section, cases in BROKEN.items() for case in cases}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    def load(*_, **__): raise AssertionError('the model was loaded')
+    monkeypatch.setattr('llmft.train.load_base', load)
+
+
+def tree(): return {str(p): p.read_bytes() if p.is_file() else None for p in Path('.').rglob('*')}
+
+
+def message_of(*command): # what is said to be wrong
+    before = tree()
+    status, _, err = ask(*command)
+    assert status == 2, err
+    assert 'Traceback' not in err and err.count('Error: ') == 1, err
+    assert tree() == before, 'something was written'
+    return err[err.index('Error: ') + 7:].strip()
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_broken(name):
+    case = CASES[name]
+    write(case)
+    message = message_of('check', 'run.yml')
+    for part in case['says']: assert part in message
+    assert 'pydantic' not in message and len(message) < 2000
+
+
+@pytest.mark.parametrize('command', ['train', 'preview'])
+@pytest.mark.parametrize('cases', BROKEN.values(), ids=BROKEN)
+def test_other_commands_say_it_too(cases, command):
+    case = cases[-1]
+    write(case)
+    message = message_of(command, 'run.yml')
+    for part in case['says']: assert part in message
+
+
+@pytest.mark.parametrize('case', WORKS, ids=lambda c: c['id'])
+def test_works(case):
+    write(case)
+    status, out, err = ask('check', 'run.yml')
+    assert status == 0, err
+    for part in case['says']: assert part in out
+
+
+def test_there_are_a_hundred(): assert len({case['id'] for cases in BROKEN.values() for case in cases}) >= 100
