@@ -42,7 +42,7 @@ def model(eos='</s>', **template): # a folder with a tokenizer of few words and 
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(['<unk>', '</s>', 'question', 'answer'])}, unk_token='<unk>'))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     shape = dict(model_type='llama', vocab_size=4, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
-    return {'m/config.json': json.dumps(shape), 'm/tokenizer.json': tokenizer.to_str(),
+    return {'m/config.json': json.dumps(shape), 'm/model.safetensors': '', 'm/tokenizer.json': tokenizer.to_str(),
             'm/tokenizer_config.json': json.dumps(dict(tokenizer_class='PreTrainedTokenizerFast', unk_token='<unk>', **({'eos_token': eos} if eos else {}), **template))}
 
 
@@ -118,7 +118,7 @@ ENTRIES = [
 ]
 
 PLACES = [
-    {'id': 'a file that is not there', 'run': BASE.replace('data', 'dat'), 'says': ['dat.jsonl: there is no such file or folder', 'Did you mean `data.jsonl`?', 'Paths are relative to the folder']},
+    {'id': 'a file that is not there', 'run': BASE.replace('data.jsonl', 'dat.jsonl'), 'says': ['dat.jsonl: there is no such file or folder', 'Did you mean `data.jsonl`?', 'Paths are relative to the folder']},
     {'id': 'a built-in set that does not exist', 'run': BASE.replace('data.jsonl', 'builtin/python-evol-2k'), 'says': ['there is no such built-in data set', 'Did you mean `python-evol-1k`?']},
     {'id': 'a split that does not exist', 'run': BASE.replace('data.jsonl', 'builtin/python-evol-1k\n    split: held'), 'says': ['builtin/python-evol-1k: there is no split `held`', '`heldout`']},
     {'id': 'a pattern that fits no file', 'run': BASE.replace('data.jsonl', 'logs/*.jsonl'), 'says': ['logs/*.jsonl: there are no such files']},
@@ -214,7 +214,7 @@ CHATS = [
     chat('a template file that is not UTF-8', [GOOD], 'chat_template: t.jinja cannot be read', 'UTF-8', keys='chat_template: t.jinja\n') | {'files': {'d.jsonl': lines(GOOD), 't.jinja': '{{ "ü" }}'.encode('latin-1')}},
     {'id': 'a tokenizer without an end token', 'files': model(eos=None), 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m: the tokenizer has no end-of-sequence token']},
     {'id': 'a tokenizer without a chat template', 'files': model() | {'data.jsonl': lines(GOOD)}, 'run': BASE.replace('builtin/smollm2-135m', './m').replace('jsonl', 'jsonl\n    type: chat_template'), 'says': ['this tokenizer has none', '`chat_template:`']},
-    {'id': 'a folder without a tokenizer', 'files': {'m/config.json': model()['m/config.json']}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m', 'tokenizer']},
+    {'id': 'a folder without a tokenizer', 'files': {name: model()[name] for name in ('m/config.json', 'm/model.safetensors')}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m', 'tokenizer']},
     {'id': 'a model that does not say what it is', 'files': model() | {'m/config.json': '{}'}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m', 'model_type']},
 ]
 
