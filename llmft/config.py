@@ -63,7 +63,7 @@ def _yaml_problem(e, text): # pyyaml's exception -> (line or None, what is wrong
     line = min(mark.line, text.rstrip().count('\n')) + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
     return line, next((plain for pattern, plain in _PLAIN.items() if re.search(pattern, problem)), f'{problem}. Check the indentation, the colons and the quotes there.')
 
-# %% ../nbs/00_config.ipynb #241c7e59
+# %% ../nbs/00_config.ipynb #2771e486
 def read_yaml(
     text,            # the YAML document
     where='<text>',  # its name in messages
@@ -74,6 +74,7 @@ def read_yaml(
         line, problem = _yaml_problem(e, text)
         raise UserError(f'{where}{f":{line}" if line else ""}: this is not valid YAML: {problem}') from None
     except ValueError as e: raise UserError(f'{where}: a value cannot be read: {e}. If it is meant as text, put it in quotes.') from None
+    except RecursionError: raise UserError(f'{where}: lists or mappings are nested too deeply.') from None
     if not isinstance(node, yaml.MappingNode):
         held = 'it is empty' if node is None else 'it holds a list' if isinstance(node, yaml.SequenceNode) else 'it holds one text'
         raise UserError(f'{where}: a run is described by lines of the form `key: value`, but {held}. `llmft recipes smollm2-135m` prints an example.')
@@ -402,9 +403,10 @@ def dump_yaml(
     "A mapping as YAML text, keys in their own order."
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
 
-# %% ../nbs/00_config.ipynb #c8429bd4
+# %% ../nbs/00_config.ipynb #d32c72d2
 def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0, 'path')
-    return DatasetConfig if len(loc) > 1 and loc[0] in ('datasets', 'test_datasets') else Config
+    if loc[0] not in ('datasets', 'test_datasets') or len(loc) == 1: return Config
+    return UserFormat if len(loc) > 3 and loc[2] == 'type' else DatasetConfig
 
 def _nearest(name, names, lead='Did you mean', cutoff=0.6):
     "` Did you mean …?` with the most similar of `names`, or nothing."
@@ -413,7 +415,7 @@ def _nearest(name, names, lead='Did you mean', cutoff=0.6):
 
 def _nearest_key(loc): # one of llmft, unless one of Axolotl is written nearly the same
     model, name = _model_at(loc), loc[-1]
-    known, axolotl = model.model_fields, ENTRY_KEYS if model is DatasetConfig else KEYS
+    known, axolotl = model.model_fields, KEYS if model is Config else ENTRY_KEYS if model is DatasetConfig else ()
     return _nearest(name, [*known, *axolotl], cutoff=0.88) or _nearest(name, known) or _nearest(name, axolotl)
 
 # %% ../nbs/00_config.ipynb #33874289
@@ -445,10 +447,10 @@ def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `b
     quotes = ' Put it in quotes.' if kind == 'string_type' and len(errors) == 1 and isinstance(error['input'], (int, float)) else ''
     return f'{key} must be {wanted}, not {_shown(error["input"])}.{quotes}{_nearest(error["input"], names)}'
 
-# %% ../nbs/00_config.ipynb #30754c36
+# %% ../nbs/00_config.ipynb #8ab43ace
 def _place(loc): # a place as the file has it, without the names that pydantic gives to the members of a union
     return tuple(l for i, l in enumerate(loc) if l != '[key]' and
-        (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings')))
+        (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings', 'UserFormat')))
 
 def _by_place(errors): # {place: errors}; where an entry of a list is wrong, it does not matter that the list is no text
     found = {}

@@ -211,6 +211,7 @@ def _take(splits, spec, dataset, index): # the rows that `split` means
 def _shard(rows, dataset, seed):
     if not dataset.shards: return rows
     if dataset.shards_idx >= dataset.shards: raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {dataset.shards} shards are counted from 0 to {dataset.shards - 1}.')
+    if dataset.shards > len(rows): raise UserError(f'{dataset.path}: {len(rows)} rows cannot be cut into {dataset.shards} shards. Lower `shards`.')
     return rows.shuffle(seed=seed).shard(dataset.shards, dataset.shards_idx)
 
 # %% ../nbs/02_data.ipynb #94f56fe2

@@ -311,8 +311,13 @@ def _segments_ask(text, dataset):
 register_format('input_output', _segments, ['segments'], _segments_ask,
     {'segments': [{'label': False, 'text': '<s>Hi, '}, {'label': True, 'text': 'there!</s>'}]});
 
-# %% ../nbs/01a_formats.ipynb #348ef820
+# %% ../nbs/01a_formats.ipynb #32ee2e39
+_PLACES = ('instruction', 'input', 'system')
+
 def _own_template(own): # a `UserFormat` -> `Template`
+    wrong = [(text, n) for text in (own.format, own.no_input_format, own.system_format) for n in _places(text) if n not in _PLACES]
+    if wrong: raise UserError(f'the prompt format {wrong[0][0]!r}: nothing is called `{{{wrong[0][1]}}}`. There are {", ".join(f"`{{{n}}}`" for n in _PLACES)}; `field_instruction` and its like name their columns. '
+                              'Write a brace that is meant as text twice, as `{{`.')
     return Template(own.format, own.no_input_format, own.system_format,
         columns=tuple((n, getattr(own, f'field_{n}')) for n in ('instruction', 'input', 'system', 'output')))
 

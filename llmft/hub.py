@@ -391,6 +391,8 @@ HUB_RULES |= {
         "The installed transformers does not know the architecture of {name} ({type}). Upgrade it with `pip install -U transformers`, or choose another model.",
     r"Unrecognized model in|file named config\.json":
         "{name} has no config.json that names its architecture, so transformers cannot load it. GGUF files and adapters have none: give the model from which they were made.",
+    r"instantiate the backend tokenizer":
+        "{name} has no tokenizer that can be read. A model needs its tokenizer.json, or the files it is made from, as vocab.json and merges.txt.",
     r"SafetensorError|SafetensorsParsingError":
         "A weights file of {name} is damaged or cut off. Delete it and download it again.",
     r"file named .*safetensors":

@@ -107,7 +107,6 @@ ENTRIES = [
     entry('a slice without beginning', 'split: "[:5]"\n', 'data.jsonl', 'split'),
     entry('a weight of nothing', 'weight: 0\n', 'run.yml:4: `weight` must be above 0, not 0.'),
     entry('a weight in words', 'weight: much\n', "run.yml:4: `weight` must be a number, not 'much'."),
-    entry('a weight that leaves no row', 'weight: 0.01\n', 'data.jsonl', '`weight'),
     entry('no shard', 'shards: 0\n', 'run.yml:4: `shards` must be above 0, not 0.'),
     entry('a shard that does not exist', 'shards: 2\nshards_idx: 2\n', 'data.jsonl: `shards_idx: 2`', 'counted from 0 to 1'),
     entry('more shards than rows', 'shards: 100\nshards_idx: 99\n', 'data.jsonl', '100 shards', '8 rows'),
@@ -145,7 +144,7 @@ FILES = [
     file('objects in objects, thousands deep', 'd.jsonl', ROWS + '{"instruction": ' * 20000 + '\n', 'd.jsonl:9: lists or objects are nested too deeply'),
     file('text that is not UTF-8 half-way', 'd.jsonl', ROWS.encode() + '{"instruction": "ü", "output": "b"}\n'.encode('latin-1') + ROWS.encode(), 'd.jsonl:9: this is not UTF-8 text', 'Save the file as UTF-8'),
     file('control characters that JSON does not allow', 'd.jsonl', ROWS + '{"instruction": "a\tb", "output": "b"}\n', 'd.jsonl:9: this is not valid JSON: Invalid control character'),
-    file('bytes of another kind of file', 'd.jsonl', bytes(range(256)) * 4, 'd.jsonl:1: this is not UTF-8 text'),
+    file('bytes of another kind of file', 'd.jsonl', b'\x89PNG\r\n\x1a\n' + bytes(range(256)), 'd.jsonl:1: this is not UTF-8 text'),
     file('a packed file cut off', 'd.jsonl.gz', gzip.compress(ROWS.encode() * 50, mtime=0)[:-20], 'd.jsonl.gz: cannot be read', 'cut off'),
     file('a packed file with a broken line', 'd.jsonl.gz', gzip.compress((ROWS + '{"instruction": 1,\n').encode(), mtime=0), 'd.jsonl.gz:9: this is not valid JSON'),
     file('a packed file that is not packed', 'd.jsonl.gz', ROWS, 'd.jsonl.gz: cannot be read: it is not a gzip file'),
@@ -157,7 +156,7 @@ FILES = [
     file('an empty array', 'd.json', '[]', 'd.json: there are no rows.'),
     file('a mistake in the second line of an array', 'd.json', '[{"instruction": "a", "output": "b"},\n {"instruction" 3}]', 'd.json:2: this is not valid JSON'),
     file('an array of texts', 'd.json', '["a", "b"]', 'd.json: row 1: a row must be an object'),
-    file('the rows one level deeper', 'd.json', '{"data": [{"instruction": "a", "output": "b"}]}', 'd.json', 'needs the columns `instruction`, `output`', 'there is only `data`'),
+    file('the rows one level deeper', 'd.json', '{"data": [{"instruction": "a", "output": "b"}]}', 'd.json', 'needs the column `instruction`, `output`', 'there are `data`'),
     file('an empty .csv', 'd.csv', '', 'd.csv: the file is empty.'),
     file('a .csv with nothing but a head', 'd.csv', 'instruction,output\n', 'd.csv: there are no rows.'),
     file('a row with more values than columns', 'd.csv', 'instruction,output\na,b\nc,d,e,f\ng,h\n', 'd.csv:3: this row has 4 values, but there are 2 columns', 'quotes'),
@@ -176,9 +175,10 @@ FILES = [
 ]
 
 COLUMNS = [
-    file('columns of other names', 'd.jsonl', lines({'question': 'a', 'answer': 'b'}), 'd.jsonl: `type: alpaca` needs the columns `instruction`, `output`', 'there are `question`, `answer`'),
-    file('names in capitals', 'd.jsonl', lines({'Instruction': 'a', 'Output': 'b'}), 'd.jsonl: `type: alpaca` needs the columns `instruction`', '`Instruction`'),
+    file('columns of other names', 'd.jsonl', lines({'question': 'a', 'answer': 'b'}), 'd.jsonl: `type: alpaca` needs the column `instruction`, `output`', 'there are `question`, `answer`'),
+    file('names in capitals', 'd.jsonl', lines({'Instruction': 'a', 'Output': 'b'}), 'd.jsonl: `type: alpaca` needs the column `instruction`', '`Instruction`'),
     file('a number where text is expected', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 7}), 'd.jsonl:9: `output` must be text, not 7. Put it in quotes.'),
+    file('a list of 50 MB where text is expected', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': ['long word ' * 5_000_000]}), "d.jsonl:9: `output` must be text, not ['long word"),
     file('true where text is expected', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': True}), 'd.jsonl:9: `output` must be text, not True'),
     file('a list where text is expected', 'd.jsonl', lines({'instruction': ['x'], 'output': 'y'}), "d.jsonl:1: `instruction` must be text, not ['x']."),
     file('an object where text is expected', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': {'a': 1}}), "d.jsonl:9: `output` must be text, not {'a': 1}."),
@@ -189,19 +189,19 @@ COLUMNS = [
     file('answers that are null', 'd.jsonl', lines(*[{'instruction': 'a', 'output': None}] * 3), 'the answer is empty'),
     file('a column called like one of ours', 'd.jsonl', lines({'source': 'a'}), 'd.jsonl: a column cannot be called `source`', 'Rename it', entry='type: completion\nfield: source\n'),
     file('every row longer than `sequence_len`', 'd.jsonl', lines(*[{'instruction': f'{i}', 'output': 'long ' * 80} for i in range(3)]), '`sequence_len`', '3 of 3 rows (row 1, 2, 3)'),
-    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy: drop`', keys='excess_length_strategy: error\n'),
+    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy`', keys='excess_length_strategy: error\n'),
 ]
 
 CHATS = [
     chat('a text for the conversation', [{'messages': 'hello'}], 'd.jsonl:1: `messages` must be a list of messages', "not 'hello'"),
     chat('texts for the messages', [{'messages': ['hello']}], 'd.jsonl:1: `messages` must be a list of messages', "not ['hello']"),
-    chat('a conversation under another name', [{'chat': GOOD['messages']}], 'd.jsonl: `type: chat_template` needs the column `messages`', 'there is only `chat`'),
+    chat('a conversation under another name', [{'chat': GOOD['messages']}], 'd.jsonl: `type: chat_template` needs the column `messages`', 'there are `chat`'),
     chat('messages with other names', [{'messages': [{'from': 'user', 'value': '3'}]}], 'a message has no `role`'),
     chat('messages without content', [{'messages': [{'role': 'user'}, {'role': 'assistant'}]}], 'a message has no `content`'),
     chat('no messages', [{'messages': []}], 'there are no messages'),
     chat('an unknown role', [talk(('user', 'Hi'), ('robot', 'Hello'))], 'unknown role `robot`'),
     chat('nobody answers', [talk(('user', 'Hi'), ('user', 'Hello?'))], 'there is no message of the role assistant'),
-    chat('empty answers', [talk(('user', 'Hi'), ('assistant', ''))], 'the answer is empty'),
+    chat('empty answers', [talk(('user', 'Hi'), ('assistant', ''))], 'nothing in it is learned'),
     chat('a number as content', [talk(('user', 'Hi'), ('assistant', 7))], 'the content of a message is not text'),
     chat('a picture as content', [talk(('user', [{'type': 'image', 'url': 'a.png'}]), ('assistant', 'A cat.'))], 'a part of a message is not text'),
     chat('tools that are no JSON', [GOOD | {'tools': 'none'}], 'the list of tools is text that is not JSON'),
@@ -214,8 +214,8 @@ CHATS = [
     chat('a template file that is not UTF-8', [GOOD], 'chat_template: t.jinja cannot be read', 'UTF-8', keys='chat_template: t.jinja\n') | {'files': {'d.jsonl': lines(GOOD), 't.jinja': '{{ "ü" }}'.encode('latin-1')}},
     {'id': 'a tokenizer without an end token', 'files': model(eos=None), 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m: the tokenizer has no end-of-sequence token']},
     {'id': 'a tokenizer without a chat template', 'files': model() | {'data.jsonl': lines(GOOD)}, 'run': BASE.replace('builtin/smollm2-135m', './m').replace('jsonl', 'jsonl\n    type: chat_template'), 'says': ['this tokenizer has none', '`chat_template:`']},
-    {'id': 'a folder without a tokenizer', 'files': {name: model()[name] for name in ('m/config.json', 'm/model.safetensors')}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m', 'tokenizer']},
-    {'id': 'a model that does not say what it is', 'files': model() | {'m/config.json': '{}'}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m', 'model_type']},
+    {'id': 'a folder without a tokenizer', 'files': {name: model()[name] for name in ('m/config.json', 'm/model.safetensors')}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m has no tokenizer', 'tokenizer.json']},
+    {'id': 'a model that does not say what it is', 'files': model() | {'m/config.json': '{}'}, 'run': BASE.replace('builtin/smollm2-135m', './m'), 'says': ['./m has no config.json that names its architecture']},
 ]
 
 BROKEN = {'The description of a run': YAML, 'Keys': KEYS, 'Keys of a source': ENTRIES, 'Where the data are': PLACES, 'Files': FILES, 'Columns and values': COLUMNS, 'Conversations and templates': CHATS}
@@ -236,8 +236,9 @@ WORKS = [
     file('other types in a column that is not read', 'd.jsonl', lines({'instruction': 'a', 'output': 'b', 'id': 1}, {'instruction': 'c', 'output': 'd', 'id': 'two'}), '2 rows'),
     file('a column that only some rows have', 'd.jsonl', ROWS + lines({'instruction': 'a', 'output': 'b', 'input': 'c'}), '9 rows'),
     file('answers missing in some rows', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': ''}) + ROWS.replace('question', 'q') + lines({'instruction': 'x', 'output': None}), 'the answer is empty (row 9, 18)'),
-    file('one row that is far too long', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 1000}), 'longer than sequence_len 64 (row 9)'),
-    file('one row of 50 MB', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': 'long word ' * 5_000_000}), 'longer than sequence_len 64 (row 9)'),
+    file('one row that is far too long', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 1000}), 'longer than sequence_len 64', '(row 9)'),
+    file('one answer of 5 MB', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': 'long word ' * 500_000}), 'longer than sequence_len 64', '(row 9)'),
+    file('50 MB in a column that is not read', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': 'y', 'notes': 'long word ' * 5_000_000}), '9 rows'),
     chat('one unknown role among good ones', [*(talk(('user', f'{i}'), ('assistant', 'Hello')) for i in range(30)), talk(('robot', 'Hi'))], 'unknown role `robot` (row 31)'),
 ]
 
