@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.bad_data import BROKEN, WORKS, ask, write
+from tests.bad_data import BASE, BROKEN, WORKS, ask, write
 
 CASES = {f'{section}: {case["id"]}': case for section, cases in BROKEN.items() for case in cases}
 
@@ -43,6 +43,11 @@ def test_other_commands_say_it_too(cases, command):
     write(case)
     message = message_of(command, 'run.yml')
     for part in case['says']: assert part in message
+
+
+def test_nothing_to_preview():
+    write({'run': BASE.replace('64', '8')})
+    assert 'none of the first 8 rows can be used' in (message := message_of('preview', 'run.yml')) and 'longer than sequence_len 8 (row 1, 2, 3, …)' in message
 
 
 @pytest.mark.parametrize('case', WORKS, ids=lambda c: c['id'])

@@ -1,21 +1,13 @@
-"Every wrong input: one message that says what, where and what to do; status 2; nothing written."
-import gzip, json, os, re, subprocess, sys
+"What is wrong beside the data (those are in test_bad_data): one message that says what, where and what to do; status 2; nothing written."
+import os, re, subprocess, sys
 from pathlib import Path
 
 import pytest
 
 from llmft.cli import main
+from tests.bad_data import BASE, ROWS
 
-ROWS = ''.join(json.dumps({'instruction': f'question {i}', 'output': f'answer {i}'}) + '\n' for i in range(8))
-RUN = '''\
-base_model: builtin/smollm2-135m
-adapter: lora
-datasets:
-  - path: data.jsonl
-sequence_len: 64
-output_dir: out
-'''
-BASE = RUN.replace('adapter: lora\n', '')
+RUN = BASE.replace('datasets:', 'adapter: lora\ndatasets:')
 
 
 @pytest.fixture(autouse=True)
@@ -58,46 +50,6 @@ def says(message, *parts):
 
 
 # the description of a run
-
-YAML = {
-    'never closed': ('datasets: [\n', 'run.yml:1: this is not valid YAML', 'never closed'),
-    'open quote': ('base_model: "abc\nadapter: lora\n', 'run.yml:1: this is not valid YAML', 'never closed'),
-    'two colons': ('base_model: a: b\n', 'run.yml:1: this is not valid YAML', 'second colon'),
-    'indentation': ('datasets:\n  - path: a\n type: b\n', 'run.yml:3: this is not valid YAML'),
-    'tab': ('base_model: x\ndatasets:\n\t- path: a\n', 'run.yml:3: this is not valid YAML', 'tab', 'Indent with spaces'),
-    'no colon': (BASE + 'seed 3\nlora_r: 4\n', 'run.yml:7: this is not valid YAML'),
-    'NUL': (BASE + 'seed: \0\n', 'run.yml:6: this is not valid YAML', 'cannot stand in text'),
-    'tag': (BASE + 'seed: !!python/name:os.system x\n', 'run.yml:6: this is not valid YAML', 'a tag'),
-    'list as key': (BASE + '? [a]\n: 4\n', 'run.yml:6: this is not valid YAML', 'a key must be a word'),
-    'no date': (BASE + 'seed: 2001-13-41\n', 'run.yml: a value cannot be read: month', 'quotes'),
-    'two documents': (BASE + '---\nseed: 1\n', 'run.yml:6: this is not valid YAML', 'One file describes one run'),
-    'twice': (BASE + 'seed: 3\nlora_r: 8\nseed: 4\n', 'run.yml:8: `seed` is given twice (first in line 6)'),
-    'twice in an entry': (BASE.replace('jsonl', 'jsonl\n    path: b'), 'run.yml:4: `path` is given twice (first in line 3)'),
-    'empty': ('', 'run.yml: ', 'it is empty', 'llmft recipes smollm2-135m'),
-    'comment only': ('# nothing\n', 'run.yml: ', 'it is empty'),
-    'list': ('- a\n- b\n', 'run.yml: ', 'it holds a list', '`key: value`'),
-    'text': ('hello\n', 'run.yml: ', 'it holds one text'),
-    'unknown key': (BASE + 'lora_rank: 3\n', 'run.yml:6: `lora_rank` is not a key', 'Did you mean `lora_r`?'),
-    'key with a dash': (BASE + 'lora-r: 3\n', 'run.yml:6: `lora-r` is not a key', 'Did you mean `lora_r`?'),
-    'two keys': (BASE + 'strategy: 3\nfloat_16: true\n', 'run.yml:6: `strategy` is not a key', 'run.yml:7: `float_16` is not a key'),
-    'number as key': (BASE + '3: 4\n', 'run.yml:6: `3` is not a key'),
-    'unknown key in an entry': (BASE.replace('jsonl', 'jsonl\n    typ: alpaca'), 'run.yml:4: `typ` is not a key', 'Did you mean `type`?'),
-    'no model': ('datasets:\n  - path: data.jsonl\n', 'run.yml: `base_model` is missing', 'builtin/smollm2-135m'),
-    'no path': ('base_model: a\ndatasets:\n  - type: alpaca\n', 'run.yml:3: `path` is missing'),
-    'blank': ('base_model: a\ndatasets:\n', 'run.yml:2: `datasets` has no value'),
-    'no data': ('base_model: a\ndatasets: []\n', 'run.yml:2: `datasets` must be a list of at least one entry', '`- path: my.jsonl`'),
-    'mapping': ('base_model: a\ndatasets:\n  path: data.jsonl\n', 'run.yml:2: `datasets` must be a list', '`- path:`'),
-    'name': ('base_model: a\ndatasets: data.jsonl\n', 'run.yml:2: `datasets` must be a list', '`- path:`', "not 'data.jsonl'"),
-    'list of names': ('base_model: a\ndatasets:\n  - data.jsonl\n', 'run.yml:3: entry 1 of `datasets` must be a mapping', '`path: my.jsonl`'),
-}
-
-
-@pytest.mark.parametrize('name', YAML)
-def test_yaml(name, wrong):
-    text, *parts = YAML[name]
-    Path('run.yml').write_text(text)
-    says(wrong('train', 'run.yml'), *parts)
-
 
 VALUES = {
     'micro_batch_size: many': "`micro_batch_size` must be a whole number, not 'many'.",
@@ -163,12 +115,6 @@ def test_eight_bits_alone_is_right():
     assert (config.adapter, config.load_in_4bit, config.load_in_8bit) == ('lora', False, True)
 
 
-@pytest.mark.parametrize('encoding, line', [('latin-1', 6), ('utf-16', 1)])
-def test_yaml_encoding(encoding, line, wrong):
-    Path('run.yml').write_bytes((BASE + 'chat_template: für\n').encode(encoding))
-    says(wrong('train', 'run.yml'), f'run.yml:{line}: this is not UTF-8 text', 'Save the file as UTF-8')
-
-
 def test_file(wrong):
     says(wrong('train', 'runn.yml'), 'runn.yml: there is no such file and no recipe of that name', 'Did you mean `run.yml`?', 'smollm2-135m')
     says(wrong('train', 'nowhere/else.yml'), 'nowhere/else.yml: there is no such file')
@@ -182,106 +128,6 @@ def test_file(wrong):
     'datasets={path: a}': '`datasets` must be a list', 'datasets=[{pth: a}]': 'set datasets=', 'lora_r=0': '`lora_r` must be above 0, not 0.'}.items())
 def test_set(item, part, wrong):
     for command in ('train', 'check', 'preview'): says(wrong(command, 'run.yml', '--set', item), part)
-
-
-# data
-
-def data(name, content, entry=''):
-    Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    Path('run.yml').write_text(RUN.replace('data.jsonl', name + entry))
-
-
-LATIN = 'instruction,output\na,b\nc,ü\n'.encode('latin-1')
-CHAT, TEXT = '\n    type: chat_template', '\n    type: completion'
-DATA = {
-    'broken line': ('d.jsonl', ROWS + '{"instruction": 1,\n' + ROWS, '', 'd.jsonl:9: this is not valid JSON', 'at character 19'),
-    'cut off': ('d.jsonl', ROWS + '{"instruction": "a", "output": "b', '', 'd.jsonl:9: this is not valid JSON'),
-    'row that is a list': ('d.jsonl', ROWS + '[1, 2]\n', '', 'd.jsonl:9: a row must be an object'),
-    'packed, broken line': ('d.jsonl.gz', gzip.compress((ROWS + '{"instruction": 1,\n').encode()), '', 'd.jsonl.gz:9: this is not valid JSON'),
-    'packed, cut off': ('d.jsonl.gz', gzip.compress(ROWS.encode())[:-20], '', 'd.jsonl.gz: cannot be read'),
-    'not packed': ('d.jsonl.gz', ROWS, '', 'd.jsonl.gz: cannot be read: it is not a gzip file'),
-    'json': ('d.json', '[{"instruction": "a", "output": "b"},\n {"instruction" 3}]', '', 'd.json:2: this is not valid JSON'),
-    'one value deeper': ('d.json', '{"data": [{"instruction": "a", "output": "b"}]}', '', 'needs the column `instruction`', 'there are `data`'),
-    'no bytes': ('d.jsonl', '', '', 'd.jsonl: the file is empty.'),
-    'no bytes json': ('d.json', '', '', 'd.json: the file is empty.'),
-    'no bytes csv': ('d.csv', '', '', 'd.csv: the file is empty.'),
-    'no bytes parquet': ('d.parquet', '', '', 'd.parquet: the file is empty.'),
-    'no rows': ('d.json', '[]', '', 'd.json: there are no rows.'),
-    'blank lines': ('d.jsonl', '\n\n', '', 'd.jsonl: there are no rows.'),
-    'only a head': ('d.csv', 'instruction,output\n', '', 'd.csv: there are no rows.'),
-    'parquet': ('d.parquet', 'hello', '', 'd.parquet: cannot be read', 'Parquet'),
-    'csv, long row': ('d.csv', 'instruction,output\na,b\nc,d,e,f\ng,h\n', '', 'd.csv:3: this row has 4 values, but there are 2 columns', 'quotes'),
-    'csv, all rows long': ('d.csv', 'instruction,output\na,b,c\nd,e,f\n', '', 'd.csv:2: this row has 3 values, but there are 2 columns'),
-    'csv, open quote': ('d.csv', 'instruction,output\na,b\n"c,d\ng,h\n', '', 'd.csv:3: a quote that opens in this row is never closed'),
-    'csv, equal columns': ('d.csv', 'instruction,output,output\na,b,c\n', '', 'd.csv:1: there are two columns called `output`'),
-    'csv, encoding': ('d.csv', LATIN, '', 'd.csv:3: this is not UTF-8 text'),
-    'jsonl, encoding': ('d.jsonl', ROWS.encode() + '{"instruction": "ü", "output": "b"}\n'.encode('latin-1'), '', 'd.jsonl:9: this is not UTF-8 text'),
-    'txt, encoding': ('d.txt', 'ü\n'.encode('latin-1'), TEXT, 'd.txt:1: this is not UTF-8 text'),
-    'columns': ('d.jsonl', '{"question": "a", "answer": "b"}\n', '', 'd.jsonl: `type: alpaca` needs the column `instruction`', 'there are `question`, `answer`'),
-    'number': ('d.jsonl', ROWS + '{"instruction": "x", "output": 7}\n', '', 'd.jsonl:9: `output` must be text, not 7. Put it in quotes.'),
-    'mapping': ('d.jsonl', ROWS + '{"instruction": "x", "output": {"a": 1}}\n', '', "d.jsonl:9: `output` must be text, not {'a': 1}."),
-    'all numbers': ('d.jsonl', '{"text": 1}\n{"text": 2}\n', TEXT, 'd.jsonl:1: `text` must be text, not 1.'),
-    'no messages': ('d.jsonl', '{"messages": "hello"}\n', CHAT, 'd.jsonl:1: `messages` must be a list of messages', "not 'hello'"),
-    'messages that are texts': ('d.jsonl', '{"messages": ["hello"]}\n', CHAT, 'd.jsonl:1: `messages` must be a list of messages', "not ['hello']"),
-    'messages with other names': ('d.jsonl', '{"messages": [{"from": "user", "value": "3"}]}\n', CHAT, 'a message has no `role` (row 1)'),
-    'ending': ('d.xlsx', ROWS, '', 'd.xlsx: files ending in `.xlsx` cannot be read', '.jsonl'),
-    'type': ('d.jsonl', ROWS, '\n    type: alpca', 'there is no prompt format `alpca`', 'Did you mean `alpaca`?'),
-    'empty slice': ('d.jsonl', ROWS, '\n    split: train[:0]', 'd.jsonl: there are no rows in split `train[:0]`'),
-    'no slice': ('d.jsonl', ROWS, '\n    split: train[abc', 'd.jsonl: split `train[abc` cannot be read', '`train[:100]`'),
-    'all answers empty': ('d.jsonl', '{"instruction": "a", "output": ""}\n' * 3, '', 'no row can be learned from', 'the answer is empty (row 1, 2, 3)'),
-}
-
-
-@pytest.mark.parametrize('name', DATA)
-def test_data(name, wrong, no_training):
-    file, content, entry, *parts = DATA[name]
-    data(file, content, entry)
-    for command in ('train', 'check'): says(wrong(command, 'run.yml'), *parts)
-
-
-def test_no_data_there(wrong):
-    Path('run.yml').write_text(RUN.replace('data.jsonl', 'dat.jsonl'))
-    says(wrong('train', 'run.yml'), 'dat.jsonl: there is no such file or folder', 'Did you mean `data.jsonl`?', str(Path.cwd()))
-    Path('run.yml').write_text(RUN.replace('data.jsonl', 'builtin/python-evol-2k'))
-    says(wrong('train', 'run.yml'), 'there is no such built-in data set', 'Did you mean `python-evol-1k`?')
-    Path('run.yml').write_text(RUN.replace('data.jsonl', 'builtin/python-evol-1k\n    split: held'))
-    says(wrong('train', 'run.yml'), 'builtin/python-evol-1k: there is no split `held`', '`heldout`')
-
-
-def test_folder_of_data(wrong):
-    Path('mine').mkdir()
-    Path('mine/notes.md').write_text('hi')
-    Path('run.yml').write_text(RUN.replace('data.jsonl', './mine'))
-    says(wrong('check', 'run.yml'), 'mine: there are no data files in this folder', 'It holds: notes.md')
-    Path('mine/train.jsonl').write_text(ROWS + '{"a\n')
-    says(wrong('check', 'run.yml'), 'mine/train.jsonl:9: this is not valid JSON')
-
-
-def test_rows_that_are_left_out(capsys):
-    "One bad row does not stop a run: it is counted, with its number."
-    data('d.jsonl', ROWS + '{"instruction": "x", "output": ""}\n' + ROWS + '{"instruction": "x", "output": null}\n')
-    main_ok('check', 'run.yml')
-    assert '2 the answer is empty (row 9, 18)' in capsys.readouterr().out
-    data('d.csv', 'instruction,output\na,7\nb,None\nc\nd,\n') # a number and a word that pandas takes for a missing value
-    main_ok('check', 'run.yml')
-    assert '2 the answer is empty (row 3, 4)' in capsys.readouterr().out
-
-
-def main_ok(*args):
-    with pytest.raises(SystemExit) as e: main(list(args))
-    assert not e.value.code
-
-
-def test_too_long(wrong, no_training):
-    Path('run.yml').write_text(RUN.replace('64', '8'))
-    says(wrong('train', 'run.yml'), 'every row is longer than `sequence_len`: 8 of 8 rows (row 1, 2, 3, …)', 'Raise `sequence_len`')
-    says(wrong('preview', 'run.yml'), 'none of the first 8 rows can be used', 'longer than sequence_len 8 (row 1, 2, 3, …)')
-    data('d.jsonl', ROWS + json.dumps({'instruction': 'x', 'output': 'long ' * 80}) + '\n')
-    says(wrong('train', 'run.yml', '--set', 'excess_length_strategy=error'), 'longer than sequence_len 64', 'row 9', 'choose another `excess_length_strategy`')
-
-
-def test_held_out_too_much(wrong, no_training):
-    says(wrong('train', 'run.yml', '--set', 'val_set_size=100'), 'val_set_size: 100 rows are to be held out, but there are only 8.')
 
 
 # what transformers and peft would refuse late
@@ -431,10 +277,10 @@ def shell(*args, **env):
 def test_shell():
     run, same = shell('train', 'run.yml', '--set', 'lora_r=0')
     assert (run.returncode, run.stdout, run.stderr, same) == (2, '', 'Error: set lora_r=0: `lora_r` must be above 0, not 0.\n', True)
-    data('d.jsonl', ROWS + '{"a')
+    Path('data.jsonl').write_text(ROWS + '{"a')
     run, same = shell('train', 'run.yml')
     assert run.returncode == 2 and same
-    assert [line for line in run.stderr.splitlines() if line.strip() and 'Generating' not in line] == ['Error: d.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.']
+    assert [line for line in run.stderr.splitlines() if line.strip() and 'Generating' not in line] == ['Error: data.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.']
 
 
 NO_CONNECTION = 'No connection to the Hugging Face Hub, and files of {} are missing from the cache of this machine. Check the network'
