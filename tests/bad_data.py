@@ -69,7 +69,7 @@ YAML = [
     yaml('UTF-16 instead of UTF-8', BASE.encode('utf-16'), 'run.yml:1: this is not UTF-8 text', 'Save the file as UTF-8'),
     yaml('an unknown key', BASE + 'lora_rank: 3\n', 'run.yml:6: `lora_rank` is not a key', 'Did you mean `lora_r`?'),
     yaml('a key with a dash', BASE + 'lora-r: 3\n', 'run.yml:6: `lora-r` is not a key', 'Did you mean `lora_r`?'),
-    yaml('two unknown keys', BASE + 'strategy: 3\nfloat16: true\n', 'run.yml:6: `strategy` is not a key', 'run.yml:7: `float16` is not a key'),
+    yaml('two unknown keys', BASE + 'colour: 3\nshape: 4\n', 'run.yml:6: `colour` is not a key', 'run.yml:7: `shape` is not a key'),
     yaml('a number as a key', BASE + '3: 4\n', 'run.yml:6: `3` is not a key'),
     yaml('an unknown key in a source', BASE.replace('jsonl', 'jsonl\n    typ: alpaca'), 'run.yml:4: `typ` is not a key', 'Did you mean `type`?'),
     yaml('no base model', 'datasets:\n  - path: data.jsonl\n', 'run.yml: `base_model` is missing', 'builtin/smollm2-135m'),
