@@ -235,7 +235,7 @@ WORKS = [
     file('control characters in a text', 'd.jsonl', ROWS + lines({'instruction': 'a\0b\x1b[31m', 'output': 'c\x07'}), '9 rows'),
     file('other types in a column that is not read', 'd.jsonl', lines({'instruction': 'a', 'output': 'b', 'id': 1}, {'instruction': 'c', 'output': 'd', 'id': 'two'}), '2 rows'),
     file('a column that only some rows have', 'd.jsonl', ROWS + lines({'instruction': 'a', 'output': 'b', 'input': 'c'}), '9 rows'),
-    file('answers missing in some rows', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': ''}) + ROWS.replace('question', 'q') + lines({'instruction': 'x', 'output': None}), 'the answer is empty (row 9, 18)'),
+    file('answers missing in some rows', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': ''}) + ROWS.replace('question', 'q') + lines({'instruction': 'y', 'output': None}), 'the answer is empty', '(row 9, 18)'),
     file('one row that is far too long', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 1000}), 'longer than sequence_len 64', '(row 9)'),
     file('one answer of a million characters', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': 'long word ' * 100_000}), 'longer than sequence_len 64', '(row 9)'),
     file('50 MB in a column that is not read', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': 'y', 'notes': 'long word ' * 5_000_000}), '9 rows'),
