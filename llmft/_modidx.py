@@ -243,6 +243,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'llmft.data._take': ('data.html#_take', 'llmft/data.py'),
                             'llmft.data._value_problem': ('data.html#_value_problem', 'llmft/data.py'),
                             'llmft.data._write_table': ('data.html#_write_table', 'llmft/data.py'),
+                            'llmft.data.check_source': ('data.html#check_source', 'llmft/data.py'),
                             'llmft.data.describe_sources': ('data.html#describe_sources', 'llmft/data.py'),
                             'llmft.data.iterate_files': ('data.html#iterate_files', 'llmft/data.py'),
                             'llmft.data.iterate_source': ('data.html#iterate_source', 'llmft/data.py'),

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #4c851836
+# %% ../nbs/12_check.ipynb #e7818530
 from dataclasses import dataclass
 
 from .config import Config, load_config
@@ -15,6 +15,7 @@ from .hub import hub_errors, resolve_model
 from .adapters import target_modules
 from .arguments import check_names
 from .model import hardware
+from .stream import stream_sample
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
 from .report import data_report
 from .run import check_output
@@ -63,15 +64,16 @@ def check_run(
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
     return Check(config, report, hw, targets, weights)
 
-# %% ../nbs/12_check.ipynb #2ea32c56
+# %% ../nbs/12_check.ipynb #9fa3f820
 def preview_rows(
     config, # `Config`, or what `load_config` takes
     n=3,    # how many rows
 ) -> list: # of `Mask`
     "The first rows of the data as the model will see them; what cannot be used is passed over."
     config = config if isinstance(config, Config) else load_config(config)
-    tokenizer, rows = load_tokenizer(config), load_rows(config)
-    encoded = encode_rows(rows.select(range(min(len(rows), max(10 * n, 100)))), tokenizer, config)
+    few, tokenizer = max(10 * n, 100), load_tokenizer(config)
+    rows = stream_sample(config, few).train if config.streaming else load_rows(config)
+    encoded = encode_rows(rows.select(range(min(len(rows), few))), tokenizer, config)
     good = [i for i, reason in enumerate(encoded['reason']) if reason is None][:n]
     if not good: raise UserError(f'none of the first {len(encoded)} rows can be used.\n{dropped_rows(encoded)}')
     return [show_mask(encoded[i], tokenizer) for i in good]

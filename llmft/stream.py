@@ -56,14 +56,14 @@ def stream_sample(
     sources = [dict(path=d.path, read=read[i], kept=read[i], weight=d.weight, used=read[i]) for i, d in enumerate(config.datasets)]
     return Rows(table, heldout, sources=sources)
 
-# %% ../nbs/03d_stream.ipynb #010d2e21
+# %% ../nbs/03d_stream.ipynb #cca4158b
 @dataclass
 class Streamed:
     "What became of the rows that were read so far."
     rows: int = 0        # rows read; a row that comes again counts again
     passes: int = 0      # how often the data came to their end
     dropped: object = field(default_factory=lambda: Dropped(0, {}))
-    def __str__(self): return f'{self.rows:,} rows were streamed, the data came to their end {self.passes} times. Duplicates are not looked for.\n{self.dropped}'
+    def __str__(self): return f'{self.rows:,} rows were streamed, the data came to their end {self.passes} {"time" if self.passes == 1 else "times"}. Duplicates are not looked for.\n{self.dropped}'
     __repr__ = __str__
 
     def add(self, new): # `Dropped` of a chunk

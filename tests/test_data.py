@@ -114,6 +114,11 @@ def test_folder_and_pattern():
     with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the column `instruction`, `output`'): load_source(source('mine'))
 
 
+def test_tokens_are_not_taken_for_rows():
+    save('t.jsonl', lines([{'input_ids': [1, 2], 'labels': [-100, 2]}]))
+    with pytest.raises(UserError, match='t.jsonl: the rows are tokens already'): load_source(source('t.jsonl'))
+
+
 def test_saved_to_disk():
     data = Dataset.from_list(ROWS)
     data.save_to_disk('one')
@@ -322,6 +327,13 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
     used = sum(len(p['seq_lengths']) for p in stream)
     assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4, 4])} and used == 9
+
+
+def test_preview_reads_no_more_than_it_shows():
+    from llmft.check import preview_rows
+    save('a.jsonl', lines(ROWS * 20) + b'{"broken')
+    assert len(preview_rows(streaming('a.jsonl'), 2)) == 2
+    with pytest.raises(UserError, match='a.jsonl:161'): preview_rows(config('a.jsonl'), 2)
 
 
 def test_streaming_needs_steps():
