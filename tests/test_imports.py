@@ -48,7 +48,7 @@ MAY_IMPORT = {
     'export':   {'core', 'config', 'special', 'hub', 'tokens', 'model', 'infer'},
 }
 MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
-MAY_IMPORT['check'] = {'core', 'config', 'adapters', 'arguments', 'data', 'hub', 'memory', 'model', 'report', 'run', 'tokens', 'train'}
+MAY_IMPORT['check'] = {'core', 'config', 'adapters', 'arguments', 'data', 'hub', 'memory', 'model', 'report', 'run', 'stream', 'tokens', 'train'}
 MAY_IMPORT['demo'] = {*MAY_IMPORT} - {'check'}
 MAY_IMPORT['cli'] = {*MAY_IMPORT}
 
