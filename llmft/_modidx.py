@@ -286,6 +286,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'llmft.dialogues': { 'llmft.dialogues.Layout': ('dialogues.html#layout', 'llmft/dialogues.py'),
                                  'llmft.dialogues._answer': ('dialogues.html#_answer', 'llmft/dialogues.py'),
                                  'llmft.dialogues._dialogue': ('dialogues.html#_dialogue', 'llmft/dialogues.py'),
+                                 'llmft.dialogues._factory': ('dialogues.html#_factory', 'llmft/dialogues.py'),
                                  'llmft.dialogues._pairs': ('dialogues.html#_pairs', 'llmft/dialogues.py'),
                                  'llmft.dialogues._pygmalion': ('dialogues.html#_pygmalion', 'llmft/dialogues.py'),
                                  'llmft.dialogues.layout_turns': ('dialogues.html#layout_turns', 'llmft/dialogues.py')},

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'Layout', 'layout_turns']
 
-# %% ../nbs/01c_dialogues.ipynb #c8b2907f
-from dataclasses import dataclass
+# %% ../nbs/01c_dialogues.ipynb #0e877708
+from dataclasses import dataclass, replace
 
 from .chat import _ANSWER, _chat_ask, _chat_columns, NAMES, Message, chat_messages
+from .formats import _in_pieces, _PIECES
 from .prompts import RowError, Turn, control_tokens, protect, register_format
 
 # %% ../nbs/01c_dialogues.ipynb #d7aac6af
@@ -106,3 +107,22 @@ def _pygmalion(row, dataset, tokenizer):
 NAMES['pygmalion'] = {'field_messages': 'conversations', 'message_property_mappings': {'role': 'role', 'content': 'value'}}
 _BOT = [('system', 'A parrot.'), ('human', 'Hi'), ('bot', 'Hello! Hello!')]
 register_format('pygmalion', _pygmalion, _chat_columns, _chat_ask, {'conversations': [{'role': r, 'value': v} for r, v in _BOT]}, own_inputs=True);
+
+# %% ../nbs/01c_dialogues.ipynb #2bed5239
+def _factory(pieces): # the pieces of a template -> the function of its format
+    def turns(row, dataset, tokenizer):
+        messages = chat_messages(row, dataset)
+        if messages[-1].said['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
+        (system, pairs), out = _pairs(messages), []
+        for i, (question, answer) in enumerate(pairs):
+            said = {'system': '' if i else system, 'instruction': question, 'output': '' if answer == _ANSWER else answer}
+            if i and pieces.begin: out.append(Turn(tokenizer.bos_token, control=True))
+            more = _in_pieces(replace(pieces, default='') if i else pieces, said, tokenizer)
+            if answer == _ANSWER: return out + [t for t in more if not t.trained] + [Turn('', trained=True)]
+            out += more
+        return out
+    return turns
+
+for name, pieces in _PIECES.items():
+    NAMES[f'llamafactory_chat:{name}'] = NAMES['sharegpt']
+    register_format(f'llamafactory_chat:{name}', _factory(pieces), _chat_columns, _chat_ask, _TALK, f"Conversations in LLaMA-Factory's template `{name}`.")

@@ -64,9 +64,10 @@ def fastchat(type, line): # and WizardLM, who took its code
     return {'sequence_len': line['config']['model_max_length'], 'excess_length_strategy': 'truncate', 'allow_merged_tokens': True}, {'type': type}
 
 
-def llamafactory(type, line): # rows with an instruction; its proportional cut and its conversations have no counterpart
+def llamafactory(type, line): # its proportional cut, `mask_history`, and the sentence that it adds to OpenAI's messages have no counterpart
+    source = {'type': f'llamafactory:{type}'} if line['config']['formatting'] == 'alpaca' else {'type': f'llamafactory_chat:{type}'}
     return {'sequence_len': 2048, 'excess_length_strategy': 'truncate', 'empty_answers': 'keep',
-            'train_on_inputs': line['config']['data_args'].get('train_on_prompt', False)}, {'type': f'llamafactory:{type}'}
+            'train_on_inputs': line['config']['data_args'].get('train_on_prompt', False)}, source
 
 
 TRANSLATORS = { # (peer, type) -> translator; None stands for every other type of that peer
@@ -92,7 +93,7 @@ PADDED = {('axolotl', 'llama2_chat')} # its rows are filled up to the full lengt
 
 def is_known(peer, type, line):
     "Can the settings of a line be translated?"
-    if peer == 'llamafactory' and (line['config']['formatting'] != 'alpaca' or 'cutoff_len' in line['config']['data_args']): return False
+    if peer == 'llamafactory' and (line['config']['formatting'] == 'openai' or {'cutoff_len', 'mask_history'} & line['config']['data_args'].keys()): return False
     return (peer, type) in TRANSLATORS or (peer, None) in TRANSLATORS
 
 

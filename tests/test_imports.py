@@ -22,7 +22,7 @@ MAY_IMPORT = {
     'prompts':  {'core', 'config'},
     'formats':  {'core', 'config', 'prompts'},
     'chat':     {'core', 'config', 'prompts'},
-    'dialogues': {'core', 'config', 'prompts', 'chat'},
+    'dialogues': {'core', 'config', 'prompts', 'formats', 'chat'},
     'files':    {'core', 'config'},
     'data':     {'core', 'config', 'prompts', 'files', 'hub'},
     'dedup':    {'core', 'config', 'data'},
