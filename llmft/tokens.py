@@ -6,9 +6,10 @@
 __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows',
            'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #6947d17f
-import hashlib, json, time
+# %% ../nbs/03_tokens.ipynb #0eeff1ce
+import hashlib, json, sys, time
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -181,7 +182,7 @@ def _table(parts, encoded, starts, values): # parts of rows, where the rows star
     return pa.table({'input_ids': lists(encoded.ids), 'labels': lists(encoded.labels), 'reason': pa.array([p.reason for p in flat], pa.string()),
         **{k: numbers(np.asarray(v)[of]) for k, v in values.items()}, 'piece': numbers([p.piece for p in flat]), 'cut': numbers([p.cut for p in flat])})
 
-# %% ../nbs/03_tokens.ipynb #0522b316
+# %% ../nbs/03_tokens.ipynb #f5a1ae62
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
     settings = config.model_dump(include={'sequence_len', 'excess_length_strategy', 'min_sample_len', 'empty_answers', 'train_on_inputs',
@@ -194,7 +195,7 @@ def encode_rows(
     rows,      # `datasets.Dataset` from `load_rows`: raw rows with `source` and `row`
     tokenizer, # from `load_tokenizer`
     config,    # `Config`
-    say=None,  # what to do with a line that says how fast it was, as `print`
+    say=None,  # what to do with a line that says how fast it was, as `print`; if not given, 10,000 rows or more are told of on standard error
 ): # `datasets.Dataset` with `input_ids`, `labels`, `reason`, `source`, `row`, `spelled`, `apart`, `piece`, `cut`
     "Tokenize every row; a row that cannot be used has its `reason`, the others `None`."
     key, start = _content_key(rows, tokenizer, config), time.perf_counter()
@@ -202,6 +203,7 @@ def encode_rows(
     encoded = rows.with_format(None).map(lambda batch: encode_columns(dict(batch), tokenizer, config), batched=True, batch_size=2000,
         remove_columns=rows.column_names, desc='Tokenizing', new_fingerprint=key)
     seconds = time.perf_counter() - start
+    if not say and len(rows) >= 10_000: say = partial(print, file=sys.stderr)
     if say: say(f'{len(rows):,} rows: ' + ('their tokens are in the cache.' if known else f'tokenized in {seconds:.1f} s, {len(rows) / seconds:,.0f} rows/s.'))
     return encoded
 
