@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from .prompts import _MARK, _spelling, control_tokens, protect, unprotect
 
-# %% ../nbs/01d_encode.ipynb #a0839a1b
+# %% ../nbs/01d_encode.ipynb #e8eb55c4
 IGNORE = -100   # the label of a token that is only read
 _OWN = '\ufdd0' # in front of a control token in the twin; a noncharacter of Unicode
 
@@ -24,6 +24,7 @@ def _without_prefix(part): # a part of a tokenizer's JSON, which no longer puts 
     lists = {k: [q for q in map(_without_prefix, part[k]) if q] for k in ('normalizers', 'pretokenizers') if k in part}
     return part | lists
 
+# %% ../nbs/01d_encode.ipynb #1c19e5cd
 @lru_cache(8)
 def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control tokens no data can spell; `size`: of its vocabulary
     d = json.loads(backend.to_str()) | {'post_processor': None}
@@ -35,11 +36,12 @@ def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control 
     if not prefix: d['normalizer'], d['pre_tokenizer'] = map(_without_prefix, (d['normalizer'], d['pre_tokenizer']))
     return type(backend).from_str(json.dumps(d))
 
-# %% ../nbs/01d_encode.ipynb #904b3b3b
+# %% ../nbs/01d_encode.ipynb #48bdb6e8
 def _batch(backend, texts, make=list): # ids of many texts in one call
     backend.no_truncation(), backend.no_padding()
     return [make(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
 
+# %% ../nbs/01d_encode.ipynb #7fc3603f
 def _ids(tokenizer, texts, control=False, prefix=True, make=list): # -> ids of each text, put through `make`
     "Ids of texts; `control`: names of control tokens are tokens, `prefix`: as at the start of a text."
     backend = tokenizer.backend_tokenizer
@@ -134,7 +136,7 @@ def _encode_written(groups, tokenizer, merged): # the same for groups that a tem
         for g, texts, whole in zip(mine, parts, encode.encode_batch([''.join(t) for t in parts], add_special_tokens=False)):
             _place_group(g, texts, whole, names, sections, merged)
 
-# %% ../nbs/01d_encode.ipynb #d93aa8b9
+# %% ../nbs/01d_encode.ipynb #5d518a51
 def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Group`
     _encode_written(groups, tokenizer, merged)
     prefix, todo = True, [g for g in groups if g.turns]
@@ -146,6 +148,7 @@ def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Grou
             for g, t in mine: g.take(t, [next(ids) for _ in t], merged)
         prefix, todo = False, [g for g in todo if g.turns]
 
+# %% ../nbs/01d_encode.ipynb #d152675f
 def _split_groups(turns): # joined turns together
     out = []
     for t in turns:
@@ -153,11 +156,12 @@ def _split_groups(turns): # joined turns together
         else: out.append([t])
     return out
 
-# %% ../nbs/01d_encode.ipynb #daa599d5
+# %% ../nbs/01d_encode.ipynb #067a4df1
 def _head(tokenizer): # ids that the tokenizer puts before a text, such as `<s>`
     with_, without = tokenizer('a')['input_ids'], tokenizer('a', add_special_tokens=False)['input_ids']
     return with_[:max(i for i in range(len(with_)) if with_[i:i + len(without)] == without)]
 
+# %% ../nbs/01d_encode.ipynb #4ed227f9
 def _row_runs(turns, ends, groups, head, eos): # -> [(ids, learned), …] with exactly one beginning and one end
     runs = []
     for g, last in zip(groups, ends):
@@ -167,7 +171,7 @@ def _row_runs(turns, ends, groups, head, eos): # -> [(ids, learned), …] with e
     if head and (first.begin or not first.control) and runs[0][0][:len(head)] != head: runs.insert(0, (head, first.trained))
     return runs
 
-# %% ../nbs/01d_encode.ipynb #a3800a91
+# %% ../nbs/01d_encode.ipynb #4ea23902
 @dataclass
 class Encoded:
     "Many rows of ids and labels, one behind the other."
@@ -178,6 +182,7 @@ class Encoded:
 
     def row(self, i): return {k: getattr(self, v)[self.offsets[i]:self.offsets[i + 1]].tolist() for k, v in (('input_ids', 'ids'), ('labels', 'labels'))}
 
+# %% ../nbs/01d_encode.ipynb #73ba8aeb
 def _flat(rows): # rows of (ids, learned) -> (ids, labels, offsets)
     import numpy as np
     runs = [run for row in rows for run in row]
@@ -203,7 +208,7 @@ def _plain_runs(rows, tokenizer, allow, head): # rows of plain turns -> for each
         out.append(runs)
     return out
 
-# %% ../nbs/01d_encode.ipynb #9fe21b77
+# %% ../nbs/01d_encode.ipynb #008da79c
 def _joined_runs(rows, tokenizer, allow, merged, head): # the same for rows of all kinds, and how often each was tokenized apart
     control = control_tokens(tokenizer)
     parts = [_split_groups(turns) for turns in rows]
@@ -212,6 +217,7 @@ def _joined_runs(rows, tokenizer, allow, merged, head): # the same for rows of a
     runs = [_row_runs(turns, [p[-1] for p in part], g, head, tokenizer.eos_token_id) for turns, part, g in zip(rows, parts, groups)]
     return runs, [sum(g.apart for g in row) for row in groups]
 
+# %% ../nbs/01d_encode.ipynb #dd37be9f
 def encode_arrays(
     rows,      # list of lists of `Turn`
     tokenizer, # from `load_tokenizer`
@@ -225,6 +231,7 @@ def encode_arrays(
     runs, apart = iter(runs), iter(apart)
     return Encoded(*_flat([next(simple if p else runs) for p in plain]), [0 if p else next(apart) for p in plain])
 
+# %% ../nbs/01d_encode.ipynb #a81e2035
 def encode_batch(rows, tokenizer, **kwargs) -> list[dict]: # for each row `input_ids` and `labels`, lists of int of one length
     "The same as lists."
     encoded = encode_arrays(rows, tokenizer, **kwargs)

@@ -6,12 +6,14 @@
 __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows',
            'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #0eeff1ce
+# %% ../nbs/03_tokens.ipynb #fa8d41f0
 import hashlib, json, sys, time
 from dataclasses import dataclass
 from functools import partial
 from html import escape
 from pathlib import Path
+
+from fastcore.basics import patch
 
 from .chat import chosen_template
 from .core import UserError
@@ -50,7 +52,7 @@ _STYLES = { # what a token is -> (how it looks on a page, in a terminal)
     'control token': ('border:1px solid #c62828;border-radius:3px;', 'underline'),
 }
 
-# %% ../nbs/03_tokens.ipynb #68987593
+# %% ../nbs/03_tokens.ipynb #6a5b4882
 @dataclass(repr=False)
 class Mask:
     "One row, token by token; shows itself in a notebook (HTML) and in a terminal (rich)."
@@ -83,14 +85,6 @@ class Mask:
         learned = sum(t and not c for t, c in zip(self.trained, self.cut))
         return f'{len(self.ids)} tokens, {learned} learned ({learned / max(len(self.ids), 1):.0%})' + (f', {sum(self.cut)} cut off' if any(self.cut) else '')
 
-    def table(self):
-        "The tokens one below the other, each with its place, its id and what it is; a `rich.table.Table`."
-        from rich.table import Table
-        table = Table('place', 'id', 'text', 'what')
-        for n, (i, text, kinds) in enumerate(zip(self.ids, self.tokens, self.kinds())):
-            table.add_row(str(n), str(i), repr(text), ', '.join(kinds), style=_STYLES[kinds[0]][1] if kinds[0] != 'learned' else 'green')
-        return table
-
 # %% ../nbs/03_tokens.ipynb #001c4658
 def show_mask(
     row,       # `input_ids` and `labels`
@@ -102,13 +96,23 @@ def show_mask(
     limit = sequence_len or len(ids)
     return Mask([_shown(tokenizer, i) for i in ids], ids, [l != IGNORE for l in row['labels']], [i in control for i in ids], [n >= limit for n in range(len(ids))])
 
+# %% ../nbs/03_tokens.ipynb #dbd97f83
+@patch
+def table(self: Mask):
+    "The tokens one below the other, each with its place, its id and what it is; a `rich.table.Table`."
+    from rich.table import Table
+    table = Table('place', 'id', 'text', 'what')
+    for n, (i, text, kinds) in enumerate(zip(self.ids, self.tokens, self.kinds())):
+        table.add_row(str(n), str(i), repr(text), ', '.join(kinds), style=_STYLES[kinds[0]][1] if kinds[0] != 'learned' else 'green')
+    return table
+
 # %% ../nbs/03_tokens.ipynb #d90fbc43
 def _cuts(length, limit, strategy): # of a row that is too long -> [(start, stop), …], its parts that stay
     if strategy == 'truncate': return [(0, limit)]
     if strategy == 'keep_end': return [(length - limit, length)]
     return [(at, min(at + limit, length)) for at in range(0, length, limit)] if strategy == 'split' else []
 
-# %% ../nbs/03_tokens.ipynb #d9d47426
+# %% ../nbs/03_tokens.ipynb #f24b9b76
 @dataclass
 class _Part:
     "A row that comes out, or the reason why none does."
@@ -118,6 +122,7 @@ class _Part:
     piece: int = 0     # 0, 1, … where a row was split
     cut: int = 0       # tokens that were cut away
 
+# %% ../nbs/03_tokens.ipynb #489358c2
 def _parts(labels, strategy, config): # `labels` of a row, an array -> its parts
     limit, least, n = config.sequence_len, config.min_sample_len, len(labels)
     spans = _cuts(n, limit, strategy) if n > limit else [(0, n)]
@@ -128,12 +133,13 @@ def _parts(labels, strategy, config): # `labels` of a row, an array -> its parts
     lost = n - sum(b - a for a, b in good)
     return [_Part(a, b, piece=k, cut=0 if k else lost) for k, (a, b) in enumerate(good)]
 
-# %% ../nbs/03_tokens.ipynb #e79062a2
+# %% ../nbs/03_tokens.ipynb #3c339f5b
 def _turns_or_reason(row, dataset, tokenizer, config):
     learn_all = config.train_on_inputs and not find_format(dataset.type).own_inputs
     try: return row_to_turns(row, dataset, tokenizer, config.empty_answers == 'keep', learn_all), None
     except RowError as e: return None, str(e)
 
+# %% ../nbs/03_tokens.ipynb #c2fc364a
 def _count_spelled(rows, tokenizer): # how often each row spells a control token that is none
     import pyarrow as pa, pyarrow.compute as pc
     texts, names = [''.join(t.text for t in turns if not t.control) for turns in rows], control_tokens(tokenizer)
@@ -141,7 +147,7 @@ def _count_spelled(rows, tokenizer): # how often each row spells a control token
     plain = pc.count_substring_regex(pa.array(texts, pa.string()), pattern).to_pylist() if names else [0] * len(rows)
     return [n + sum(t.text.count(_MARK) for t in turns if t.control) for n, turns in zip(plain, rows)]
 
-# %% ../nbs/03_tokens.ipynb #47c20c52
+# %% ../nbs/03_tokens.ipynb #c22b3406
 def _all_parts(encoded, strategies, config): # -> for each row its parts; most rows stay as they are
     import numpy as np
     at, learned = encoded.offsets, np.concatenate([[0], np.cumsum(encoded.labels != IGNORE)])
@@ -150,6 +156,7 @@ def _all_parts(encoded, strategies, config): # -> for each row its parts; most r
     return [[_Part(0, n)] if ok else _parts(encoded.labels[a:a + n], strategy, config)
             for ok, a, n, strategy in zip(whole.tolist(), at.tolist(), lengths.tolist(), strategies)]
 
+# %% ../nbs/03_tokens.ipynb #27e6e5b3
 def encode_columns(
     columns,   # a batch of rows: column name -> list; with `source`, the index of their entry in `datasets`, and `row`
     tokenizer, # from `load_tokenizer`
@@ -182,7 +189,7 @@ def _table(parts, encoded, starts, values): # parts of rows, where the rows star
     return pa.table({'input_ids': lists(encoded.ids), 'labels': lists(encoded.labels), 'reason': pa.array([p.reason for p in flat], pa.string()),
         **{k: numbers(np.asarray(v)[of]) for k, v in values.items()}, 'piece': numbers([p.piece for p in flat]), 'cut': numbers([p.cut for p in flat])})
 
-# %% ../nbs/03_tokens.ipynb #f5a1ae62
+# %% ../nbs/03_tokens.ipynb #e9261738
 def _content_key(rows, tokenizer, config): # everything that the result depends on
     import llmft
     settings = config.model_dump(include={'sequence_len', 'excess_length_strategy', 'min_sample_len', 'empty_answers', 'train_on_inputs',
@@ -191,6 +198,7 @@ def _content_key(rows, tokenizer, config): # everything that the result depends 
     parts = [llmft.__version__, rows._fingerprint, tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map, settings, sources]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
 
+# %% ../nbs/03_tokens.ipynb #f65d48f4
 def encode_rows(
     rows,      # `datasets.Dataset` from `load_rows`: raw rows with `source` and `row`
     tokenizer, # from `load_tokenizer`
