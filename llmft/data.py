@@ -139,19 +139,20 @@ def _write_table(rows, file, is_text): # -> what holds for all rows; if that is 
     if writer: writer.close()
     return is_text, written == is_text
 
-# %% ../nbs/02_data.ipynb #722866a9
+# %% ../nbs/02_data.ipynb #88ad38ec
 def _save_table(rows, path): # `rows`: makes an iterator; a column that changes late costs a second pass
     path.parent.mkdir(parents=True, exist_ok=True)
     is_text, whole = {}, False
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        try:
+    handle, tmp = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
             while not whole:
                 file.seek(0); file.truncate()
                 is_text, whole = _write_table(rows(), file, is_text)
                 if not is_text: return False
-            os.replace(file.name, path)
-            return True
-        finally: Path(file.name).unlink(missing_ok=True)
+        os.replace(tmp, path)
+        return True
+    finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/02_data.ipynb #b52c53f4
 def _state(file): # changes when the file changes; None where that cannot be told
@@ -217,11 +218,10 @@ def _take(splits, spec, dataset, index): # the rows that `split` means
     if not pieces: raise UserError(_no_rows(dataset))
     return concatenate_datasets(pieces)
 
-# %% ../nbs/02_data.ipynb #12d51621
+# %% ../nbs/02_data.ipynb #69dc39c1
 def _shard(rows, dataset, seed):
     if not dataset.shards: return rows
     if dataset.shards_idx >= dataset.shards: raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {dataset.shards} shards are counted from 0 to {dataset.shards - 1}.')
-    if dataset.shards > len(rows): raise UserError(f'{dataset.path}: {len(rows)} rows cannot be cut into {dataset.shards} shards. Lower `shards`.')
     return rows.shuffle(seed=seed).shard(dataset.shards, dataset.shards_idx)
 
 # %% ../nbs/02_data.ipynb #32caaa61
