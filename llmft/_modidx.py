@@ -164,6 +164,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmft.config.TrainingKeys': ('config.html#trainingkeys', 'llmft/config.py'),
                               'llmft.config.UserFormat': ('config.html#userformat', 'llmft/config.py'),
                               'llmft.config.VariantKeys': ('config.html#variantkeys', 'llmft/config.py'),
+                              'llmft.config._Dumper': ('config.html#_dumper', 'llmft/config.py'),
                               'llmft.config._Loader': ('config.html#_loader', 'llmft/config.py'),
                               'llmft.config._Strict': ('config.html#_strict', 'llmft/config.py'),
                               'llmft.config._Strict._plain': ('config.html#_strict._plain', 'llmft/config.py'),

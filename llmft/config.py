@@ -63,7 +63,7 @@ def _yaml_problem(e, text): # pyyaml's exception -> (line or None, what is wrong
     line = min(mark.line, text.rstrip().count('\n')) + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
     return line, next((plain for pattern, plain in _PLAIN.items() if re.search(pattern, problem)), f'{problem}. Check the indentation, the colons and the quotes there.')
 
-# %% ../nbs/00_config.ipynb #2771e486
+# %% ../nbs/00_config.ipynb #e2efa26c
 def read_yaml(
     text,            # the YAML document
     where='<text>',  # its name in messages
@@ -396,14 +396,19 @@ class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKe
 
     def _repr_markdown_(self): return f'```yaml\n{dump_yaml(self.model_dump())}```'
 
-# %% ../nbs/00_config.ipynb #8da443b4
+# %% ../nbs/00_config.ipynb #5dc33422
+class _Dumper(yaml.SafeDumper):
+    "YAML's safe writer with `|` in front of texts of several lines."
+
+_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar('tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
+
 def dump_yaml(
     values, # what `read_yaml` returns
 ) -> str:
-    "A mapping as YAML text, keys in their own order."
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120)
+    "A mapping as YAML text, keys in their own order, texts of several lines as they read."
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
-# %% ../nbs/00_config.ipynb #d32c72d2
+# %% ../nbs/00_config.ipynb #d001d09f
 def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0, 'path')
     if loc[0] not in ('datasets', 'test_datasets') or len(loc) == 1: return Config
     return UserFormat if len(loc) > 3 and loc[2] == 'type' else DatasetConfig
@@ -447,7 +452,7 @@ def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `b
     quotes = ' Put it in quotes.' if kind == 'string_type' and len(errors) == 1 and isinstance(error['input'], (int, float)) else ''
     return f'{key} must be {wanted}, not {_shown(error["input"])}.{quotes}{_nearest(error["input"], names)}'
 
-# %% ../nbs/00_config.ipynb #8ab43ace
+# %% ../nbs/00_config.ipynb #ab04f37f
 def _place(loc): # a place as the file has it, without the names that pydantic gives to the members of a union
     return tuple(l for i, l in enumerate(loc) if l != '[key]' and
         (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings', 'UserFormat')))

@@ -50,7 +50,7 @@ REFUSED = {name: what for what, names in {
     'Write it into the file of the model.': 'rope_scaling rope_theta shift_attn mixture_of_depths',
 }.items() for name in names.split()}
 
-# %% ../nbs/00b_convert.ipynb #43a4195e
+# %% ../nbs/00b_convert.ipynb #23c3ade0
 def _layers(value): # -> which layers get an adapter
     if value in ('all', 'all-linear'): return {'lora_target_linear': True}, ''
     return {'lora_target_modules': [v.strip() for v in value.split(',')] if isinstance(value, str) else value}, ''
@@ -72,7 +72,7 @@ SPECIAL = { # {argument: value -> (values of llmft, comment); `None` if there is
     'pure_bf16': lambda v: ({'bf16': True} if v else {}, '`bf16`: the adapter itself is kept in 32 bits, also where `pure_bf16` was set.' if v else ''),
     'pissa_init': lambda v: ({'peft_init_lora_weights': 'pissa'} if v else {}, ''),
     'disable_gradient_checkpointing': lambda v: ({'gradient_checkpointing': not v}, ''),
-    'use_gradient_checkpointing': lambda v: ({'gradient_checkpointing': bool(v)}, '`gradient_checkpointing`: kept in GPU memory, not moved to RAM as by Unsloth.' if v == 'unsloth' else ''),
+    'use_gradient_checkpointing': lambda v: ({'gradient_checkpointing': 'offload' if v == 'unsloth' else bool(v)}, ''),
     'max_steps': lambda v: ({'max_steps': v} if v > 0 else {}, ''),
     'warmup_steps': lambda v: ({'warmup_ratio' if 0 < v < 1 else 'warmup_steps': v}, ''),
     'report_to': lambda v: ({'report_to': [] if v in ('none', ['none']) else [v] if isinstance(v, str) else v}, ''),
@@ -164,12 +164,12 @@ def _flat(values): # arguments that are sorted into groups, as `training: {optim
     groups = {k: v for k, v in values.items() if isinstance(v, dict) and k not in known}
     return {k: v for k, v in values.items() if k not in groups} | {k: v for group in groups.values() for k, v in group.items()}
 
-# %% ../nbs/00b_convert.ipynb #803ad20a
+# %% ../nbs/00b_convert.ipynb #1e74c8a6
 def _argument(r, name, value): # put one argument of another program into a `Reading`
     if name in SPECIAL and (new := _try(SPECIAL[name], value)) is not None: values, note = new
     elif name in SPECIAL: r.problems[name,] = f'`{name}: {value}` has no counterpart in llmft.'; return
     elif name in LEFT_OUT: values, note = {}, f'`{name}` is left out: {LEFT_OUT[name]}.'
-    elif name in REFUSED: 
+    elif name in REFUSED:
         if value not in (None, False, 0, '', 'none', [], {}): r.problems[name,] = f'`{name}` has no counterpart in llmft. {REFUSED[name]}'
         return
     elif (key := RENAMED.get(name, name)) in Config.model_fields: values, note = {key: value}, ''

@@ -359,8 +359,8 @@ def test_unsloth(tmp_path):
     text = convert(tmp_path/'u.json')
     config = config_of(text, tmp_path)
     assert (config.adapter, config.lora_r, config.lora_target_modules, config.seed, config.max_steps, config.optimizer) == ('qlora', 32, ['q_proj', 'v_proj'], 3407, 30, 'adamw_8bit')
-    assert (config.sequence_len, config.warmup_steps, config.report_to, config.datasets[0].type, config.datasets[0].field) == (2048, 5, [], 'completion', 'text')
-    for part in ('the arguments name no data', 'not moved to RAM as by Unsloth', '`num_epochs`: not given, so the default of Unsloth'): assert part in text
+    assert (config.sequence_len, config.warmup_steps, config.report_to, config.datasets[0].type, config.datasets[0].field, config.gradient_checkpointing) == (2048, 5, [], 'completion', 'text', 'offload')
+    for part in ('the arguments name no data', '`num_epochs`: not given, so the default of Unsloth'): assert part in text
 
 
 def test_groups_and_trl(tmp_path):
