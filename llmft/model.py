@@ -6,8 +6,9 @@
 __all__ = ['model_shape', 'Choice', 'Hardware', 'wanted_format', 'choose_dtype', 'choose_attention', 'choose_optimizer',
            'choose_tf32', 'choose_workers', 'choose_layout', 'limits_attention', 'hardware', 'load_base']
 
-# %% ../nbs/05_model.ipynb #e9c53291
+# %% ../nbs/05_model.ipynb #a2e79e0f
 import os, re
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -240,7 +241,36 @@ def _placement(config, hw): # `device_map` and `max_memory` of `from_pretrained`
     most = {int(k) if k.isdigit() else k: v for k, v in (config.max_memory or {}).items()}
     return dict(device_map=config.device_map or ('auto' if most else here)) | (dict(max_memory=most) if most else {})
 
-# %% ../nbs/05_model.ipynb #cf7711f5
+# %% ../nbs/05_model.ipynb #4e300b4a
+class _Weight:
+    "A weight in a file, which is opened only while the weight is read."
+    def __init__(self, file, key, how): self.file, self.key, self.how = file, key, how
+    def _of(self, ask):
+        from safetensors import safe_open
+        with safe_open(self.file, **self.how) as f: return ask(f.get_slice(self.key))
+    def __getitem__(self, where): return self._of(lambda s: s[where].clone())
+    def get_shape(self): return self._of(lambda s: s.get_shape())
+    def get_dtype(self): return self._of(lambda s: s.get_dtype())
+
+class _Weights:
+    "A file of weights, read one by one."
+    def __init__(self, file, **how): self.file, self.how = file, how
+    def keys(self):
+        from safetensors import safe_open
+        with safe_open(self.file, **self.how) as f: return [*f.keys()]
+    def get_slice(self, key): return _Weight(self.file, key, self.how)
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+
+# %% ../nbs/05_model.ipynb #ed4d7a9a
+@contextmanager
+def _one_weight_at_a_time(): # inside the block transformers reads files through `_Weights`
+    from transformers import modeling_utils
+    usual, modeling_utils.safe_open = modeling_utils.safe_open, _Weights
+    try: yield
+    finally: modeling_utils.safe_open = usual
+
+# %% ../nbs/05_model.ipynb #c71c47c3
 def load_base(
     config,        # `Config`
     quantized=True,# `False`: 16-bit weights whatever the YAML says, for merging
@@ -254,5 +284,6 @@ def load_base(
     how = dict(revision=config.revision_of_model, dtype=dtype or hw.dtype, use_safetensors=True, attn_implementation=hw.attention,
         quantization_config=_quantization(config, hw.dtype) if quantized else None, trust_remote_code=config.trust_remote_code) | _placement(config, hw)
     if config.base_model_config or config.overrides_of_model_config: how['config'] = model_shape(config)
-    with hub_errors(config.base_model): model = AutoModelForCausalLM.from_pretrained(name, **how | config.model_kwargs)
+    reading = _one_weight_at_a_time() if how['quantization_config'] else nullcontext()
+    with hub_errors(config.base_model), reading: model = AutoModelForCausalLM.from_pretrained(name, **how | config.model_kwargs)
     return _keep_layout(fit_vocabulary(model, config)).requires_grad_(False)
