@@ -39,7 +39,7 @@ def measure(way): # in a process of its own
 
 def main():
     runs = {'plain': [], 'llmft': []}
-    for _ in range(3): # in turn, so that other load on the machine hits both
+    for _ in range(2): # in turn, so that other load on the machine hits both
         for way, found in runs.items():
             found.append(json.loads(subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout))
     best = {way: min(found, key=lambda r: r['seconds']) for way, found in runs.items()}

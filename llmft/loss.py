@@ -5,7 +5,9 @@
 # %% auto #0
 __all__ = ['plain_head', 'learned_token_loss']
 
-# %% ../nbs/05a_loss.ipynb #5c6be42c
+# %% ../nbs/05a_loss.ipynb #d6aaeccd
+from functools import lru_cache
+
 from .tokens import IGNORE
 
 # %% ../nbs/05a_loss.ipynb #0107b194
@@ -16,19 +18,47 @@ def plain_head(
     return not any(getattr(config.get_text_config(), k, None) for k in
         ('final_logit_softcapping', 'logit_scale', 'logits_scaling', 'lm_head_multiplier', 'output_multiplier', 'output_router_logits'))
 
-# %% ../nbs/05a_loss.ipynb #f7756d26
+# %% ../nbs/05a_loss.ipynb #19def578
+@lru_cache(1)
+def _pieces(): # the class, made when torch is there
+    import torch
+
+    class Pieces(torch.autograd.Function):
+        "The sum of `part(hidden, labels)` over pieces, with the gradients computed on the way."
+        @staticmethod
+        def forward(ctx, part, chunk, hidden, labels, *weights): # `weights`: trained ones that `part` uses
+            total, wanted = hidden.new_zeros((), dtype=torch.float32), hidden.requires_grad
+            of_hidden, of_weights = torch.empty_like(hidden) if wanted else None, [torch.zeros_like(w) for w in weights]
+            for at in range(0, len(labels), chunk):
+                with torch.enable_grad():
+                    h = hidden[at:at + chunk].detach().requires_grad_(wanted)
+                    loss = part(h, labels[at:at + chunk])
+                    found = torch.autograd.grad(loss, [*([h] if wanted else []), *weights])
+                if wanted: of_hidden[at:at + chunk] = found[0]
+                for sum_, g in zip(of_weights, found[wanted:]): sum_ += g
+                total += loss.detach()
+            ctx.save_for_backward(of_hidden, *of_weights)
+            return total
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return None, None, *[None if g is None else g * gradient for g in ctx.saved_tensors[:1]], None, *[g * gradient for g in ctx.saved_tensors[1:]]
+    return Pieces
+
+# %% ../nbs/05a_loss.ipynb #5d87cd04
 def learned_token_loss(
-    model,      # a causal language model, with or without adapter
-    batch,      # `input_ids`, `labels`, `position_ids`, each (rows, length)
-    chunk=1024, # learned tokens whose scores are in memory at one time
+    model,     # a causal language model, with or without adapter
+    batch,     # `input_ids`, `labels`, `position_ids`, each (rows, length)
+    chunk=512, # learned tokens whose scores are in memory at one time
 ): # sum of the loss over all learned tokens, a scalar
     "Cross entropy in 32 bits, from the scores of learned tokens only."
     import torch
-    from torch.utils.checkpoint import checkpoint
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
     hidden = base.base_model(**{k: v for k, v in batch.items() if k != 'labels'}, use_cache=False).last_hidden_state[:, :-1]
     labels, head = batch['labels'][:, 1:], base.get_output_embeddings()
     hidden, labels = hidden[labels != IGNORE], labels[labels != IGNORE]
     def part(h, l): return torch.nn.functional.cross_entropy(head(h).float(), l, reduction='sum')
     if len(labels) <= chunk: return part(hidden, labels)
-    return sum(checkpoint(part, h, l, use_reentrant=False) for h, l in zip(hidden.split(chunk), labels.split(chunk)))
+    weights = [p for p in head.parameters() if p.requires_grad]
+    if torch.is_grad_enabled() and (hidden.requires_grad or weights): return _pieces().apply(part, chunk, hidden, labels, *weights)
+    return sum(part(h, l) for h, l in zip(hidden.split(chunk), labels.split(chunk)))

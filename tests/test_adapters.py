@@ -1,15 +1,15 @@
 "Each kind of adapter: it learns, is saved, loads without llmft, and says the same there."
 import json
 import pytest, torch
-from peft import AutoPeftModelForCausalLM, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
 from llmft import train
 from llmft.adapters import add_adapter, adapter_in_float32, parameter_report
 from llmft.config import load_config
 from llmft.core import UserError
+from llmft.export import merge_adapter
 from llmft.infer import load_run, prompt_ids
 from llmft.model import load_base
-from llmft.run import Samples, finish_run, start_run
 from llmft.special import add_tokens, raw_tokenizer
 from llmft.train import finetune, make_trainer, prepare
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
@@ -196,3 +196,27 @@ def test_smaller_batches_learn_the_same(settings, tmp_path, monkeypatch):
     run = finetune(settings(micro_batch_size=4, auto_find_batch_size=True, **more), say=None)
     assert seen[0] == 4 and seen[-1] == 2
     assert losses(run) == pytest.approx(losses(expected), rel=1e-2)
+
+
+# -- where an answer ends
+
+def test_ends_agree(settings, model, tmp_path):
+    "The base model lists its padding token as an end and its template ends turns with another token than eos."
+    base = AutoModelForCausalLM.from_pretrained(model)
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({'pad_token': '<pad>', 'extra_special_tokens': ['<end>']})
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<end>{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    base.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    base.save_pretrained(tmp_path/'base'); tokenizer.save_pretrained(tmp_path/'base')
+    chats = save_rows(tmp_path/'chats.jsonl', [{'messages': [{'role': 'user', 'content': f'Say {i}'}, {'role': 'assistant', 'content': str(i)}]} for i in range(20)])
+    ends = sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids('<end>')])
+    more = dict(base_model=str(tmp_path/'base'), datasets=[{'path': chats, 'type': 'chat_template'}], max_steps=2)
+    for kind, name in [('lora', 'adapter'), ('full', 'model')]:
+        run = finetune(settings(adapter=kind, output_dir=str(tmp_path/kind), **more), say=None)
+        saved = GenerationConfig.from_pretrained(run.path/name)
+        assert saved.eos_token_id == ends and saved.pad_token_id == tokenizer.pad_token_id
+        assert any(c['what'] == 'end of an answer' and '`<end>`' in c['value'] for c in json.loads((run.path/'environment.json').read_text())['choices'])
+        assert '| end of an answer |' in (run.path/'settings.md').read_text()
+    merged = GenerationConfig.from_pretrained(merge_adapter(tmp_path/'lora', tmp_path/'merged'))
+    assert merged.eos_token_id == ends and merged.pad_token_id == tokenizer.pad_token_id
+    with pytest.raises(UserError, match='no adapter to merge'): merge_adapter(tmp_path/'full', tmp_path/'other')

@@ -9,7 +9,7 @@ from llmft.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
 from llmft.infer import load_run, prompt_ids
 from llmft.adapters import add_adapter
-from llmft.model import load_base
+from llmft.model import hardware, load_base
 from llmft.prompts import RowError, row_to_turns
 from llmft.tokens import IGNORE, encode_turns, load_tokenizer
 from llmft.loss import learned_token_loss
@@ -131,6 +131,44 @@ def test_packing_changes_nothing(both_ways):
     assert_same(b, a)
     lost = batch | {'position_ids': torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])}
     assert learned_token_loss(model, lost).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
+
+
+@pytest.fixture(scope='module')
+def gemma(folder, small):
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+    return save_tiny(folder/'gemma', Gemma2ForCausalLM, Gemma2Config, small, head_dim=16, query_pre_attn_scalar=16, sliding_window=24)
+
+def test_gemma_2_gets_eager(gemma, config): # sdpa would leave out the limit on its attention scores
+    for wanted in ('auto', 'sdpa', 'flash_attention_2'):
+        hw = hardware(load_config(config, base_model=str(gemma), attn_implementation=wanted))
+        assert hw.attention == 'eager' and any('limits its attention scores' in c.why for c in hw.choices)
+
+
+@pytest.mark.parametrize('kind', ['llama sdpa', 'llama eager', 'gemma 2'])
+def test_packed_logits_and_gradients(kind, exact, gemma):
+    "Every kernel and layout that can be chosen on a CPU; Gemma 2 also has windows of attention and a limit on its scores."
+    config = load_config(exact, base_model=str(gemma)) if kind == 'gemma 2' else load_config(exact, attn_implementation=kind.split()[1])
+    data, model = prepare(load_config(config, sample_packing=False)), stirred(add_adapter(load_base(config), config))
+    assert model.config._attn_implementation == ('sdpa' if kind == 'llama sdpa' else 'eager')
+    single, packed = list(data.train)[:12], list(pack(data.train.select(range(12)), config.sequence_len))
+    def run(rows, lose=False): # logits of each text, by its ids; gradient of all
+        batch, found = Collator(0)(rows), {}
+        if lose: batch['position_ids'] = torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])
+        model.zero_grad()
+        logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE, reduction='sum').backward()
+        for i, row in enumerate(rows):
+            at = 0
+            for n in row.get('seq_lengths') or [len(row['input_ids'])]:
+                found[tuple(row['input_ids'][at:at + n])] = logits[i, at:at + n].detach()
+                at += n
+        return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    (a, ga), (b, gb), (c, gc) = run(single), run(packed), run(packed, lose=True)
+    assert len(packed) < 12 and a.keys() == b.keys()
+    far = {k: (a[k] - c[k]).abs().max() for k in a}
+    for k in a: torch.testing.assert_close(b[k], a[k], atol=1e-4, rtol=1e-4)
+    assert (ga - gb).norm() < 1e-4 * ga.norm()
+    assert max(far.values()) > .05 and (ga - gc).norm() > .01 * ga.norm() # the rows see each other
 
 
 def test_first_token_of_a_packed_text_is_not_learned():
