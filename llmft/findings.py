@@ -91,7 +91,7 @@ def begin_faults(
     one = (ids[first] == bos) & (table.lengths > 0)
     return {'double_bos': one & (ids[first + 1] == bos) & (table.lengths > 1), 'missing_bos': ~one & (table.lengths > 0) & expected}
 
-# %% ../nbs/03c_findings.ipynb #8b5830f1
+# %% ../nbs/03c_findings.ipynb #d112b1b4
 def repeated_answers(
     table, # `TokenTable`
     n=3,   # how many
@@ -100,9 +100,9 @@ def repeated_answers(
     "What is learned in more than one row, word for word."
     learned = table.learned & np.repeat(table.used, table.lengths)
     ids, stops = table.ids[learned], np.append(0, np.cumsum(table.count(learned)))
-    where = {}
-    for i, (a, b) in enumerate(zip(stops.tolist(), stops[1:].tolist())): where.setdefault(ids[a:b].tobytes(), []).append(i)
-    often = sorted((at for key, at in where.items() if len(key) >= least * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
+    where, rows = {}, list(zip(table.source.tolist(), table.row.tolist())) # a `weight` repeats rows: each counts once
+    for i, (a, b) in enumerate(zip(stops.tolist(), stops[1:].tolist())): where.setdefault(ids[a:b].tobytes(), {}).setdefault(rows[i], i)
+    often = sorted((list(at.values()) for key, at in where.items() if len(key) >= least * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
     return [(len(at), at, ids[stops[at[0]]:stops[at[0] + 1]]) for at in often]
 
 # %% ../nbs/03c_findings.ipynb #991c1ec2

@@ -225,7 +225,7 @@ def plot_packing(
     ax.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     return _label(ax, title, 'tokens (hatched: empty)', 'packed row')
 
-# %% ../nbs/10_plots.ipynb #32c3957b
+# %% ../nbs/10_plots.ipynb #68ee701e
 def plot_learned(
     sources,  # dict of source -> (tokens that are learned, all tokens)
     ax=None,  # matplotlib `Axes` to draw on
@@ -238,7 +238,7 @@ def plot_learned(
         ax.barh(y, share, height=.6, color=_colours['green'], alpha=.5, label='learned' if y == 0 else None)
         ax.barh(y, (1 - share) if total else 0, left=share, height=.6, color='#DDDDDD', label='only read' if y == 0 else None)
         ax.text(.01, y, f'{share:.0%} of {total:,} tokens', va='center', fontsize=9)
-    ax.set(yticks=range(len(sources)), yticklabels=[_short(s) for s in sources], xlim=(0, 1), ylim=(max(len(sources), 1) - .5, -.5))
+    ax.set(yticks=range(len(sources)), yticklabels=[_short(s) for s in sources], xlim=(0, 1), ylim=(max(len(sources), 3) - .5, -.5))
     ax.xaxis.set_major_formatter(PercentFormatter(1))
     return _label(ax, 'Tokens that are learned (green) and only read (grey)', 'share of the tokens', '')
 

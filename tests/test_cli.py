@@ -52,7 +52,7 @@ def test_check(llmft, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = llmft('check', 'smollm2-135m', '--set', 'output_dir=here')
     assert 'model: builtin/smollm2-135m, 135 million weights, qlora' in text
-    assert '1,000 of 1,100 rows are learned from, 100 are held out' in text and 'output: here' in text
+    assert '1,100 rows read: 1,000 to learn from, 100 held out' in text and 'output: here' in text
     assert [*tmp_path.iterdir()] == []
 
 
