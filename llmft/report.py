@@ -7,7 +7,7 @@ __all__ = ['Fate', 'count_reasons', 'source_fate', 'prompt_faults', 'stop_ids', 
            'steps_per_epoch', 'count_steps', 'Prepared', 'source_names', 'make_report', 'prepare', 'data_report',
            'data_record']
 
-# %% ../nbs/03b_report.ipynb #440aa8e1
+# %% ../nbs/03b_report.ipynb #cc1495f2
 import json, math
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -27,6 +27,7 @@ from .hub import hub_errors, resolve_model
 from .packing import pack
 from .prompts import RowError, ask_turns, find_format, prompt_turns, row_to_turns
 from .special import end_ids
+from .stream import stream_sample, stream_tokens
 from .tokens import Lengths, dropped_rows, encode_rows, load_tokenizer, usable_rows
 
 # %% ../nbs/03b_report.ipynb #9667873a
@@ -273,7 +274,7 @@ def count_steps(
     "How many times the weights will change."
     return config.max_steps or math.ceil(steps_per_epoch(n_rows, config) * config.num_epochs)
 
-# %% ../nbs/03b_report.ipynb #d7574ebd
+# %% ../nbs/03b_report.ipynb #33a4cde0
 @dataclass
 class Prepared:
     "The data of a run as tokens."
@@ -285,13 +286,17 @@ class Prepared:
     dropped: object  # `Dropped`, of the training rows
     dropped_heldout: object # the same of the held-out rows
     report: object   # `DataReport`
+    stream: object = None   # with `streaming`: the rows to learn from; `train` are the first of them
+    streamed: object = None # and what became of those that were read
 
     def __str__(self):
         packed = f'packed into {len(self.train):,} of {self.lengths.sequence_len} tokens, {self.fill:.0%} full' if 'seq_lengths' in self.train.column_names else 'not packed'
         lost = f'Held out: {self.dropped_heldout}\n' if self.dropped_heldout and self.dropped_heldout.reasons else ''
         held = f'{len(self.heldout):,} rows are held out' if self.heldout else 'no rows are held out, so nothing is measured on the way (`val_set_size` or `test_datasets` in the YAML change it)'
         found = '\n'.join(str(f) for f in self.report.findings if f.level != 'note')
-        return f'{self.dropped}\n{lost}{self.lengths}\n{packed}; {held}' + (f'\n{found}' if found else '')
+        first = f'Of the first {len(self.train):,} {"packed " * ("seq_lengths" in self.train.column_names)}rows:\n' if self.stream is not None else ''
+        found += f'\n{self.streamed}' if self.stream is not None else ''
+        return f'{first}{self.dropped}\n{lost}{self.lengths}\n{packed}; {held}' + (f'\n{found}' if found else '')
 
     __repr__ = __str__
 
@@ -358,7 +363,7 @@ def _all_lengths(table, which): # of the rows as they were before they were cut,
     lengths = lengths[which[table.piece == 0]]
     return lengths[lengths > 0]
 
-# %% ../nbs/03b_report.ipynb #0a1f5215
+# %% ../nbs/03b_report.ipynb #2413312b
 def make_report(
     config,    # `Config`
     tokenizer, # from `load_tokenizer`
@@ -373,6 +378,7 @@ def make_report(
     steps, answers = count_steps(len(train), config), repeated_answers(table)
     faults = end_faults(table, stop_ids(config, tokenizer)) | begin_faults(table, tokenizer.bos_token_id, bool(_head(tokenizer)))
     near, skipped = _nearly(rows, config, most)
+    if config.streaming: skipped = skipped + [f'rows after the first {len(rows.train):,}: they are read while training']
     findings = _twice(rows, config) + near + _in_the_run(config, table, answers, steps)
     for i, fate in enumerate(fates): findings += source_findings(fate, table, table.source == i, faults, asked.get(i, (0, ())))
     lengths = {name: _all_lengths(table, (table.source == i) & ~held) for i, name in enumerate(names[:len(config.datasets)])}
@@ -381,7 +387,7 @@ def make_report(
     return DataReport(fates, lengths, config.sequence_len, packed, steps_per_epoch(len(train), config), steps, said,
         sorted(findings, key=lambda f: -LEVELS.index(f.level)), config.ignore_findings, _named(rows.removed, config), skipped)
 
-# %% ../nbs/03b_report.ipynb #92a51cbc
+# %% ../nbs/03b_report.ipynb #ba32ac23
 def _usable(encoded, config): # the rows that can be used, perhaps none
     return usable_rows(encoded, config) if None in encoded['reason'][:] else encoded.select([]).select_columns(['input_ids', 'labels'])
 
@@ -396,7 +402,7 @@ def prepare(
     "Everything up to the tokens, without touching the model."
     from datasets import concatenate_datasets
     check_ignored(config.ignore_findings)
-    tokenizer, rows = load_tokenizer(config), prepare_rows(config)
+    tokenizer, rows = load_tokenizer(config), stream_sample(config) if config.streaming else prepare_rows(config)
     encoded = [part and encode_rows(part, tokenizer, config) for part in (rows.train, rows.heldout)]
     tokens, heldout = (part and _usable(part, config) for part in encoded)
     train = pack(tokens, config.sequence_len) if config.sample_packing and len(tokens) else tokens
@@ -405,7 +411,8 @@ def prepare(
     if obey:
         report.check()
         for part in encoded: part and usable_rows(part, config)
-    return Prepared(tokenizer, train, heldout, rows.heldout, _lengths(table, len(encoded[0]), config), *(part and dropped_rows(part) for part in encoded), report)
+    return Prepared(tokenizer, train, heldout, rows.heldout, _lengths(table, len(encoded[0]), config), *(part and dropped_rows(part) for part in encoded), report,
+        *(stream_tokens(tokenizer, config, rows.heldout) if config.streaming else ()))
 
 # %% ../nbs/03b_report.ipynb #10293bd9
 def data_report(
