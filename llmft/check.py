@@ -14,6 +14,7 @@ from .data import load_rows
 from .hub import hub_errors, resolve_model
 from .adapters import target_modules
 from .arguments import check_names
+from .memory import plan_in_short
 from .model import hardware
 from .stream import stream_sample
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
@@ -41,12 +42,13 @@ class Check:
     hardware: object  # `Hardware`
     targets: object   # layers that get an adapter
     weights: int      # weights of the base model
+    memory: str       # the memory plan in one line
 
     def __str__(self):
         c = self.config
         targets = self.targets if isinstance(self.targets, str) else ', '.join(self.targets)
         return '\n'.join([*c.notes, f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
-            str(self.hardware), f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epochs',
+            str(self.hardware), f'memory: {self.memory}', f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epochs',
             f'output: {c.output_dir}', '', str(self.report)])
 
     __repr__ = __str__
@@ -62,7 +64,7 @@ def check_run(
     check_names(config)
     hw, report, skeleton = hardware(config), data_report(config), model_skeleton(config)
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
-    return Check(config, report, hw, targets, weights)
+    return Check(config, report, hw, targets, weights, plan_in_short(config))
 
 # %% ../nbs/12_check.ipynb #9fa3f820
 def preview_rows(

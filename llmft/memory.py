@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'read_shape', 'attention_of', 'dry_run', 'MemoryPlan', 'CannotPlan', 'plan_memory', 'compare_gpus',
-           'check_fits', 'fit_to_gpu', 'save_fitted']
+           'plan_in_short', 'check_fits', 'fit_to_gpu', 'save_fitted']
 
 # %% ../nbs/04_memory.ipynb #96d8ffab
 import functools, warnings
@@ -313,7 +313,20 @@ def compare_gpus(
     found = {name: find_gpu(name) for name in gpus or [n for n, g in known_gpus().items() if g.kind == 'cuda']}
     return {name: (plan_memory(config, gpu, base).peak_bytes, gpu.memory) for name, gpu in found.items()}
 
-# %% ../nbs/04_memory.ipynb #5ffc7e33
+# %% ../nbs/04_memory.ipynb #5076d8a5
+def _missing(plan): # what is not there
+    return [what for what, need, there, _ in plan.checks() if need > there and 'merged' not in what]
+
+def plan_in_short(
+    config, # `Config`
+) -> str: # one line
+    "The verdict for this machine, and what else is missing."
+    try: plan = plan_memory(config)
+    except CannotPlan as e: return str(e)
+    lacking = [what for what in _missing(plan) if what != 'GPU']
+    return plan.head() + (f'; TOO MUCH for the {", ".join(lacking)}' if lacking else '')
+
+# %% ../nbs/04_memory.ipynb #674450a8
 def check_fits(
     config,    # `Config`
     say=print, # where the verdict goes
@@ -322,7 +335,7 @@ def check_fits(
     if this_gpu().kind == 'cpu' and config.base_model.startswith('builtin/'): return
     try: plan = plan_memory(config)
     except CannotPlan as e: return say(f'{e} The run goes on without a plan.')
-    if missing := [what for what, need, there, _ in plan.checks() if need > there and 'merged' not in what]:
+    if missing := _missing(plan):
         raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
     say(f'memory: {plan.head()}')
 
