@@ -169,6 +169,7 @@ def reading(
     except ImportError as e: problem = _missing_package(name) or f'a package is missing: {_reason(e)}.'
     except FileNotFoundError: problem = 'there is no such file.'
     except UnicodeDecodeError: problem = 'it holds text that is not UTF-8.'
+    except ValueError as e: problem = f'cannot be read: {_reason(e).rstrip(".")}. Is the file whole, and of the kind that its ending says?'
     except Exception as e: problem = f'cannot be read: {_reason(e)}'
     raise UserError(f'{name}: {problem}') from None
 

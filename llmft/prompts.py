@@ -121,7 +121,7 @@ def check_columns(
 ):
     "A `UserError` that names the missing columns and those that are there."
     missing = [c for c in find_format(dataset.type).columns(dataset) if c not in present]
-    if missing: raise UserError(f'{dataset.path}: `type: {find_format(dataset.type).name}` needs the column {", ".join(f"`{m}`" for m in missing)}; '
+    if missing: raise UserError(f'{dataset.path}: `type: {find_format(dataset.type).name}` needs the column{"s" * (len(missing) > 1)} {", ".join(f"`{m}`" for m in missing)}; '
                                 f'there are {", ".join(f"`{c}`" for c in present)}. Rename a column or choose another `type`.')
 
 # %% ../nbs/01_prompts.ipynb #83260341

@@ -257,7 +257,8 @@ def usable_rows(
     "The rows that can be learned from; a `UserError` if there are none."
     dropped = dropped_rows(encoded)
     if config.excess_length_strategy == 'error' and (long := [r for r in dropped.reasons if r.startswith('longer')]):
-        raise UserError(f'{dropped.reasons[long[0]][0]} rows are {long[0]}, the first is row {dropped.reasons[long[0]][1][0]}. '
+        n, first = dropped.reasons[long[0]]
+        raise UserError(f'{n:,} {"row is" if n == 1 else "rows are"} {long[0]}, the first is row {first[0]}. '
                         'Raise `sequence_len`, or choose another `excess_length_strategy`.')
     if not dropped.used: raise UserError(f'no row of the data can be used.\n{dropped}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
     keep = [i for i, reason in enumerate(encoded['reason'][:]) if reason is None]

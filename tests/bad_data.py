@@ -156,7 +156,7 @@ FILES = [
     file('an empty array', 'd.json', '[]', 'd.json: there are no rows.'),
     file('a mistake in the second line of an array', 'd.json', '[{"instruction": "a", "output": "b"},\n {"instruction" 3}]', 'd.json:2: this is not valid JSON'),
     file('an array of texts', 'd.json', '["a", "b"]', 'd.json: row 1: a row must be an object'),
-    file('the rows one level deeper', 'd.json', '{"data": [{"instruction": "a", "output": "b"}]}', 'd.json', 'needs the column `instruction`, `output`', 'there are `data`'),
+    file('the rows one level deeper', 'd.json', '{"data": [{"instruction": "a", "output": "b"}]}', 'd.json', 'needs the columns `instruction`, `output`', 'there are `data`'),
     file('an empty .csv', 'd.csv', '', 'd.csv: the file is empty.'),
     file('a .csv with nothing but a head', 'd.csv', 'instruction,output\n', 'd.csv: there are no rows.'),
     file('a row with more values than columns', 'd.csv', 'instruction,output\na,b\nc,d,e,f\ng,h\n', 'd.csv:3: this row has 4 values, but there are 2 columns', 'quotes'),
@@ -171,12 +171,12 @@ FILES = [
     file('a .parquet cut off', 'd.parquet', parquet({'instruction': ['a'], 'output': ['b']})[:-30], 'd.parquet: cannot be read'),
     file('an empty .parquet', 'd.parquet', '', 'd.parquet: the file is empty.'),
     file('a .parquet without rows', 'd.parquet', parquet({'instruction': [], 'output': []}), 'd.parquet: there are no rows.'),
-    file('text in an .arrow', 'd.arrow', 'hello', 'd.arrow: cannot be read'),
+    file('text in an .arrow', 'd.arrow', 'hello', 'd.arrow: cannot be read', 'Is the file whole'),
 ]
 
 COLUMNS = [
-    file('columns of other names', 'd.jsonl', lines({'question': 'a', 'answer': 'b'}), 'd.jsonl: `type: alpaca` needs the column `instruction`, `output`', 'there are `question`, `answer`'),
-    file('names in capitals', 'd.jsonl', lines({'Instruction': 'a', 'Output': 'b'}), 'd.jsonl: `type: alpaca` needs the column `instruction`', '`Instruction`'),
+    file('columns of other names', 'd.jsonl', lines({'question': 'a', 'answer': 'b'}), 'd.jsonl: `type: alpaca` needs the columns `instruction`, `output`', 'there are `question`, `answer`'),
+    file('names in capitals', 'd.jsonl', lines({'Instruction': 'a', 'Output': 'b'}), 'd.jsonl: `type: alpaca` needs the columns `instruction`', '`Instruction`'),
     file('a number where text is expected', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 7}), 'd.jsonl:9: `output` must be text, not 7. Put it in quotes.'),
     file('a list of 50 MB where text is expected', 'd.jsonl', lambda: ROWS + lines({'instruction': 'x', 'output': ['long word ' * 5_000_000]}), "d.jsonl:9: `output` must be text, not ['long word"),
     file('true where text is expected', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': True}), 'd.jsonl:9: `output` must be text, not True'),
@@ -189,7 +189,7 @@ COLUMNS = [
     file('answers that are null', 'd.jsonl', lines(*[{'instruction': 'a', 'output': None}] * 3), 'the answer is empty'),
     file('a column called like one of ours', 'd.jsonl', lines({'source': 'a'}), 'd.jsonl: a column cannot be called `source`', 'Rename it', entry='type: completion\nfield: source\n'),
     file('every row longer than `sequence_len`', 'd.jsonl', lines(*[{'instruction': f'{i}', 'output': 'long ' * 80} for i in range(3)]), '`sequence_len`', '3 of 3 rows (row 1, 2, 3)'),
-    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), 'longer than sequence_len 64', 'row 9', '`excess_length_strategy`', keys='excess_length_strategy: error\n'),
+    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), '1 row is longer than sequence_len 64', 'row 9', '`excess_length_strategy`', keys='excess_length_strategy: error\n'),
 ]
 
 CHATS = [

@@ -111,7 +111,7 @@ def test_folder_and_pattern():
     assert plain(load_source(source('mine', data_files=['test.jsonl', 'a*']))) == ROWS[6:] + ROWS[:3]
     assert plain(load_source(source('json', data_files='mine/a.jsonl'))) == ROWS[:3]
     save('mine/other.jsonl', '{"question": "a", "answer": "b"}\n')
-    with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the column `instruction`, `output`'): load_source(source('mine'))
+    with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the columns `instruction`, `output`'): load_source(source('mine'))
 
 
 def test_tokens_are_not_taken_for_rows():
