@@ -36,22 +36,23 @@ def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control 
     if not prefix: d['normalizer'], d['pre_tokenizer'] = map(_without_prefix, (d['normalizer'], d['pre_tokenizer']))
     return type(backend).from_str(json.dumps(d))
 
-# %% ../nbs/01d_encode.ipynb #48bdb6e8
-def _batch(backend, texts, make=list): # ids of many texts in one call
+# %% ../nbs/01d_encode.ipynb #7c47fde2
+def _batch(backend, texts, make=list, control=True): # ids of many texts in one call; the tokenizer is left as it was
     backend.no_truncation(), backend.no_padding()
-    return [make(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    before, backend.encode_special_tokens = backend.encode_special_tokens, not control
+    try: return [make(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally: backend.encode_special_tokens = before
 
-# %% ../nbs/01d_encode.ipynb #7fc3603f
+# %% ../nbs/01d_encode.ipynb #79fbf432
 def _ids(tokenizer, texts, control=False, prefix=True, make=list): # -> ids of each text, put through `make`
     "Ids of texts; `control`: names of control tokens are tokens, `prefix`: as at the start of a text."
     backend = tokenizer.backend_tokenizer
-    backend.encode_special_tokens = not control
     mixed = [i for i, t in enumerate(texts) if not prefix or (control and _MARK in t)]
-    if not mixed: return _batch(backend, texts, make)
+    if not mixed: return _batch(backend, texts, make, control)
     twin, names = _twin(backend, backend.get_vocab_size(), prefix), _spelling(tuple(control_tokens(tokenizer)))
     owned = [unprotect(names.sub(lambda m: _OWN + m[0], texts[i])) if control else texts[i] for i in mixed]
     done = dict(zip(mixed, _batch(twin, owned, make)))
-    rest = iter(_batch(backend, [t for i, t in enumerate(texts) if i not in done], make))
+    rest = iter(_batch(backend, [t for i, t in enumerate(texts) if i not in done], make, control))
     return [done[i] if i in done else next(rest) for i in range(len(texts))]
 
 # %% ../nbs/01d_encode.ipynb #e63ec3d3
