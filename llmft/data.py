@@ -218,10 +218,11 @@ def _take(splits, spec, dataset, index): # the rows that `split` means
     if not pieces: raise UserError(_no_rows(dataset))
     return concatenate_datasets(pieces)
 
-# %% ../nbs/02_data.ipynb #69dc39c1
+# %% ../nbs/02_data.ipynb #334b6cfc
 def _shard(rows, dataset, seed):
     if not dataset.shards: return rows
     if dataset.shards_idx >= dataset.shards: raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {dataset.shards} shards are counted from 0 to {dataset.shards - 1}.')
+    if dataset.shards > len(rows): raise UserError(f'{dataset.path}: {len(rows)} rows cannot be cut into {dataset.shards} shards. Lower `shards`.')
     return rows.shuffle(seed=seed).shard(dataset.shards, dataset.shards_idx)
 
 # %% ../nbs/02_data.ipynb #32caaa61

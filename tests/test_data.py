@@ -130,7 +130,7 @@ def test_saved_to_disk():
 @pytest.mark.parametrize('entry, message', [
     (dict(path='s3://bucket/d.jsonl'), 'pip install s3fs'), (dict(path='gs://bucket/*.jsonl'), 'pip install gcsfs'), (dict(path='nonsense://d.jsonl'), 'nonsense://d.jsonl: cannot be read: Protocol not known'),
     (dict(path='no/*.jsonl'), 'no/.*jsonl: there are no such files'), (dict(path='mine', data_files='b.jsonl'), 'there is no `b.jsonl`. Did you mean `a.jsonl`'),
-    (dict(path='mine', split='test'), 'there is no split `test`. There are: `train`'), (dict(path='mine', shards=3, shards_idx=3), 'counted from 0 to 2'), (dict(path='mine', split='train[8:]'), 'there are no rows'),
+    (dict(path='mine', split='test'), 'there is no split `test`. There are: `train`'), (dict(path='mine', shards=3, shards_idx=3), 'counted from 0 to 2'), (dict(path='mine', shards=9), '8 rows cannot be cut into 9 shards'), (dict(path='mine', split='train[8:]'), 'there are no rows'),
 ])
 def test_places_that_are_wrong(entry, message):
     save('mine/a.jsonl', lines(ROWS))
