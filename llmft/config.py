@@ -386,6 +386,7 @@ class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKe
         if self.load_in_4bit is None: known['load_in_4bit'] = self.adapter == 'qlora' and not self.load_in_8bit
         if self.lora_target_linear is None: known['lora_target_linear'] = not (self.lora_target_modules or self.lora_target_parameters)
         if self.early_stopping_patience: known['load_best_model_at_end'] = True
+        if self.curriculum_sampling and 'shuffle_merged_datasets' not in self.model_fields_set: known['shuffle_merged_datasets'] = False
         for wrong, key, message in _model_conflicts(self) + _time_conflicts(self):
             if wrong: raise ValueError(f'@{key}@{message}')
         if self.adapter != 'full': known['adapter'] = 'qlora' if self.load_in_4bit else 'lora'

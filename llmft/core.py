@@ -97,4 +97,4 @@ def quiet():
     "Silence log messages that tell a user nothing to act on."
     import logging, warnings
     warnings.filterwarnings('ignore', r'`(is_)?gradient_checkpointing` is deprecated', FutureWarning) # peft and TRL still use the old name
-    for name in ('bitsandbytes.backends.cpu.ops', 'bitsandbytes.backends.utils'): logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ('bitsandbytes.backends.cpu.ops', 'bitsandbytes.backends.utils', 'bitsandbytes.autograd._functions'): logging.getLogger(name).setLevel(logging.ERROR)
