@@ -13,9 +13,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .adapters import save_trained
-from .config import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys, dump_yaml, load_config, save_config
+from .config import dump_yaml, load_config, save_config
 from .core import UserError, check_writable, folder_atomic, write_atomic
 from .infer import generate_ids, prompt_ids
+from .keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from .model import hardware
 from .special import settle_endings
 

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     'sandbox':  set(),
     'hub':      {'core'},
     'axolotl':  {'core'},
-    'config':   {'core', 'axolotl'},
+    'keys':     set(),
+    'config':   {'core', 'axolotl', 'keys'},
     'convert':  {'core', 'config', 'axolotl'},
     'plots':    {'core'},
     'memory_plots': {'plots'},
@@ -41,7 +42,7 @@ MAY_IMPORT = {
     'arguments': {'core', 'config', 'optimizers', 'report'},
     'model':    {'core', 'config', 'gpus', 'hub', 'special'},
     'memory':   {'core', 'config', 'adapters', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
-    'run':      {'core', 'config', 'special', 'adapters', 'model', 'infer', 'plots'}, # `infer` for the sample answers
+    'run':      {'keys', 'core', 'config', 'special', 'adapters', 'model', 'infer', 'plots'}, # `infer` for the sample answers
     'train':    {'core', 'config', 'special', 'adapters', 'arguments', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
     'infer':    {'core', 'config', 'special', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
