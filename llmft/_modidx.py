@@ -520,6 +520,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'llmft.keys.VariantKeys': ('keys.html#variantkeys', 'llmft/keys.py'),
                             'llmft.keys._Loader': ('keys.html#_loader', 'llmft/keys.py'),
                             'llmft.keys._Strict': ('keys.html#_strict', 'llmft/keys.py'),
+                            'llmft.keys._Strict.__repr_args__': ('keys.html#_strict.__repr_args__', 'llmft/keys.py'),
                             'llmft.keys._Strict._plain': ('keys.html#_strict._plain', 'llmft/keys.py'),
                             'llmft.keys._key': ('keys.html#_key', 'llmft/keys.py'),
                             'llmft.keys._numbers': ('keys.html#_numbers', 'llmft/keys.py')},

@@ -34,7 +34,7 @@ def _numbers(value):
     read = yaml.load(value, _Loader)
     return read if isinstance(read, (int, float)) else value
 
-# %% ../nbs/00c_keys.ipynb #c63438b7
+# %% ../nbs/00c_keys.ipynb #62dda8ef
 class _Strict(BaseModel):
     model_config = ConfigDict(extra='forbid', validate_default=False, allow_inf_nan=False)
 
@@ -44,6 +44,8 @@ class _Strict(BaseModel):
         kinds = {(kind := cls.model_fields[info.field_name].annotation), *get_args(kind)}
         if isinstance(value, dict) and dict in kinds: return _numbers(value)
         return str(value).lower() if isinstance(value, bool) and bool not in kinds and kinds & {int, float} else value
+
+    def __repr_args__(self): return [(k, v) for k, v in super().__repr_args__() if k in self.model_fields_set] # what was given, not the 150 defaults
 
 # %% ../nbs/00c_keys.ipynb #808d5da5
 class SourceKeys(_Strict):
