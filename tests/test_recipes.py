@@ -40,7 +40,7 @@ def test_code_llama_7b_in_small(tmp_path):
     assert run.last('step') == 3 and run.first('eval_loss') > run.last('eval_loss')
     if not torch.cuda.is_available():
         assert hardware(config).optimizer == 'adamw_torch'
-        assert 'optimizer: adamw_torch, because `paged_adamw_32bit` needs an NVIDIA GPU' in said[0]
+        assert 'optimizer: adamw_torch, because `paged_adamw_32bit` needs an NVIDIA GPU' in '\n'.join(said)
     merged = load_run(merge_adapter(run.path, tmp_path/'merged'))
     assert merged.model.config.num_hidden_layers == 2 and not hasattr(merged.model, 'peft_config')
     adapted = load_run(run.path, quantized=False)
