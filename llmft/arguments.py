@@ -39,7 +39,7 @@ def _scheduler(config): # its name and settings
     if config.lr_scheduler != 'cosine': raise UserError(f'cosine_min_lr_ratio: it belongs to `lr_scheduler: cosine`, not to `{config.lr_scheduler}`. Remove one of them.')
     return 'cosine_with_min_lr', config.lr_scheduler_kwargs | {'min_lr_rate': config.cosine_min_lr_ratio}
 
-# %% ../nbs/05b_arguments.ipynb #d85814d6
+# %% ../nbs/05b_arguments.ipynb #d7b46cfa
 def check_names(
     config, # `Config`
 ):
@@ -48,7 +48,7 @@ def check_names(
     quiet()
     from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
     from llmft.optimizers import check_optimizer
-    if not config.optim_target_modules: check_optimizer(config.optimizer)
+    check_optimizer(config.optimizer)
     _known('lr_scheduler', config.lr_scheduler, SchedulerType)
     check_trackers(config)
     name, more = _scheduler(config)

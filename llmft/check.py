@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #e7818530
+# %% ../nbs/12_check.ipynb #d1160682
 from dataclasses import dataclass
 
 from .config import Config, load_config
@@ -15,23 +15,21 @@ from .hub import hub_errors, resolve_model
 from .adapters import target_modules
 from .arguments import check_names
 from .memory import plan_in_short
-from .model import hardware
+from .model import hardware, model_shape
 from .stream import stream_sample
 from .tokens import dropped_rows, encode_rows, load_tokenizer, show_mask
 from .report import data_report
 from .run import check_output
 
-# %% ../nbs/12_check.ipynb #b50d5c48
+# %% ../nbs/12_check.ipynb #855e1832
 def model_skeleton(
     config, # `Config`
 ): # a model on the `meta` device
     "The base model's layers without any weights."
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    name = resolve_model(config.base_model, config.revision_of_model)
-    with hub_errors(config.base_model):
-        shape = AutoConfig.from_pretrained(name, revision=config.revision_of_model, trust_remote_code=config.trust_remote_code)
-        with torch.device('meta'): return AutoModelForCausalLM.from_config(shape, trust_remote_code=config.trust_remote_code)
+    from transformers import AutoModelForCausalLM
+    resolve_model(config.base_model, config.revision_of_model)
+    with torch.device('meta'), hub_errors(config.base_model): return AutoModelForCausalLM.from_config(model_shape(config), trust_remote_code=config.trust_remote_code)
 
 # %% ../nbs/12_check.ipynb #046304c7
 @dataclass

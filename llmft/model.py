@@ -18,26 +18,45 @@ from .gpus import ram_bytes
 from .hub import hub_errors, resolve_model
 from .special import fit_vocabulary
 
-# %% ../nbs/05_model.ipynb #3f52b45c
-def _config_source(config): # folder or name on the Hub
-    source = config.base_model_config or config.base_model
-    return source if (Path(source).expanduser()/'config.json').is_file() else resolve_model(source, config.revision_of_model)
+# %% ../nbs/05_model.ipynb #3100de0c
+def _raw_shape(config, base): # config.json as a `dict`, and where it came from
+    from transformers import PretrainedConfig
+    if isinstance(base, dict): return base, None
+    name = str(base or config.base_model_config or config.base_model)
+    folder = Path(name).expanduser()
+    if not (folder/'config.json').is_file(): folder = resolve_model(name, config.revision_of_model)
+    with hub_errors(name): raw = PretrainedConfig.get_config_dict(str(folder), revision=config.revision_of_model)[0]
+    if not raw: raise UserError(f'base_model: {name} has no config.json that describes a model.')
+    return raw, str(folder)
+
+def _shape_class(config, raw, folder): # the architecture's class of configurations
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+    kind = raw.get('model_type')
+    if folder and config.trust_remote_code and 'auto_map' in raw:
+        with hub_errors(folder): return type(AutoConfig.from_pretrained(folder, revision=config.revision_of_model, trust_remote_code=True))
+    if not kind: raise UserError('base_model: its config.json has no `model_type`, so its architecture is not known.')
+    if kind in CONFIG_MAPPING_NAMES: return CONFIG_MAPPING[kind]
+    raise UserError(f'base_model: transformers does not know the architecture `{kind}`.{_nearest(kind, CONFIG_MAPPING_NAMES)} A newer transformers may: `pip install -U transformers`.')
+
+def _changed(config, raw, known): # `raw` with `overrides_of_model_config`
+    for key in config.overrides_of_model_config:
+        if key not in known: raise UserError(f'overrides_of_model_config: the configuration of {config.base_model} has no `{key}`.{_nearest(key, known)}')
+    return raw | config.overrides_of_model_config
 
 def model_shape(
-    config, # `Config`
+    config,    # `Config`
+    base=None, # its `config.json` as a `dict`, or its folder, instead of the YAML's
 ): # a configuration of transformers
-    "What the model looks like, with the changes of `overrides_of_model_config`."
-    from transformers import AutoConfig, PretrainedConfig
-    name, changes = _config_source(config), config.overrides_of_model_config
-    how = dict(revision=config.revision_of_model, trust_remote_code=config.trust_remote_code)
-    with hub_errors(config.base_model_config or config.base_model):
-        shape = AutoConfig.from_pretrained(name, **how)
-        if not changes: return shape
-        raw = PretrainedConfig.get_config_dict(name, revision=config.revision_of_model)[0]
-    known = {*raw, *shape.to_dict(), 'rope_theta', 'rope_scaling'}
-    for key in changes:
-        if key not in known: raise UserError(f'overrides_of_model_config: the configuration of {config.base_model} has no `{key}`.{_nearest(key, known)}')
-    return type(shape).from_dict(raw | changes)
+    "What the model looks like, without its weights, and with the changes of `overrides_of_model_config`."
+    raw, folder = _raw_shape(config, base)
+    kind = _shape_class(config, raw, folder)
+    if not (raw.get('vocab_size') or (raw.get('text_config') or {}).get('vocab_size')): raise UserError('base_model: its config.json has no `vocab_size`. Without it the output layer has no size.')
+    try:
+        shape = kind.from_dict(dict(raw))
+        return kind.from_dict(_changed(config, raw, {*raw, *shape.to_dict(), 'rope_theta', 'rope_scaling'}))
+    except UserError: raise
+    except Exception as e: raise UserError(f'base_model: its config.json{", changed by `overrides_of_model_config`," if config.overrides_of_model_config else ""} cannot be used: {e}') from None
 
 # %% ../nbs/05_model.ipynb #2a276fff
 @dataclass

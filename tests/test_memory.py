@@ -5,14 +5,15 @@ from types import SimpleNamespace
 import pytest, torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from llmft.check import model_skeleton
 from llmft.cli import main
 from llmft.config import dump_yaml, load_config
 from llmft.core import UserError
 from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
 from llmft.gpus import GiB, find_gpu, find_place, known_gpus
-from llmft.memory import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory, read_shape
+from llmft.memory import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory
 from llmft.adapters import add_adapter
-from llmft.model import load_base
+from llmft.model import load_base, model_shape
 from llmft.loss import learned_token_loss, plain_head
 from llmft.tokens import load_tokenizer
 from llmft.train import Collator, finetune, make_trainer
@@ -62,7 +63,7 @@ def real_step(config, **step):
 
 def compare(config, **step):
     _bnb_stand_ins()
-    real, plan = real_step(config, **step), peaks(dry_run(config, read_shape(config), find_gpu('CPU'))[0])
+    real, plan = real_step(config, **step), peaks(dry_run(config, model_shape(config), find_gpu('CPU'))[0])
     peak = max(size for size, *_ in real.values())
     assert abs(max(size for size, *_ in plan.values()) - peak) < .01*peak
     for step in ('start', 'forward', 'backward', 'optimizer', 'end'): assert plan[step][2] == real[step][2], step
@@ -184,14 +185,39 @@ def test_4bit_needs_linear_layers():
 def test_a_folder_needs_no_weights(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
     assert plan_memory(run_config(tmp_path), 'L4').fits()
-    assert attention_of(run_config(tmp_path), read_shape(run_config(tmp_path))) == 'sdpa'
+    assert attention_of(run_config(tmp_path), model_shape(run_config(tmp_path))) == 'sdpa'
+
+
+def test_the_plan_and_the_check_see_the_changes_of_the_shape(tmp_path):
+    (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
+    usual, other = run_config('builtin/smollm2-135m'), run_config('builtin/smollm2-135m', base_model_config=str(tmp_path))
+    shorter = run_config('builtin/smollm2-135m', overrides_of_model_config={'num_hidden_layers': 3})
+    weights = [sum(p.numel() for p in model_skeleton(c).parameters()) for c in (usual, shorter, other)]
+    planned = [plan_memory(c, 'T4').parts['weights'] for c in (usual, shorter, other)]
+    assert weights[0] > weights[1] > weights[2] and planned == [pytest.approx(4*n, rel=1e-2) for n in weights] # in 32 bits, with a few buffers
+    with pytest.raises(UserError, match='changed by `overrides_of_model_config`, cannot be used'): model_shape(run_config(tmp_path, overrides_of_model_config={'hidden_size': 'wide'}))
+
+
+def test_what_the_cache_of_the_hub_has_is_not_downloaded(tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
+    def download(): return plan_memory(config, 'T4', dict(SIZES, model_type='llama')).disk['download']
+    config, files = run_config('owner/name'), tmp_path/'models--owner--name'/'snapshots'/'c0ffee'
+    everything = download()
+    for folder in (files, files.parents[1]/'refs'): folder.mkdir(parents=True)
+    (files.parents[1]/'refs'/'main').write_text('c0ffee')
+    (files/'model.safetensors.index.json').write_text(json.dumps({'weight_map': {'a': 'one', 'b': 'two', 'c': 'two'}}))
+    assert download() == everything > 0
+    (files/'one').touch()
+    assert download() == everything/2
+    (files/'two').touch()
+    assert download() == 0
 
 
 def trainer_of(config, folder):
     "The trainer of a run, with full rows in which every token is learned."
     n = config.sequence_len
     row = {'input_ids': [5]*n, 'labels': [5]*n} | ({'seq_lengths': [n//2, n//2]} if config.sample_packing else {})
-    data = SimpleNamespace(tokenizer=load_tokenizer(config), train=Dataset.from_list([row]*(3*config.micro_batch_size*config.gradient_accumulation_steps)), heldout=None)
+    data = SimpleNamespace(tokenizer=load_tokenizer(config), train=Dataset.from_list([row]*(3*config.micro_batch_size*config.gradient_accumulation_steps)), heldout=None, stream=None)
     return make_trainer(config, add_adapter(load_base(config), config), data, folder)
 
 
