@@ -6,8 +6,8 @@
 __all__ = ['PARTS', 'attention_of', 'dry_run', 'MemoryPlan', 'CannotPlan', 'plan_memory', 'compare_gpus', 'plan_in_short',
            'check_fits', 'fit_to_gpu', 'save_fitted']
 
-# %% ../nbs/04_memory.ipynb #f4c81977
-import functools, json, warnings
+# %% ../nbs/04_memory.ipynb #c7a09505
+import copy, functools, json, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,14 +33,14 @@ def attention_of(
     if capped and config.attn_implementation != 'flash_attention_2': return 'eager'
     return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
 
-# %% ../nbs/04_memory.ipynb #5e21e187
+# %% ../nbs/04_memory.ipynb #20855c54
 def _bare_model(config, shape, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
     import torch
     from transformers import AutoModelForCausalLM
     from llmft.dryrun import model_tensors, quantize_layers
     dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
     attention = 'eager' if attention_of(config, shape) == 'eager' else 'sdpa'
-    with torch.device(device): model = AutoModelForCausalLM.from_config(shape, dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code)
+    with torch.device(device): model = AutoModelForCausalLM.from_config(copy.deepcopy(shape), dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code)
     weights, largest = sum(sizes := [p.numel() for p in model.parameters()]), max(sizes)
     if bits: quantize_layers(model, bits, dtype)
     tracker.step, model.name_or_path = 'load', config.base_model # an adapter that is continued asks for the name
