@@ -489,7 +489,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'llmft.infer.Chat.ids': ('infer.html#chat.ids', 'llmft/infer.py'),
                              'llmft.infer.Chat.stream': ('infer.html#chat.stream', 'llmft/infer.py'),
                              'llmft.infer._left_padded': ('infer.html#_left_padded', 'llmft/infer.py'),
-                             'llmft.infer._question': ('infer.html#_question', 'llmft/infer.py'),
                              'llmft.infer._sampling': ('infer.html#_sampling', 'llmft/infer.py'),
                              'llmft.infer._stop_ids': ('infer.html#_stop_ids', 'llmft/infer.py'),
                              'llmft.infer.chat_loop': ('infer.html#chat_loop', 'llmft/infer.py'),

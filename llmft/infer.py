@@ -6,13 +6,13 @@
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream', 'Chat', 'run_config', 'saved_tokenizer', 'load_run',
            'read_questions', 'check_questions', 'chat_loop']
 
-# %% ../nbs/07_infer.ipynb #5436b6a1
-import json
+# %% ../nbs/07_infer.ipynb #3f3f2721
 from pathlib import Path
 from threading import Thread
 
 from .config import Config, DatasetConfig, load_config
 from .core import UserError
+from .files import file_kind, read_file
 from .special import settle_endings
 from .prompts import ask_turns, find_format
 from .tokens import encode_turns
@@ -166,27 +166,17 @@ def load_run(
     model, tokenizer = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter'), saved_tokenizer(path/'adapter', config)
     return Chat(settle_endings(model, tokenizer).eval(), tokenizer, config, path)
 
-# %% ../nbs/07_infer.ipynb #15de36cf
-def _question(line, path, n): # line `n` of a file as a row or a text
-    try:
-        text = line.decode('utf-8-sig').strip()
-        row = json.loads(text) if path.suffix == '.jsonl' else text
-    except UnicodeDecodeError: raise UserError(f'{path}:{n}: this is not UTF-8 text. Save the file as UTF-8.') from None
-    except json.JSONDecodeError as e: raise UserError(f'{path}:{n}: this is not valid JSON: {e.msg} at character {e.colno}.') from None
-    if path.suffix == '.jsonl' and not isinstance(row, dict): raise UserError(f'{path}:{n}: a row must be an object, as {{"instruction": "…"}}.')
-    return row
-
+# %% ../nbs/07_infer.ipynb #9a8195ff
 def read_questions(
-    file=None,   # .jsonl with rows, or a text file with one question a line
+    file=None,   # a file of rows, or a text file with one question a line
     prompts=None,# questions
 ) -> list: # of texts and rows
     "Questions from the command line and from a file."
     questions = [p for p in prompts or [] if p.strip()]
     if file is not None:
-        path = Path(file)
-        if not path.is_file(): raise UserError(f'{path}: there is no such file. Give questions in a .jsonl or .txt file, or one with -p "…".')
-        for n, line in enumerate(path.read_bytes().splitlines(), 1):
-            if line.strip(): questions.append(_question(line, path, n))
+        if Path(file).is_dir(): raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
+        rows = [row for _, row in read_file(file)]
+        questions += rows if file_kind(file) != 'text' else [t for row in rows if (t := row['text'].strip())]
     if not questions: raise UserError('there is no question. Give one with -p "…", or a file.')
     return questions
 
