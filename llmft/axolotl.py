@@ -257,6 +257,16 @@ def _adapter(r):
         for key in lora: del v[key]
         r.give('adapter', 'full', 'adapter', 'There is no `adapter`, so all weights are trained, as in Axolotl (`adapter: full`).' + (f' Not used: {", ".join(lora)}.' if lora else ''))
 
+# %% ../nbs/00a_axolotl.ipynb #a12d3602
+_LAYERS = {'lora_target_linear', 'lora_target_modules', 'lora_target_parameters'}
+
+def _size(r): # an adapter needs a rank, a scale and layers
+    v = r.values
+    if not r.foreign or v.get('adapter') not in ('lora', 'qlora') or v.get('lora_model_dir'): return
+    missing = [f'{key}: 16' for key in ('lora_r', 'lora_alpha') if key not in v]
+    if not any(v.get(key) not in OFF for key in _LAYERS): missing.append('lora_target_linear: true')
+    if missing: r.problems['adapter',] = '`adapter` is not complete: Axolotl has no default for the rest. Add it, as ' + ', '.join(f'`{m}`' for m in missing) + '.'
+
 # %% ../nbs/00a_axolotl.ipynb #e7a28f21
 DEFAULTS = {'sequence_len': 512, 'sample_packing': False, 'micro_batch_size': 1}
 
@@ -299,17 +309,21 @@ def _classes(r):
         if key in r.values and not re.fullmatch(pattern, str(r.values[key])):
             r.problems[key,] = f'`{key}: {r.values.pop(key)}` is not a class that transformers loads as a causal language model. llmft tunes those only.'
 
-# %% ../nbs/00a_axolotl.ipynb #22d6af62
+# %% ../nbs/00a_axolotl.ipynb #5e5a98bb
 _CONVERSATIONS = {'chatml': ('chat_template', 'chatml'), 'llama-3': ('chat_template', 'llama3'), 'llama3': ('chat_template', 'llama3'), 'gemma': ('chat_template', 'gemma'),
-    'mistral': ('chat_template', 'mistral_v1'), 'vicuna_v1.1': ('type', 'vicuna_v1.1'), 'llama-2': ('type', 'llama2_chat')}
+    'mistral': ('chat_template', 'mistral_v1'), 'llama-2': ('type', 'llama2_chat')} | dict.fromkeys(['vicuna_v1.1', 'vicuna', 'chat'], ('type', 'vicuna_v1.1'))
 
 def _conversation(entry): # -> what is wrong, or None
-    name = entry.pop('conversation', None)
-    if name is None: return
-    kind = str(entry.get('type', ''))
-    if kind.startswith('alpaca_chat'): entry['type'] = f'alpaca:{name}'
-    elif kind.partition(':')[0].partition('.')[0] == 'sharegpt' and name in _CONVERSATIONS: entry.update([_CONVERSATIONS[name]])
-    else: return f'`conversation: {name}` is not supported. Use `type: chat_template` with `chat_template`.'
+    kind, _, style = str(entry.get('type', '')).partition(':')
+    shared = kind.partition('.')[0] in ('sharegpt', 'sharegpt_simple')
+    asked = str(entry.pop('conversation', '') or '')
+    name = asked or (style if shared else '')
+    if shared: entry['type'] = kind.replace('_simple', '')
+    if not name: return
+    if kind in ('alpaca_chat', 'alpaca_chat.load'): entry['type'] = f'alpaca:{name}'
+    elif not shared or name not in _CONVERSATIONS: return f'`{"conversation: " if asked else f"type: {kind}:"}{name}` is not supported. Use `type: chat_template` with `chat_template`.'
+    elif _CONVERSATIONS[name][0] == 'type': entry['type'] = _CONVERSATIONS[name][1]
+    else: entry.setdefault(*_CONVERSATIONS[name])
 
 # %% ../nbs/00a_axolotl.ipynb #e13453d2
 def _messages(entry): # -> what is wrong, or None
@@ -352,12 +366,12 @@ _ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_si
 
 def _shown(value): return ', '.join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
 
-# %% ../nbs/00a_axolotl.ipynb #1211bbe6
+# %% ../nbs/00a_axolotl.ipynb #9ee7d75e
 def translate(
     values, # a file's keys and values, also blank ones
 ) -> Reading:
     "Axolotl's words in llmft's; a file of llmft comes out as it went in."
     r = Reading(values)
-    for rule in (_rename, _attention, _twins, _batch, _adapter, _defaults, _data, _tokens, _shares, _classes, _entries): rule(r)
+    for rule in (_rename, _attention, _twins, _batch, _adapter, _size, _defaults, _data, _tokens, _shares, _classes, _entries): rule(r)
     _sort(r, r.values, KEYS)
     return r

@@ -267,6 +267,14 @@ def _turn_place(said, i, full, start, draw, ends): # an answer with reasoning or
     if not full.startswith(text): raise RowError('the chat template writes a turn differently when more follows')
     return start, ends.cut(full, start, max(start, len(text)))
 
+# %% ../nbs/01b_chat.ipynb #cd359d2e
+def _check_calls(said, full, draw): # `RowError` if the text would be the same without the tool calls
+    bare = [{k: v for k, v in m.items() if k != 'tool_calls'} for m in said]
+    if bare == said: return
+    try: same = draw([bare])[0][0] == full
+    except RowError: same = False
+    if same: raise RowError('the chat template leaves out the tool calls')
+
 # %% ../nbs/01b_chat.ipynb #a1a89bc6
 def _wanted(messages, dataset): # numbers of the messages that are learned
     names = _role_names(dataset)
@@ -335,7 +343,7 @@ def _tools(row, dataset): # the functions that may be called, as a list of mappi
         if isinstance(function, dict) and 'parameters' in function: function['parameters'] = _json(function['parameters'], 'the parameters of a tool')
     return tools
 
-# %% ../nbs/01b_chat.ipynb #7b83bfc4
+# %% ../nbs/01b_chat.ipynb #36a9b72c
 def _all_behind(said, full, n, draw): # (start, stop) of all that follows the first `n` messages
     if n == 0: return [(0, len(full))]
     if n >= len(said) or said[-1]['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
@@ -354,7 +362,7 @@ def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start
     merged = bool(dataset._run.get('allow_merged_tokens'))
     found = {i: place for i in wanted if (place := _find(i, said, full, places, blocks, prompts.get(i, 0), merged, draw, ends))}
     stops = _end_spans(found, places, blocks, wanted, full, ends, dataset)
-    if ends.eot is None and not stops and 'none' != dataset.train_on_eos and any(a < b for a, b in found.values()):
+    if ends.eot is None and not stops and 'none' not in (dataset.train_on_eos, dataset.train_on_eot) and any(a < b for a, b in found.values()):
         raise RowError('the chat template puts no end token behind the answer')
     if dataset.train_on_eos == 'none': found |= {i: (a, ends.cut(full, a, b)) for i, (a, b) in found.items() if i in blocks}
     return stops + [span for i, place in found.items() for span in _part_spans(messages[i], place, full)]
@@ -366,7 +374,7 @@ def _asked(said, draw): # the text that is sent to get the last message
     full = draw([said])[0][0] # the template has no beginning of an answer to add: up to where an answer would stand
     return full[:full.rindex(_ANSWER)].removesuffix(' ')
 
-# %% ../nbs/01b_chat.ipynb #c3bb02e9
+# %% ../nbs/01b_chat.ipynb #73d9df7f
 def conversation_turns(
     messages,  # list of `Message`
     row,       # where the tools are
@@ -384,6 +392,7 @@ def conversation_turns(
     said, eot = [m.said for m in messages], dataset._run.get('eot_tokens')
     ends = _ends(tuple(names), tokenizer.eos_token, tokenizer.bos_token, None if eot is None else tuple(eot))
     full, blocks = _blocks(said, draw, template)
+    _check_calls(said, full, draw)
     try: spans = _spans(messages, full, blocks, draw, ends, dataset, given)
     except RowError:
         if not asking: raise

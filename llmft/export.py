@@ -43,7 +43,7 @@ def merge_adapter(
     model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(hardware(config), device='cpu')), run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), saved_tokenizer(run/'adapter', config)
-    settle_endings(merged, tokenizer)
+    settle_endings(merged, tokenizer, config)
     with folder_atomic(out, overwrite) as tmp:
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)

@@ -160,11 +160,11 @@ def load_run(
     if (path/'model'/'llmft.yml').is_file(): path = path/'model' # all weights were trained
     if (path/'llmft.yml').is_file():
         model, tokenizer = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False), saved_tokenizer(path, config)
-        return Chat(settle_endings(model, tokenizer).eval(), tokenizer, config, path)
+        return Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path)
     if not (path/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. Continue it with `llmft train … --resume`.')
     from peft import PeftModel
     model, tokenizer = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter'), saved_tokenizer(path/'adapter', config)
-    return Chat(settle_endings(model, tokenizer).eval(), tokenizer, config, path)
+    return Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path)
 
 # %% ../nbs/07_infer.ipynb #9a8195ff
 def read_questions(

@@ -108,7 +108,7 @@ def prompt_faults(
         out[row['source']] = (tried + 1, wrong + [row['row'] + 1] * (whole[:len(asked)] != asked))
     return out
 
-# %% ../nbs/03b_report.ipynb #5d709017
+# %% ../nbs/03b_report.ipynb #24bb709d
 def stop_ids(
     config,    # `Config`
     tokenizer, # from `load_tokenizer`
@@ -117,8 +117,7 @@ def stop_ids(
     from transformers import GenerationConfig
     try: own = GenerationConfig.from_pretrained(resolve_model(config.base_model, config.revision_of_model), revision=config.revision_of_model).eos_token_id
     except OSError: own = None
-    eots = tokenizer.convert_tokens_to_ids(config.eot_tokens or [])
-    return {*end_ids(tokenizer, own), *eots}
+    return {*end_ids(tokenizer, config, own)}
 
 # %% ../nbs/03b_report.ipynb #24c45c43
 _UNSTABLE, _LONG = 'the chat template writes a turn differently when more follows', 'longer than'

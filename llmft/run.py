@@ -230,7 +230,7 @@ def _save_plot(run):
 def _save_model(run, model, tokenizer): # the adapter or the whole model, with all that is needed to use it
     from transformers import GenerationConfig
     whole = not hasattr(model, 'peft_config')
-    ends = settle_endings(model, tokenizer).generation_config
+    ends = settle_endings(model, tokenizer, run.config).generation_config
     with folder_atomic(run.path/('model' if whole else 'adapter'), overwrite=True) as tmp:
         save_trained(model, tmp, hardware(run.config).dtype)
         tokenizer.save_pretrained(tmp)

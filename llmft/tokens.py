@@ -6,7 +6,7 @@
 __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows', 'Dropped', 'dropped_rows', 'usable_rows',
            'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #fa8d41f0
+# %% ../nbs/03_tokens.ipynb #46b1dac1
 import hashlib, json, sys, time
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from .chat import chosen_template
 from .core import UserError
 from .encode import IGNORE, encode_arrays, encode_turns
 from .prompts import _MARK, RowError, control_tokens, find_format, row_to_turns
-from .special import add_tokens, raw_tokenizer
+from .special import add_tokens, config_ends, raw_tokenizer
 
 # %% ../nbs/03_tokens.ipynb #9f54cec0
 def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it that never rewrites earlier turns
@@ -28,7 +28,7 @@ def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it
     try: return get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError: return tokenizer.chat_template
 
-# %% ../nbs/03_tokens.ipynb #f3bfe041
+# %% ../nbs/03_tokens.ipynb #db840e03
 def load_tokenizer(
     config, # `Config`
 ):
@@ -37,6 +37,7 @@ def load_tokenizer(
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.eos_token is None: raise UserError(f'{config.base_model}: the tokenizer has no end-of-sequence token, so a model could not learn to stop. Choose another model.')
     tokenizer.chat_template = chosen_template(config, _stable_template(tokenizer))
+    config_ends(config, tokenizer) # says it if one of `eot_tokens` is unknown
     tokenizer.padding_side = 'right'
     return tokenizer
 

@@ -279,7 +279,7 @@ def finetune(
     data, hw = prepare(config), hardware(config)
     for line in (*config.notes, hw, data, *idle_keys(config, hw)): say(line)
     model = add_adapter(load_base(config, hw=hw), config)
-    hw.choices.append(_ending(settle_endings(model, data.tokenizer), data.tokenizer))
+    hw.choices.append(_ending(settle_endings(model, data.tokenizer, config), data.tokenizer))
     report = parameter_report(model)
     say(report)
     run = start_run(config, hw, data_record(config, data), out, overwrite, resume)

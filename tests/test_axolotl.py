@@ -131,7 +131,9 @@ def test_recipes_are_no_files_of_axolotl():
 
 BASE = {'base_model': 'me/model', 'datasets': [{'path': 'a.jsonl', 'type': 'alpaca'}], 'adapter': 'lora', 'sequence_len': 512}
 
-def load(**values): return load_config(BASE | values)
+SIZE = {'lora_r': 16, 'lora_alpha': 16, 'lora_target_linear': True}
+
+def load(**values): return load_config(BASE | SIZE | values)
 
 def refuse(**values):
     with pytest.raises(UserError) as e: load(**values)
@@ -167,8 +169,16 @@ def test_no_adapter():
     assert blank.adapter == 'full' and any('Not used: lora_r.' in n for n in blank.notes)
 
 
+@pytest.mark.parametrize('key', SIZE)
+def test_an_adapter_says_its_size(key):
+    values = {k: v for k, v in (BASE | SIZE).items() if k != key}
+    assert load_config(values).adapter == 'lora' # a file of llmft
+    with pytest.raises(UserError, match=f'`adapter` is not complete: Axolotl has no default for the rest. Add it, as `{key}: [0-9a-z]+`.$'): load_config(values | {'strict': False})
+    assert load_config(values | {'strict': False, 'lora_model_dir': 'old'}).lora_model_dir == 'old' # it brings its own
+
+
 def test_missing_keys_mean_what_they_mean_there():
-    bare = {k: v for k, v in BASE.items() if k != 'sequence_len'}
+    bare = {k: v for k, v in (BASE | SIZE).items() if k != 'sequence_len'}
     ours, theirs = load_config(bare), load_config(bare | {'dataset_prepared_path': None})
     assert (ours.sequence_len, ours.sample_packing, ours.micro_batch_size) == (2048, True, 2)
     assert (theirs.sequence_len, theirs.sample_packing, theirs.micro_batch_size) == (512, False, 1)
@@ -243,14 +253,18 @@ def test_entries():
     assert entry(message_field_role='from', message_field_content='value').message_property_mappings == {'role': 'from', 'content': 'value'}
     assert entry(type='sharegpt', conversation='chatml').chat_template == 'chatml'
     assert entry(type='sharegpt', conversation='vicuna_v1.1').type == 'vicuna_v1.1'
-    assert entry(type='alpaca_chat.load_qa', conversation='chatml').type == 'alpaca:chatml'
+    assert entry(type='alpaca_chat.load', conversation='chatml').type == 'alpaca:chatml'
+    assert entry(type='sharegpt_simple.load_role').type == 'sharegpt.load_role'
+    for style in ('vicuna', 'chat', 'vicuna_v1.1'): assert entry(type=f'sharegpt:{style}').type == 'vicuna_v1.1'
+    assert entry(type='sharegpt:llama3').chat_template == 'llama3'
     assert entry(type='sharegpt', roles={'input': ['human'], 'output': ['gpt']}).roles == {'user': ['human'], 'assistant': ['gpt']}
     assert entry(preprocess_shards=4, trust_remote_code=False).type == 'chat_template'
 
 
 @pytest.mark.parametrize('values, part', [
     (dict(message_field_role='from', message_property_mappings={'role': 'who'}), '`message_field_role` and `message_property_mappings` do not agree'),
-    (dict(conversation='chatml'), '`conversation: chatml` is not supported'),
+    (dict(conversation='chatml'), '`conversation: chatml` is not supported'), (dict(type='sharegpt:koala'), '`type: sharegpt:koala` is not supported'),
+    (dict(type='alpaca_chat.load_qa', conversation='chatml'), '`conversation: chatml` is not supported'),
     (dict(trust_remote_code=True), '`trust_remote_code` is not supported'),
     (dict(type='stepwise_supervised'), '`type: stepwise_supervised` is not supported'),
     (dict(typ='alpaca'), 'Did you mean `type`?'),
@@ -261,7 +275,7 @@ def test_wrong_entries(values, part):
 
 
 def test_no_type(tmp_path):
-    (tmp_path/'a.yml').write_text('base_model: me/model\nadapter: lora\nstrict: false\ndatasets:\n  - path: a.jsonl\n')
+    (tmp_path/'a.yml').write_text('base_model: me/model\nadapter: full\nstrict: false\ndatasets:\n  - path: a.jsonl\n')
     with pytest.raises(UserError) as e: load_config(tmp_path/'a.yml')
     assert 'a.yml:5: `type` is missing: Axolotl would look for ready-made tokens' in str(e.value)
 
@@ -270,7 +284,7 @@ def test_all_errors_at_once_with_their_lines(tmp_path):
     (tmp_path/'a.yml').write_text('base_model: me/model\nadapter: lora\nlisa_n_layers: 2\ndatasets:\n  - path: a.jsonl\n    type: alpaca\n    field_human: q\nseed: many\nlora_rnk: 8\nbatch_size: 3\nmicro_batch_size: 2\n')
     with pytest.raises(UserError) as e: load_config(tmp_path/'a.yml')
     assert [re.match(r'.*a\.yml:(\d+): `(\w+)`', line).groups() for line in str(e.value).splitlines()] == [
-        ('3', 'lisa_n_layers'), ('7', 'field_human'), ('8', 'seed'), ('9', 'lora_rnk'), ('10', 'batch_size')]
+        ('2', 'adapter'), ('3', 'lisa_n_layers'), ('7', 'field_human'), ('8', 'seed'), ('9', 'lora_rnk'), ('10', 'batch_size')]
 
 
 # converting
@@ -406,7 +420,7 @@ def test_notes_are_told_and_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'rows.jsonl').write_text(''.join(json.dumps({'instruction': f'question {i}', 'output': f'answer {i}'}) + '\n' for i in range(12)))
     (tmp_path/'run.yml').write_text('base_model: builtin/smollm2-135m\nadapter: qlora\nload_in_4bit: true\nstrict: false\nbatch_size: 2\nmicro_batch_size: 1\nmax_steps: 1\n'
-        'sequence_len: 64\nsample_packing: false\nlora_r: 4\nlora_alpha: 8\nwarmup_steps: 0\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\noutput_dir: out\n')
+        'sequence_len: 64\nsample_packing: false\nlora_r: 4\nlora_alpha: 8\nlora_target_linear: true\nwarmup_steps: 0\ndatasets:\n  - path: rows.jsonl\n    type: alpaca\noutput_dir: out\n')
     notes = load_config('run.yml').notes
     assert len(notes) == 2 and '`batch_size: 2`' in notes[0] and '`strict` is left out' in notes[1]
     with pytest.raises(SystemExit): main(['check', 'run.yml'])

@@ -205,6 +205,21 @@ def test_old_names(type, messages, tokenizer):
     assert learned({'conversations': messages}, source(type=type, **({} if 'chatml' in type else CHATML)), tokenizer) == ['A<|im_end|>']
 
 
+@pytest.mark.parametrize('template, reason', [('chatml', 'leaves out the tool calls'), ('qwen3', None)])
+def test_tool_calls_are_not_lost(template, reason, tokenizer):
+    row = {'messages': [{'role': 'user', 'content': 'Weather?'}, {'role': 'assistant', 'content': 'One moment.',
+        'tool_calls': [{'type': 'function', 'function': {'name': 'weather', 'arguments': '{"city": "Oslo"}'}}]}]}
+    dataset = source(chat_template=template)
+    if reason:
+        with pytest.raises(RowError, match=reason): row_to_turns(row, dataset, tokenizer)
+    else: assert '{"city": "Oslo"}' in ''.join(learned(row, dataset, tokenizer))
+
+
+@pytest.mark.parametrize('key', ['train_on_eos', 'train_on_eot'])
+def test_ends_of_turns_may_be_left_out(key): # eos is `</s>`, which ChatML does not write
+    assert learned(talk('q', 'A'), source(**CHATML, **{key: 'none'}), load_test_tokenizer('tokenizer')) == ['A']
+
+
 def test_roles_may_keep_their_names(tokenizer):
     row = {'messages': [{'role': 'human', 'content': 'q'}, {'role': 'gpt', 'content': 'A'}]}
     text = ''.join(t.text for t in row_to_turns(row, source(**CHATML, roles={'human': ['human'], 'gpt': ['gpt']}, roles_to_train=['gpt']), tokenizer))

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     'dryrun':   {'core'},
     'optimizers': {'core', 'config'},
     'loss':     {'tokens'},
-    'special':  {'core', 'config', 'hub'},
+    'special':  {'chat', 'core', 'config', 'hub'},
     'adapters': {'core', 'config', 'hub', 'special'},
     'arguments': {'core', 'config', 'optimizers', 'report'},
     'model':    {'core', 'config', 'gpus', 'hub', 'special'},

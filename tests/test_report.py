@@ -152,3 +152,33 @@ def test_every_finding_has_a_proof():
     "No name in the table that no test brings about."
     shown = {name for _, _, _, expected in FAULTS.values() for _, name, _ in expected} | {*TEMPLATES} | {'leakage', 'kept_leakage', 'near_leakage'}
     assert {*FINDINGS} <= shown and all(k.level in LEVELS for k in FINDINGS.values())
+
+
+@pytest.mark.parametrize('keys', [{'chat_template': 'chatml'}, {'eot_tokens': ['<|im_end|>']}], ids=['template', 'eot_tokens'])
+def test_generation_stops_where_the_report_says(keys, tmp_path):
+    "A source with a template of its own, on a model with another end token."
+    import torch
+    from transformers import AutoModelForCausalLM
+    from llmft.infer import generate_ids
+    from llmft.report import stop_ids
+    from llmft.special import settle_endings
+    from llmft.tokens import load_tokenizer
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({'extra_special_tokens': ['<|im_start|>', '<|im_end|>']})
+    save_tiny(tmp_path/'model', tokenizer=tokenizer)
+    source = {'path': 'x.jsonl', 'type': 'chat_template'} | {k: v for k, v in keys.items() if k == 'chat_template'}
+    config = load_config({'base_model': str(tmp_path/'model'), 'datasets': [source]} | {k: v for k, v in keys.items() if k == 'eot_tokens'})
+    tokenizer, end = load_tokenizer(config), tokenizer.convert_tokens_to_ids('<|im_end|>')
+    assert stop_ids(config, tokenizer) == {end, tokenizer.eos_token_id}
+    model = AutoModelForCausalLM.from_pretrained(tmp_path/'model')
+    with torch.no_grad(): model.lm_head.weight.zero_()[end] = model.model.embed_tokens.weight.sum(0) # it writes this token, or the first
+    prompt = next(p for p in ([i] for i in range(100)) if generate_ids(model, tokenizer, [p], max_new_tokens=1) == [[end]])
+    assert len(generate_ids(model, tokenizer, [prompt], max_new_tokens=5)[0]) == 5
+    assert generate_ids(settle_endings(model, tokenizer, config), tokenizer, [prompt], max_new_tokens=5) == [[]]
+
+
+def test_an_end_token_must_exist(tmp_path):
+    from llmft.tokens import load_tokenizer
+    save_tiny(tmp_path/'model', tokenizer=small_tokenizer())
+    config = load_config({'base_model': str(tmp_path/'model'), 'datasets': [{'path': 'x.jsonl'}], 'eot_tokens': ['<|eot|>']})
+    with pytest.raises(UserError, match='eot_tokens: `<|eot|>` is not a token of this model'): load_tokenizer(config)
