@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['model_skeleton', 'Check', 'check_run', 'preview_rows']
 
-# %% ../nbs/12_check.ipynb #d1160682
+# %% ../nbs/12_check.ipynb #1689f40a
+from collections import Counter
 from dataclasses import dataclass
 
 from .config import Config, load_config
@@ -31,7 +32,7 @@ def model_skeleton(
     resolve_model(config.base_model, config.revision_of_model)
     with torch.device('meta'), hub_errors(config.base_model): return AutoModelForCausalLM.from_config(model_shape(config), trust_remote_code=config.trust_remote_code)
 
-# %% ../nbs/12_check.ipynb #046304c7
+# %% ../nbs/12_check.ipynb #cb7f292c
 @dataclass
 class Check:
     "What a run would do."
@@ -46,7 +47,7 @@ class Check:
         c = self.config
         targets = self.targets if isinstance(self.targets, str) else ', '.join(self.targets)
         return '\n'.join([*c.notes, f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
-            str(self.hardware), f'memory: {self.memory}', f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epochs',
+            str(self.hardware), f'memory: {self.memory}', f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}',
             f'output: {c.output_dir}', '', str(self.report)])
 
     __repr__ = __str__
@@ -64,16 +65,21 @@ def check_run(
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
     return Check(config, report, hw, targets, weights, plan_in_short(config))
 
-# %% ../nbs/12_check.ipynb #9fa3f820
+# %% ../nbs/12_check.ipynb #d27f9890
+def _in_turns(sources): # index of the source of each row -> positions: the first row of each source, the second of each, …
+    seen = Counter()
+    return [i for _, i in sorted((seen.update([s]) or seen[s], i) for i, s in enumerate(sources))]
+
+# %% ../nbs/12_check.ipynb #e735c0e4
 def preview_rows(
     config, # `Config`, or what `load_config` takes
     n=3,    # how many rows
 ) -> list: # of `Mask`
-    "The first rows of the data as the model will see them; what cannot be used is passed over."
+    "The first rows of each source in turns, as the model will see them; what cannot be used is passed over."
     config = config if isinstance(config, Config) else load_config(config)
     few, tokenizer = max(10 * n, 100), load_tokenizer(config)
     rows = stream_sample(config, few).train if config.streaming else load_rows(config)
-    encoded = encode_rows(rows.select(range(min(len(rows), few))), tokenizer, config)
+    encoded = encode_rows(rows.select(_in_turns(rows['source'][:])[:few]), tokenizer, config)
     good = [i for i, reason in enumerate(encoded['reason']) if reason is None][:n]
     if not good: raise UserError(f'none of the first {len(encoded)} rows can be used.\n{dropped_rows(encoded)}')
     return [show_mask(encoded[i], tokenizer) for i in good]

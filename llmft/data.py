@@ -322,7 +322,7 @@ def split_dataset(
     train = order[:len(rows) - n] if config.shuffle_merged_datasets else np.sort(order[:len(rows) - n])
     return rows.select(train), rows.select(order[len(rows) - n:])
 
-# %% ../nbs/02_data.ipynb #1952ccff
+# %% ../nbs/02_data.ipynb #aceb9c7c
 def weighted_rows(
     rows,   # rows with `source`
     config, # `Config`: `weight` of each source, and `seed`
@@ -333,6 +333,7 @@ def weighted_rows(
     sources, taken = np.array(rows['source']), []
     for i, d in enumerate(config.datasets):
         own = np.flatnonzero(sources == i)
+        if len(own) and round(d.weight * len(own)) == 0: raise UserError(f'{d.path}: `weight: {d.weight:g}` of {len(own)} rows is no row at all. Raise `weight`, or take the entry out.')
         part = np.random.default_rng([config.seed, i]).permutation(own)[:round(d.weight % 1 * len(own))]
         taken += [own] * int(d.weight) + [np.sort(part)]
     return rows.select(np.concatenate(taken))

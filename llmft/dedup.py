@@ -6,10 +6,12 @@
 __all__ = ['row_key', 'row_keys', 'repeated_rows', 'shingles', 'similarity', 'near_pairs', 'Rows', 'drop_duplicates',
            'find_leaks', 'prepare_rows']
 
-# %% ../nbs/02a_dedup.ipynb #5d77daad
+# %% ../nbs/02a_dedup.ipynb #c0b17a5b
 import hashlib, re
 from collections import Counter
 from dataclasses import dataclass, field
+
+import numpy as np
 
 from .config import Config, load_config
 from .core import UserError
@@ -47,14 +49,14 @@ def row_keys(
     "The key of every row."
     return [row_key(row, names) for row, names in _read_values(rows, config)]
 
-# %% ../nbs/02a_dedup.ipynb #c07ae186
+# %% ../nbs/02a_dedup.ipynb #a83f447a
+def _first_entry(entries): # for each entry the first that names the same source
+    named = [d.model_dump_json(include={'path', 'name', 'revision', 'split', 'data_files', 'shards', 'shards_idx'}) for d in entries]
+    return [named.index(source) for source in named]
+
 def _entry_number(entries): # how often the same source was named before, for each entry
-    seen, out = Counter(), []
-    for d in entries:
-        source = d.model_dump_json(include={'path', 'name', 'revision', 'split', 'data_files', 'shards', 'shards_idx'})
-        out.append(seen[source])
-        seen[source] += 1
-    return out
+    first = _first_entry(entries)
+    return [first[:i].count(source) for i, source in enumerate(first)]
 
 # %% ../nbs/02a_dedup.ipynb #d5c406c1
 def repeated_rows(
@@ -128,10 +130,11 @@ class Rows:
 
     __repr__ = __str__
 
-# %% ../nbs/02a_dedup.ipynb #347faf5a
+# %% ../nbs/02a_dedup.ipynb #d97854e9
 def _found(rows, positions, config): # -> (number of rows, the first three)
     paths = [d.path for d in config.datasets + (config.test_datasets or [])]
-    return len(positions), [f'{paths[r["source"]]} row {r["row"] + 1}' for r in (rows[i] for i in positions[:3])]
+    places = sorted({(r['source'], r['row']) for r in rows.select(positions).select_columns(['source', 'row'])})
+    return len(positions), [f'{paths[source]} row {row + 1}' for source, row in places[:3]]
 
 def _without(rows, positions, reason, config, told): # `told`: where it is counted
     if not positions: return rows
@@ -142,7 +145,7 @@ def _without(rows, positions, reason, config, told): # `told`: where it is count
 def _texts(rows, config): # what a row says, in one text
     return ['\n'.join(v if isinstance(v, str) else repr(_told(v)) for v in (row[c] for c in names) if v) for row, names in _read_values(rows, config)]
 
-# %% ../nbs/02a_dedup.ipynb #dfbf1c62
+# %% ../nbs/02a_dedup.ipynb #61aa0c06
 def drop_duplicates(
     rows,    # from `load_rows`
     config,  # `Config`: `dedup`
@@ -151,7 +154,11 @@ def drop_duplicates(
     "The rows without those that stand there twice."
     numbers = _entry_number(config.datasets)
     if config.dedup != 'off': rows = _without(rows, repeated_rows(row_keys(rows, config), [numbers[i] for i in rows['source']]), 'equal to an earlier row', config, removed)
-    if config.dedup == 'near': rows = _without(rows, [i for i, _ in near_pairs(_texts(rows, config))], 'nearly equal to an earlier row', config, removed)
+    if config.dedup == 'near':
+        of, texts = np.array([numbers[i] for i in rows['source']]), _texts(rows, config)
+        groups = [np.flatnonzero(of == n).tolist() for n in sorted(set(numbers))] # a source named twice stays there twice
+        near = [group[i] for group in groups for i, _ in near_pairs([texts[j] for j in group])]
+        rows = _without(rows, near, 'nearly equal to an earlier row', config, removed)
     return rows
 
 # %% ../nbs/02a_dedup.ipynb #c8f3d3ca

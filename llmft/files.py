@@ -87,18 +87,22 @@ def _json(file, name): # (place, row)
     value = parse_json(''.join(text for _, text in _lines(io.BytesIO(first + file.read()), name)), name)
     for i, v in enumerate(value if isinstance(value, list) else [value], 1): yield f'{name}: row {i}', _row(v, f'{name}: row {i}')
 
-# %% ../nbs/01f_files.ipynb #e4f60bad
-def _head(cells, name): # names of the columns
+# %% ../nbs/01f_files.ipynb #d8bb921b
+_SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
+
+def _head(cells, name, delimiter=','): # names of the columns
+    other = next((d for d in (';', '\t', '|', ',') if len(cells) == 1 and d != delimiter and d in cells[0]), None)
+    if other: raise UserError(f'{name}:1: the columns are separated by {_SEPARATORS[other]}, and {_SEPARATORS[delimiter]} are expected here. A .csv has commas, a .tsv has tabs: save the file again, or rename it.')
     if twice := [c for c in cells if cells.count(c) > 1]: raise UserError(f'{name}:1: there are two columns called `{twice[0]}`. Rename one.')
     return cells
 
-# %% ../nbs/01f_files.ipynb #686250fd
+# %% ../nbs/01f_files.ipynb #e8bc61ef
 def _csv(file, name, delimiter): # (place, row)
     csv.field_size_limit(2**31 - 1)
     reader = csv.reader((text for _, text in _lines(file, name)), delimiter=delimiter, strict=True)
     start = 1
     try:
-        head = _head(next(reader, []), name)
+        head = _head(next(reader, []), name, delimiter)
         start = reader.line_num + 1
         for cells in reader:
             if len(cells) > len(head): raise UserError(f'{name}:{start}: this row has {len(cells)} values, but there are {len(head)} columns. Put quotes around a text that holds the separator.')

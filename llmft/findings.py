@@ -15,7 +15,7 @@ from .config import _nearest
 from .core import UserError
 from .tokens import IGNORE
 
-# %% ../nbs/03c_findings.ipynb #e0c75369
+# %% ../nbs/03c_findings.ipynb #21f7bc0d
 @dataclass
 class TokenTable:
     "The ids and labels of many rows, one row behind the other."
@@ -39,6 +39,11 @@ class TokenTable:
 
     @property
     def whole(self): return self.used & (self.cut == 0) & (np.append(self.piece[1:], 0) == 0) # (rows,) does it reach the end of the row
+
+    @property
+    def position(self): return np.cumsum(self.piece == 0) - 1 # (rows,) the same number for all pieces of a row, from 0
+
+    def rows(self, mask): return len(np.unique(self.position[mask])) # (rows,) of true and false -> how many rows, each counted once
 
     def count(self, mask): # (tokens,) of true and false -> how many are true in each row
         return np.diff(np.r_[0, np.cumsum(mask)][self.starts])
@@ -105,7 +110,7 @@ def repeated_answers(
     often = sorted((list(at.values()) for key, at in where.items() if len(key) >= least * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
     return [(len(at), at, ids[stops[at[0]]:stops[at[0] + 1]]) for at in often]
 
-# %% ../nbs/03c_findings.ipynb #991c1ec2
+# %% ../nbs/03c_findings.ipynb #1783d7ef
 LEVELS = ['note', 'warn', 'stop']
 
 @dataclass
@@ -116,6 +121,7 @@ class Kind:
     about: str       # what is the matter
     advice: str      # what to do
 
+# %% ../nbs/03c_findings.ipynb #cd18032c
 FINDINGS = {name: Kind(*kind) for name, kind in {
     'nothing_learned': ('stop', 0, 'no row can be learned from', 'Look at the reasons in the table, and check the columns, the `type` and `sequence_len`.'),
     'all_rows_cut': ('stop', 0, 'every row is longer than `sequence_len`', 'Raise `sequence_len`, or shorten the rows.'),
@@ -182,7 +188,7 @@ def find(
     count = f': {n:,} of {of:,} rows' + (f' ({few_rows(first, n)})' if first else '') if of else ''
     return [Finding(level, name, f'{where + ": " if where else ""}{what or kind.about}{count}. {kind.advice}', first)]
 
-# %% ../nbs/03c_findings.ipynb #3f363ab9
+# %% ../nbs/03c_findings.ipynb #a4095de0
 def find_rows(
     faults, # name of a finding -> (rows,) is it so
     table,  # `TokenTable`
@@ -191,7 +197,7 @@ def find_rows(
 ) -> list[Finding]:
     "The findings of one source, from true and false for each row."
     out = []
-    for name, mask in faults.items(): out += find(name, int((mask & which).sum()), int(which.sum()), np.unique(table.row[mask & which]).tolist(), where)
+    for name, mask in faults.items(): out += find(name, table.rows(mask & which), table.rows(which), np.unique(table.row[mask & which]).tolist(), where)
     return out
 
 # %% ../nbs/03c_findings.ipynb #4b8a69f2

@@ -37,7 +37,7 @@ def iterate_rows(
             if (row := next(rows, None)) is None: sources.remove(rows)
             else: yield row
 
-# %% ../nbs/03d_stream.ipynb #4aa988d4
+# %% ../nbs/03d_stream.ipynb #c5e96738
 CHUNK = 10_000 # rows; enough for packed rows that are 99% full
 
 def stream_sample(
@@ -52,11 +52,11 @@ def stream_sample(
     plain = [{k: v for k, v in row.items() if k not in ('source', 'row')} for row in rows]
     table = Dataset(pa.table(_record_batch(plain, _find_text(plain, {}))))
     for column in ('source', 'row'): table = table.add_column(column, np.array([row[column] for row in rows]))
-    read = Counter(row['source'] for row in rows)
-    sources = [dict(path=d.path, read=read[i], kept=read[i], weight=d.weight, used=read[i]) for i, d in enumerate(config.datasets)]
+    used, read = (Counter(source for source, _ in places) for places in ([(row['source'], row['row']) for row in rows], {(row['source'], row['row']) for row in rows}))
+    sources = [dict(path=d.path, read=read[i], kept=read[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
     return Rows(table, heldout, sources=sources)
 
-# %% ../nbs/03d_stream.ipynb #cca4158b
+# %% ../nbs/03d_stream.ipynb #a5791625
 @dataclass
 class Streamed:
     "What became of the rows that were read so far."
@@ -70,7 +70,7 @@ class Streamed:
         reasons = dict(self.dropped.reasons)
         for reason, (n, first) in new.reasons.items():
             m, before = reasons.get(reason, (0, []))
-            reasons[reason] = (m + n, (before + first)[:3])
+            reasons[reason] = (m + n, sorted({*before, *first})[:3])
         self.dropped = Dropped(self.dropped.used + new.used, reasons, self.dropped.cut + new.cut, self.dropped.split + new.split)
 
 # %% ../nbs/03d_stream.ipynb #a431c36a

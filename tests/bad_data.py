@@ -165,7 +165,7 @@ FILES = [
     file('two columns of one name', 'd.csv', 'instruction,output,output\na,b,c\n', 'd.csv:1: there are two columns called `output`'),
     file('a .csv that is not UTF-8', 'd.csv', LATIN, 'd.csv:3: this is not UTF-8 text'),
     file('a .csv without a head', 'd.csv', 'a,b\nc,d\n', 'd.csv: `type: alpaca` needs', 'there are `a`, `b`'),
-    file('semicolons instead of commas', 'd.csv', 'instruction;output\na;b\n', 'd.csv: `type: alpaca` needs', '`instruction;output`'),
+    file('semicolons instead of commas', 'd.csv', 'instruction;output\na;b\n', 'd.csv:1: the columns are separated by semicolons', 'commas are expected'),
     file('a .txt that is not UTF-8', 'd.txt', 'ü\n'.encode('latin-1'), 'd.txt:1: this is not UTF-8 text', entry=TEXT),
     file('text in a .parquet', 'd.parquet', 'hello', 'd.parquet: cannot be read', 'Parquet'),
     file('a .parquet cut off', 'd.parquet', parquet({'instruction': ['a'], 'output': ['b']})[:-30], 'd.parquet: cannot be read'),

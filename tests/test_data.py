@@ -191,6 +191,13 @@ def test_weights(weight, counts):
     times = [rows.count(r) for r in set(rows)]
     assert {n: times.count(n) for n in set(times)} == counts
     assert rows == prepare_rows(c).train['row'][:]
+    with pytest.raises(UserError, match='d.jsonl: `weight: 0.01` of 8 rows is no row at all'): prepare_rows(config({'path': 'd.jsonl', 'weight': 0.01}))
+
+
+@pytest.mark.parametrize('name, head, found, expected', [('d.csv', 'instruction;output', 'semicolons', 'commas'), ('d.csv', 'instruction\toutput', 'tabs', 'commas'), ('d.tsv', 'instruction,output', 'commas', 'tabs')])
+def test_other_separators_are_named(name, head, found, expected):
+    save(name, f'{head}\n')
+    with pytest.raises(UserError, match=f'{name}:1: the columns are separated by {found}, and {expected} are expected'): load_rows(config(name))
 
 
 @pytest.mark.parametrize('size, held', {0.25: 2, 0.01: 1, 3: 3}.items())
@@ -219,6 +226,13 @@ def test_wanted_repetition_stays():
     save('a.jsonl', lines(ROWS))
     assert len(prepare_rows(config('a.jsonl', 'a.jsonl')).train) == 16
     assert len(prepare_rows(config({'path': 'a.jsonl', 'weight': 3})).train) == 24
+
+
+def test_wanted_repetition_stays_with_near():
+    pytest.importorskip('rensa')
+    save('a.jsonl', lines([{'instruction': 'Say it.', 'output': ' '.join(map(str, range(90))) + end} for end in ('', ' again')] + ROWS[:1]))
+    rows = prepare_rows(config('a.jsonl', 'a.jsonl', dedup='near'))
+    assert rows.removed == {'nearly equal to an earlier row': (2, ['a.jsonl row 2'] * 2)} and [s['used'] for s in rows.sources] == [2, 2]
 
 
 @pytest.mark.parametrize('keys, train', [({}, 6), ({'leakage': 'keep'}, 8), ({'dedup': 'off'}, 6)])
@@ -323,10 +337,11 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     c = streaming({'path': 'a.jsonl', 'weight': 1.5}, test_datasets=[{'path': 'test.jsonl'}])
     rows = stream_sample(c)
     assert len(rows.train) == 12 and len(rows.heldout) == 2
+    assert rows.sources == [{'path': 'a.jsonl', 'read': 8, 'kept': 8, 'weight': 1.5, 'used': 12}]
     with pytest.raises(UserError, match='stream_sample'): prepare_rows(c)
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
     used = sum(len(p['seq_lengths']) for p in stream)
-    assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4, 4])} and used == 9
+    assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4])} and used == 9
 
 
 def test_preview_reads_no_more_than_it_shows():
@@ -334,6 +349,21 @@ def test_preview_reads_no_more_than_it_shows():
     save('a.jsonl', lines(ROWS * 20) + b'{"broken')
     assert len(preview_rows(streaming('a.jsonl'), 2)) == 2
     with pytest.raises(UserError, match='a.jsonl:161'): preview_rows(config('a.jsonl'), 2)
+
+
+def test_preview_shows_every_source():
+    from llmft.check import preview_rows
+    save('a.jsonl', lines(ROWS * 20))
+    save('b.txt', 'A story.\n')
+    shown = ''.join(map(str, preview_rows(config('a.jsonl', {'path': 'b.txt', 'type': 'completion'}), 3)))
+    assert 'question 0' in shown and 'A story.' in shown and 'question 1' in shown
+
+
+def test_row_that_is_too_long_is_named(tokenizer):
+    save('a.jsonl', lines(ROWS))
+    save('b.jsonl', lines([ROWS[0], *({'instruction': str(i), 'output': 'long ' * 200} for i in range(2))]))
+    c = config('a.jsonl', 'b.jsonl', excess_length_strategy='error', sequence_len=128)
+    with pytest.raises(UserError, match='^b.jsonl: row 2 is longer than sequence_len 128, and 1 more. Raise'): usable_rows(encode_rows(load_rows(c), tokenizer, c), c)
 
 
 def test_streaming_needs_steps():

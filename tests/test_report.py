@@ -102,6 +102,30 @@ def test_every_row_is_counted_once(strategy, more, tmp_path):
     assert sum(f.learned for f in data.report.fates) == sum(l != -100 for labels in data.train['labels'] for l in labels)
 
 
+def test_a_row_that_is_split_counts_once(tmp_path):
+    report = data_report(BASE | {'excess_length_strategy': 'split', 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(3) + [task(3, output=say(3, 300))])}]})
+    assert [f.message.split('. ')[0] for f in report.findings] == ['r.jsonl: cut into several rows: 1 of 4 rows (row 4)']
+
+
+def test_a_source_that_is_named_twice_is_not_nearly_equal_to_itself(tmp_path):
+    pytest.importorskip('rensa')
+    source = {'path': save_rows(tmp_path/'r.jsonl', tasks(10))}
+    assert found(data_report(BASE | {'datasets': [source, source]})) == []
+
+
+def test_streamed_rows_with_weights_are_counted(tmp_path):
+    report = data_report(BASE | {'streaming': True, 'max_steps': 1, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(10)), 'weight': 2}]})
+    assert [(f.read, f.weighted, f.used) for f in report.fates] == [(10, 10, 20)]
+    assert 'not looked for' in report.skipped[-1]
+
+
+def test_first_rows_are_the_first(tmp_path):
+    "Though the rows are shuffled before they become tokens."
+    data = prepare(load_config(BASE | {'val_set_size': 2, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(30) + [task(30 + i, output='') for i in range(9)])}]}))
+    (n, first), = data.dropped.reasons.values()
+    assert n >= 7 and first == sorted(first) and set(first) <= {31, 32, 33, 34, 35}
+
+
 def test_builtin_data_are_clean():
     report = data_report('smollm2-135m')
     assert {f.level for f in report.findings} <= {'note'} and sum(f.used for f in report.fates) == 1000
