@@ -189,7 +189,7 @@ COLUMNS = [
     file('answers that are null', 'd.jsonl', lines(*[{'instruction': 'a', 'output': None}] * 3), 'the answer is empty'),
     file('a column called like one of ours', 'd.jsonl', lines({'source': 'a'}), 'd.jsonl: a column cannot be called `source`', 'Rename it', entry='type: completion\nfield: source\n'),
     file('every row longer than `sequence_len`', 'd.jsonl', lines(*[{'instruction': f'{i}', 'output': 'long ' * 80} for i in range(3)]), '`sequence_len`', '3 of 3 rows (row 1, 2, 3)'),
-    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), '1 row is longer than sequence_len 64', 'row 9', '`excess_length_strategy`', keys='excess_length_strategy: error\n'),
+    file('a row too long, and told to stop then', 'd.jsonl', ROWS + lines({'instruction': 'x', 'output': 'long ' * 80}), 'd.jsonl: row 9 is longer than sequence_len 64', '`excess_length_strategy`', keys='excess_length_strategy: error\n'),
 ]
 
 CHATS = [
