@@ -309,7 +309,7 @@ def _classes(r):
         if key in r.values and not re.fullmatch(pattern, str(r.values[key])):
             r.problems[key,] = f'`{key}: {r.values.pop(key)}` is not a class that transformers loads as a causal language model. llmft tunes those only.'
 
-# %% ../nbs/00a_axolotl.ipynb #5e5a98bb
+# %% ../nbs/00a_axolotl.ipynb #123530e7
 _CONVERSATIONS = {'chatml': ('chat_template', 'chatml'), 'llama-3': ('chat_template', 'llama3'), 'llama3': ('chat_template', 'llama3'), 'gemma': ('chat_template', 'gemma'),
     'mistral': ('chat_template', 'mistral_v1'), 'llama-2': ('type', 'llama2_chat')} | dict.fromkeys(['vicuna_v1.1', 'vicuna', 'chat'], ('type', 'vicuna_v1.1'))
 
@@ -320,7 +320,7 @@ def _conversation(entry): # -> what is wrong, or None
     name = asked or (style if shared else '')
     if shared: entry['type'] = kind.replace('_simple', '')
     if not name: return
-    if kind in ('alpaca_chat', 'alpaca_chat.load'): entry['type'] = f'alpaca:{name}'
+    if kind in ('alpaca_chat', 'alpaca_chat.load') and name in ('instruct', 'chat', 'chatml', 'phi'): entry['type'] = f'alpaca:{name}'
     elif not shared or name not in _CONVERSATIONS: return f'`{"conversation: " if asked else f"type: {kind}:"}{name}` is not supported. Use `type: chat_template` with `chat_template`.'
     elif _CONVERSATIONS[name][0] == 'type': entry['type'] = _CONVERSATIONS[name][1]
     else: entry.setdefault(*_CONVERSATIONS[name])

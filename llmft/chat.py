@@ -405,13 +405,14 @@ def _chat(row, dataset, tokenizer):
     "A conversation, in the chat template of the model; every answer is learned, each with its end token."
     return conversation_turns(chat_messages(row, dataset), row, dataset, tokenizer)
 
-# %% ../nbs/01b_chat.ipynb #a1951c11
+# %% ../nbs/01b_chat.ipynb #f39ecfbe
 def _chat_ask(text, dataset): # a row whose last message stands for the answer
     names = {'role': 'role', 'content': 'content'} | _field(dataset, 'message_property_mappings')
     messages = [{'role': 'user', 'content': text}] if isinstance(text, str) else list(text)
     messages = messages + [{'role': 'assistant', 'content': _ANSWER}]
     return {_field(dataset, 'field_messages'): [{names.get(k, k): v for k, v in m.items()} for m in messages]}
 
+# %% ../nbs/01b_chat.ipynb #9a93b23e
 def _chat_columns(dataset): return [_field(dataset, 'field_messages')]
 def _chat_optional(dataset): return ['system', dataset.field_tools]
 

@@ -99,7 +99,7 @@ def prompt_formats() -> dict[str, Format]: # by name
     _read_formats()
     return dict(_FORMATS)
 
-# %% ../nbs/01_prompts.ipynb #6bf49296
+# %% ../nbs/01_prompts.ipynb #88c63d83
 def find_format(
     type, # as behind `type:`, a name or a mapping
 ) -> Format:
@@ -109,7 +109,7 @@ def find_format(
     known = prompt_formats()
     for name in (type, type.removesuffix('.load'), type.replace('.load:', ':')):
         if name in known: return known[name]
-    families = dict.fromkeys(re.split('[.:]', name)[0] for name in known)
+    families = dict.fromkeys(re.split(r'\.load|:', name)[0] for name in known)
     raise UserError(f'datasets: there is no prompt format `{type}`.{_nearest(type, known)} Families: {", ".join(families)}; `prompt_formats()` lists all.')
 
 # %% ../nbs/01_prompts.ipynb #936e9da7

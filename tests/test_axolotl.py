@@ -264,6 +264,7 @@ def test_entries():
 @pytest.mark.parametrize('values, part', [
     (dict(message_field_role='from', message_property_mappings={'role': 'who'}), '`message_field_role` and `message_property_mappings` do not agree'),
     (dict(conversation='chatml'), '`conversation: chatml` is not supported'), (dict(type='sharegpt:koala'), '`type: sharegpt:koala` is not supported'),
+    (dict(type='alpaca_chat', conversation='vicuna_v1.1'), '`conversation: vicuna_v1.1` is not supported'),
     (dict(type='alpaca_chat.load_qa', conversation='chatml'), '`conversation: chatml` is not supported'),
     (dict(trust_remote_code=True), '`trust_remote_code` is not supported'),
     (dict(type='stepwise_supervised'), '`type: stepwise_supervised` is not supported'),
