@@ -18,7 +18,7 @@ from .gpus import ram_bytes
 from .hub import hub_errors, resolve_model
 from .special import fit_vocabulary
 
-# %% ../nbs/05_model.ipynb #3100de0c
+# %% ../nbs/05_model.ipynb #d56eeec1
 def _raw_shape(config, base): # config.json as a `dict`, and where it came from
     from transformers import PretrainedConfig
     if isinstance(base, dict): return base, None
@@ -29,6 +29,7 @@ def _raw_shape(config, base): # config.json as a `dict`, and where it came from
     if not raw: raise UserError(f'base_model: {name} has no config.json that describes a model.')
     return raw, str(folder)
 
+# %% ../nbs/05_model.ipynb #8b0dbe88
 def _shape_class(config, raw, folder): # the architecture's class of configurations
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
@@ -39,6 +40,7 @@ def _shape_class(config, raw, folder): # the architecture's class of configurati
     if kind in CONFIG_MAPPING_NAMES: return CONFIG_MAPPING[kind]
     raise UserError(f'base_model: transformers does not know the architecture `{kind}`.{_nearest(kind, CONFIG_MAPPING_NAMES)} A newer transformers may: `pip install -U transformers`.')
 
+# %% ../nbs/05_model.ipynb #36265717
 def _changed(config, raw, known): # `raw` with `overrides_of_model_config`
     for key in config.overrides_of_model_config:
         if key not in known: raise UserError(f'overrides_of_model_config: the configuration of {config.base_model} has no `{key}`.{_nearest(key, known)}')

@@ -29,6 +29,19 @@ def test_paged_optimizers_need_a_gpu():
             assert chosen in known and (chosen == name) == (why is None) and (device == 'cuda' or 'paged' not in chosen)
 
 
+@pytest.mark.parametrize('name', ['paged_adamw_32bit', 'paged_adamw_8bit', 'paged_ademamix_32bit', 'paged_ademamix_8bit', 'paged_lion_32bit', 'paged_lion_8bit'])
+def test_what_stands_in_for_a_paged_optimizer_makes_steps_on_a_cpu(name, tmp_path):
+    from transformers import Trainer, TrainingArguments
+    weight = torch.nn.Parameter(torch.full((16, 576), 0.5))
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(tmp_path, optim=choose_optimizer('cpu', name)[0], learning_rate=0.01, report_to='none', use_cpu=True))
+    optimizer = kind([weight], **settings)
+    for _ in range(3):
+        optimizer.zero_grad()
+        weight.square().sum().backward()
+        optimizer.step()
+    assert 0 < weight.min() and weight.max() < 0.5
+
+
 def test_code_llama_7b_in_small(tmp_path):
     "The recipe itself on a model of its kind: no shared key heads, an output layer of its own."
     model = save_tiny(tmp_path/'model', tokenizer=builtin_tokenizer(), hidden_size=256, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8)
