@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['linear_names', 'target_modules', 'lora_config', 'adapter_in_float32', 'continue_adapter', 'add_adapter',
-           'save_trained', 'Parameters', 'parameter_report']
+           'save_trained', 'add_beside', 'use_adapter', 'Parameters', 'parameter_report']
 
 # %% ../nbs/05a_adapters.ipynb #395b8093
 import json, re
@@ -150,17 +150,17 @@ def _start_loftq(model, config): # LoftQ in one step, from the files of the base
                 _start_like(layer, weights.get_tensor(name))
     return model
 
-# %% ../nbs/05a_adapters.ipynb #cfadd984
+# %% ../nbs/05a_adapters.ipynb #659c8c65
 def _adapter_folder(name): # a run folder, a folder of peft, or a name on the Hub
     path = Path(name).expanduser()
     found = next((p for p in (path/'adapter', path) if (p/'adapter_config.json').is_file()), None)
     if found is None and (path.exists() or is_path(name)): raise UserError(f'lora_model_dir: {name} holds no adapter (no adapter_config.json). Give a run folder, or a folder that peft wrote.')
     return str(found or name)
 
-def _check_base(saved, model, name): # saved: `LoraConfig`
+def _check_base(saved, model, name, then): # saved: `LoraConfig`; name: of the adapter; then: what to do
     theirs, ours = (str(n or '').rstrip('/').split('/')[-1].lower() for n in (saved.base_model_name_or_path, model.name_or_path))
     if theirs and ours and theirs != ours:
-        raise UserError(f'lora_model_dir: {name} was trained on {saved.base_model_name_or_path}, not on {model.name_or_path}. Set `base_model` to that one. '
+        raise UserError(f'{name} was trained on {saved.base_model_name_or_path}, not on {model.name_or_path}. {then} '
                         'If both are the same weights, write this name into its adapter_config.json.')
 
 def continue_adapter(
@@ -171,7 +171,7 @@ def continue_adapter(
     from peft import LoraConfig, PeftModel
     name = _adapter_folder(config.lora_model_dir)
     with hub_errors(config.lora_model_dir):
-        _check_base(LoraConfig.from_pretrained(name), model, config.lora_model_dir)
+        _check_base(LoraConfig.from_pretrained(name), model, f'lora_model_dir: {config.lora_model_dir}', 'Set `base_model` to that one.')
         with _peft_errors(): return PeftModel.from_pretrained(model, name, is_trainable=True)
 
 # %% ../nbs/05a_adapters.ipynb #f56b8e5f
@@ -215,6 +215,32 @@ def save_trained(
     model.save_pretrained(folder, **how)
     shutil.rmtree(Path(folder)/'start', ignore_errors=True)
 
+# %% ../nbs/05a_adapters.ipynb #14389481
+def add_beside(
+    model,  # `PeftModel`
+    folder, # of an adapter that peft wrote
+    name,   # for `use_adapter`
+):
+    "Load one more adapter of the same base; the one in use stays in use."
+    from peft import LoraConfig
+    saved = LoraConfig.from_pretrained(folder)
+    _check_base(saved, model.get_base_model(), folder, 'Open it by itself.')
+    if any(c.layer_replication for c in (saved, *model.peft_config.values())): raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, so it cannot share it. Open it by itself.')
+    try:
+        with _peft_errors(): model.load_adapter(folder, name)
+    except UserError:
+        if name in model.peft_config: model.delete_adapter(name)
+        raise
+
+def use_adapter(
+    model, # `PeftModel`
+    name,  # as given to `add_beside`; the first one is `default`; `None`: the base alone
+):
+    "Switch to another adapter, none of them trained."
+    if name is None: return model.base_model.disable_adapter_layers()
+    model.base_model.enable_adapter_layers()
+    model.set_adapter(name, inference_mode=True)
+
 # %% ../nbs/05a_adapters.ipynb #777cbd46
 def _count(p): # a 4-bit weight keeps two values in a byte
     state = getattr(p, 'quant_state', None)
@@ -238,14 +264,16 @@ class Parameters:
 
     def __str__(self): return f'{self.trained:,} weights are trained, {self.trained / (self.trained + self.frozen):.2%} of all; {self.frozen:,} are frozen.'
 
-# %% ../nbs/05a_adapters.ipynb #680cc2b8
+# %% ../nbs/05a_adapters.ipynb #23fd5326
+_PEFT_PARTS = r'\.(lora_\w+|base_layer|default|weight|bias|modules_to_save|original_module|token_adapter|trainable_tokens_\w+)\b' # what peft puts into names
+
 def parameter_report(
     model, # with or without adapter
 ) -> Parameters:
     "Count trained and frozen weights by kind of layer."
-    groups = {}
+    groups, wrapped = {}, {n: m.parameter_name for n, m in model.named_modules() if hasattr(m, 'parameter_name')}
     for name, p in model.named_parameters():
-        kind = re.sub(r'\.(lora_\w+|base_layer|default|weight|bias|modules_to_save|original_module|token_adapter|trainable_tokens_\w+)\b', '', name).split('.')[-1]
+        kind = wrapped.get(name.split('.lora_')[0]) or re.sub(_PEFT_PARTS, '', name).split('.')[-1]
         n, dtype = _count(p)
         trained, frozen, dtypes = groups.get(kind, (0, 0, set()))
         groups[kind] = (trained + n * p.requires_grad, frozen + n * (not p.requires_grad), dtypes | {dtype})

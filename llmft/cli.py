@@ -116,12 +116,16 @@ def _demo(out: Annotated[Path, typer.Option(help='The run folder.')] = Path('run
     from llmft.demo import run_demo
     if run_demo(out, overwrite, say=_print).interrupted: raise typer.Exit(130)
 
-# %% ../nbs/11_cli.ipynb #1959da1d
+# %% ../nbs/11_cli.ipynb #4f4ec78e
 @app.command('chat')
-def _chat(run: RunDir, temperature: Annotated[float, typer.Option(min=0, help='0: always the likeliest token.')] = 0.0):
+def _chat(run: RunDir, temperature: Annotated[float, typer.Option(min=0, help='0: always the likeliest token.')] = 0.0,
+    also: Annotated[Optional[List[str]], typer.Option(metavar='NAME=RUN', help='Another run of the same base model; `/use NAME` takes its adapter. May be repeated.')] = None):
     "Talk to a run or a merged model."
+    from llmft.core import UserError
     from llmft.infer import chat_loop, load_run
-    chat_loop(load_run(run), temperature=temperature)
+    for pair in also or []:
+        if '=' not in pair: raise UserError(f'--also {pair}: this is not NAME=RUN, such as --also poems=runs/poems.')
+    chat_loop(load_run(run, also=dict(pair.split('=', 1) for pair in also or [])), temperature=temperature)
 
 @app.command('generate')
 def _generate(run: RunDir,

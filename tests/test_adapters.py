@@ -1,11 +1,12 @@
 "Each kind of adapter: it learns, is saved, loads without llmft, and says the same there."
-import json
+import io, json
 import pytest, torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from llmft import train
 from llmft.adapters import add_adapter, adapter_in_float32, parameter_report
-from llmft.config import load_config
+from llmft.cli import main
+from llmft.config import load_config, save_config
 from llmft.core import UserError
 from llmft.export import merge_adapter
 from llmft.infer import load_run, prompt_ids
@@ -220,3 +221,136 @@ def test_ends_agree(settings, model, tmp_path):
     merged = GenerationConfig.from_pretrained(merge_adapter(tmp_path/'lora', tmp_path/'merged'))
     assert merged.eos_token_id == ends and merged.pad_token_id == tokenizer.pad_token_id
     with pytest.raises(UserError, match='no adapter to merge'): merge_adapter(tmp_path/'full', tmp_path/'other')
+
+
+# -- experts
+
+@pytest.fixture(scope='module')
+def experts(folder):
+    return save_tiny(folder/'experts', Qwen3MoeForCausalLM, Qwen3MoeConfig, tokenizer=small_tokenizer(), moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2, head_dim=16)
+
+EXPERTS = {'lora_target_parameters': ['mlp.experts.gate_up_proj', 'mlp.experts.down_proj'], 'val_set_size': 0, 'save_strategy': 'no'}
+
+@pytest.mark.parametrize('more', [{}, {'lora_target_linear': True}, {'lora_target_parameters': r'.*layers\.1\.mlp\.experts\.(gate_up|down)_proj'}], ids=['experts', 'and layers', 'a pattern'])
+def test_experts_learn_and_are_the_same_elsewhere(more, settings, experts):
+    config = settings(base_model=str(experts), **EXPERTS | more)
+    run = finetune(config, say=None, force=True)
+    assert len(losses(run)) == 20 and sum(losses(run)[-3:]) < sum(losses(run)[:3]) - 1
+    other, _ = plain(run, config, experts)
+    chat, tokenizer = load_run(run.path), AutoTokenizer.from_pretrained(run.path/'adapter')
+    ids = torch.tensor([prompt_ids('Add 3 to a number', tokenizer, config.datasets[0])])
+    answers = [m.eval().generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, pad_token_id=0)[0].tolist() for m in (other, chat.model)]
+    assert answers[0] == answers[1]
+    with torch.no_grad():
+        torch.testing.assert_close(other(ids).logits, chat.model(ids).logits, atol=2e-4, rtol=1e-3)
+        assert (other(ids).logits - load_base(config)(ids).logits).abs().max() > .1
+    merged = load_run(merge_adapter(run.path, run.path.parent/'merged'))
+    with torch.no_grad(): torch.testing.assert_close(merged.model(ids).logits, other(ids).logits, atol=2e-4, rtol=1e-3)
+
+
+def test_report_names_the_experts(settings, experts):
+    config = settings(base_model=str(experts), **EXPERTS)
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(config), config)).rows}
+    gate_up, down, r = 4 * 64 * 64, 4 * 64 * 32, 4 * 4 # experts x out x in; a rank of 4 for each of 4 experts
+    assert report['gate_up_proj'][1:3] == (2 * r * (64 + 64), 2 * gate_up) and report['down_proj'][1:3] == (2 * r * (32 + 64), 2 * down)
+    assert {k for k, v in report.items() if v[1]} == {'gate_up_proj', 'down_proj'}
+
+
+# -- what is said on the command line
+
+def refused(capsys, *args): # the one message of a command
+    with pytest.raises(SystemExit) as e: main([str(a) for a in args])
+    err = capsys.readouterr().err
+    assert e.value.code == 2 and err.count('Error: ') == 1 and 'Traceback' not in err, err
+    return err[err.index('Error: ') + 7:].strip()
+
+@pytest.mark.parametrize('command', [['plan'], ['train']], ids=lambda c: c[0])
+def test_what_does_not_fit_ends_with_2(command, settings, experts, model, rows, tmp_path, capsys):
+    def ask(**more):
+        save_config(settings(**more), tmp_path/'run.yml')
+        message = refused(capsys, *command, tmp_path/'run.yml')
+        assert not (tmp_path/'run').exists() and message.count('\n') == 0, message
+        return message
+    assert 'Did you mean `mlp.experts.gate_up_proj`?' in ask(base_model=str(experts), lora_target_parameters=['mlp.experts.gate_proj'])
+    assert 'Did you mean `q_proj`?' in ask(lora_target_modules=['q_prj'])
+    config = settings()
+    add_adapter(load_base(config), config).save_pretrained(tmp_path/'adapter')
+    assert 'was trained on' in (message := ask(base_model=str(experts), lora_model_dir=str(tmp_path/'adapter'))) and 'Set `base_model` to that one.' in message
+    other = save_tiny(tmp_path/'model', tokenizer=small_tokenizer(), hidden_size=32) # the same name, other sizes
+    assert 'The adapter belongs to another base model: size mismatch' in ask(base_model=str(other), lora_model_dir=str(tmp_path/'adapter'))
+
+
+# -- several adapters on one base
+
+@pytest.fixture(scope='module')
+def chats(folder):
+    return save_rows(folder/'chats.jsonl', [{'messages': [{'role': 'user', 'content': f'Say {i}'}, {'role': 'assistant', 'content': f'it is {i}'}]} for i in range(20)])
+
+OTHERS = {'layers': {'lora_target_modules': ['q_proj', 'up_proj'], 'lora_r': 2}, 'head': {'lora_modules_to_save': ['lm_head']}, 'rows': {'peft_trainable_token_indices': [5, 6, 262]},
+    'dora': {'peft_use_dora': True}, 'pissa': {'peft_init_lora_weights': 'pissa'}}
+
+@pytest.mark.parametrize('kind', OTHERS)
+def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
+    short = dict(max_steps=6, val_set_size=0, save_strategy='no', learning_rate=1e-2)
+    one = finetune(settings(**short), say=None, force=True).path
+    two = finetune(settings(output_dir=str(tmp_path/'two'), datasets=[{'path': chats, 'type': 'chat_template'}], **short, **OTHERS[kind]), say=None, force=True).path
+    both, questions = load_run(one, also={'two': two}), ['Add 3 to a number', 'Say 4']
+    alone = {'run': load_run(one), 'two': load_run(two)}
+    assert both.adapters == ['base', 'run', 'two'] and both.path == one
+    for name in ('run', 'two', 'run', 'base', 'two', 'run'):
+        both.use(name)
+        if name == 'base': model, chat = load_base(settings()), alone['two' if both.dataset.type == 'chat_template' else 'run']
+        else: model, chat = alone[name].model, alone[name]
+        ids = [chat.ids(q) for q in questions]
+        assert [both.ids(q) for q in questions] == ids # each run's own format
+        with torch.no_grad(): torch.testing.assert_close(both.model(torch.tensor(ids[:1])).logits, model(torch.tensor(ids[:1])).logits)
+        if name == 'base': continue
+        assert both.generate(questions, max_new_tokens=12) == chat.generate(questions, max_new_tokens=12)
+        assert both.model.generation_config.eos_token_id == chat.model.generation_config.eos_token_id
+    with torch.no_grad(): assert (alone['run'].model(torch.tensor(ids[:1])).logits - alone['two'].model(torch.tensor(ids[:1])).logits).abs().max() > .1
+
+
+def test_ends_are_switched_along(settings, model, tmp_path):
+    "Two runs whose answers end in different tokens, which the base model has both."
+    tokenizer = small_tokenizer()
+    tokenizer.add_special_tokens({'pad_token': '<pad>', 'extra_special_tokens': ['<end>']})
+    base = save_tiny(tmp_path/'base', tokenizer=tokenizer)
+    short = dict(base_model=str(base), max_steps=1, val_set_size=0, save_strategy='no')
+    one = finetune(settings(**short), say=None, force=True).path
+    two = finetune(settings(output_dir=str(tmp_path/'two'), special_tokens={'eos_token': '<end>'}, **short), say=None, force=True).path
+    both, alone = load_run(one, also={'two': two}), {'run': load_run(one), 'two': load_run(two)}
+    ends = {name: chat.model.generation_config.eos_token_id for name, chat in alone.items()}
+    assert ends['run'] == 2 != ends['two']
+    for name in ('run', 'two', 'run'): assert both.use(name).model.generation_config.eos_token_id == ends[name] and both.tokenizer.eos_token == alone[name].tokenizer.eos_token
+
+
+def test_adapters_that_do_not_share_a_base(settings, model, tmp_path):
+    short = dict(max_steps=1, val_set_size=0, save_strategy='no')
+    one = finetune(settings(**short), say=None, force=True).path
+    def refuses(part, **more):
+        out = tmp_path/f'r{len([*tmp_path.iterdir()])}'
+        path = finetune(settings(output_dir=str(out), **short, **more), say=None, force=True).path
+        chat = load_run(one)
+        with pytest.raises(UserError, match=part): chat.add('two', path)
+        assert chat.adapters == ['base', 'run'] and [*chat.model.peft_config] == ['default'] and chat('Add 1', max_new_tokens=2) is not None
+        return path
+    refuses('was trained on .*other, not on .*model. Open it by itself', base_model=str(save_tiny(tmp_path/'other', tokenizer=small_tokenizer())))
+    refuses('belongs to another base model: size mismatch', base_model=str(save_tiny(tmp_path/'small'/'model', tokenizer=small_tokenizer(), hidden_size=32)))
+    refuses('its tokenizer has other tokens than that of', tokens=['<think>'])
+    refuses('repeats blocks', peft_layer_replication=[[0, 2], [1, 2]])
+    whole = refuses('a whole model, not an adapter', adapter='full')
+    with pytest.raises(UserError, match='no other adapter can be put on it'): load_run(whole, also={'one': one})
+    with pytest.raises(UserError, match="the name 'run' is taken"): load_run(one, also={'run': one})
+    with pytest.raises(UserError, match='Did you mean `two`?'): load_run(one, also={'two': one}).use('tow')
+
+
+def test_chat_switches(settings, tmp_path, monkeypatch, capsys):
+    short = dict(max_steps=1, val_set_size=0, save_strategy='no')
+    paths = [finetune(settings(output_dir=str(tmp_path/name), **short), say=None, force=True).path for name in ('one', 'two')]
+    monkeypatch.setattr('sys.stdin', io.StringIO('/adapters\n/use tow\n/use two\nAdd 1\n/use base\n/quit\n'))
+    with pytest.raises(SystemExit) as e: main(['chat', str(paths[0]), '--also', f'two={paths[1]}'])
+    out = capsys.readouterr().out
+    assert not e.value.code and 'base one two' in out and 'Did you mean `two`?' in out and out.count(f'Chat({paths[1]}') == 1
+    assert out.index(f'Chat({paths[0]}') < out.index(f'Chat({paths[1]}') < out.rindex('Chat(')
+    assert 'is not NAME=RUN' in refused(capsys, 'chat', paths[0], '--also', paths[1])
+    assert 'no such folder' in refused(capsys, 'chat', paths[0], '--also', 'x=nowhere')

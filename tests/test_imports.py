@@ -44,7 +44,7 @@ MAY_IMPORT = {
     'memory':   {'core', 'config', 'adapters', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
     'run':      {'keys', 'core', 'config', 'special', 'adapters', 'model', 'infer', 'plots'}, # `infer` for the sample answers
     'train':    {'core', 'config', 'special', 'adapters', 'arguments', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
-    'infer':    {'core', 'config', 'files', 'special', 'hub', 'prompts', 'tokens', 'model'},
+    'infer':    {'core', 'config', 'adapters', 'files', 'special', 'hub', 'prompts', 'tokens', 'model'},
     'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
     'export':   {'core', 'config', 'special', 'hub', 'tokens', 'model', 'infer'},
 }
