@@ -6,11 +6,14 @@
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream', 'Chat', 'run_config', 'saved_tokenizer', 'load_run',
            'read_questions', 'check_questions', 'chat_loop']
 
-# %% ../nbs/07_infer.ipynb #3f3f2721
+# %% ../nbs/07_infer.ipynb #c410816b
 from pathlib import Path
 from threading import Thread
 
-from .config import Config, DatasetConfig, load_config
+from fastcore.basics import patch
+
+from .adapters import add_beside, use_adapter
+from .config import Config, DatasetConfig, _nearest, load_config
 from .core import UserError
 from .files import file_kind, read_file
 from .special import settle_endings
@@ -103,12 +106,15 @@ def stream(
     yield from streamer
     if failed: raise failed[0]
 
-# %% ../nbs/07_infer.ipynb #fe5ed1ef
+# %% ../nbs/07_infer.ipynb #0d7161a0
 class Chat:
     "A model with its tokenizer and its prompt format; call it with a question."
     def __init__(self, model, tokenizer, config, path=None):
-        self.model, self.tokenizer, self.config, self.path = model, tokenizer, config, path
-        self.dataset = config.datasets[0]
+        self.model, self.runs, self.ends = model, {}, model.generation_config.eos_token_id
+        self.ask_as(tokenizer, config, path)
+
+    def ask_as(self, tokenizer, config, path): # begin a new conversation, in the format of a run
+        self.tokenizer, self.config, self.path, self.dataset = tokenizer, config, path, config.datasets[0]
         self.messages = []
         self.remembers = self.dataset.type == 'chat_template' # the other formats have no place for what was said before
 
@@ -149,10 +155,60 @@ def saved_tokenizer(
     from transformers import AutoTokenizer
     return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
-# %% ../nbs/07_infer.ipynb #9acec2a2
+# %% ../nbs/07_infer.ipynb #278ed684
+_BASE = 'base_model_config revision_of_model overrides_of_model_config resize_token_embeddings_to_32x'.split() # keys that change the base model
+
+def _adapter_of(path): # the folder of a run's adapter
+    if (path/'model'/'llmft.yml').is_file() or (path/'llmft.yml').is_file(): raise UserError(f'{path}: this is a whole model, not an adapter. Open it by itself.')
+    if not (path/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. Continue it with `llmft train … --resume`.')
+    return path/'adapter'
+
+@patch
+def add(self: Chat,
+    name, # for `use`
+    path, # folder of another run of the same base
+):
+    "Put the adapter of another run beside the one in use, which stays in use."
+    first = next(iter(self.runs.values()), None)
+    if first is None: raise UserError(f'{self.path or self.config.base_model}: this is a whole model, and no other adapter can be put on it. Open a run with an adapter.')
+    if name in (*self.runs, 'base') or not name: raise UserError(f'{path}: the name {name!r} is taken. Choose another one than {", ".join(self.adapters)}.')
+    path, config = Path(path).expanduser(), run_config(path)
+    folder = _adapter_of(path)
+    for key in _BASE:
+        if getattr(config, key) != getattr(first[2], key): raise UserError(f'{path}: its `{key}` is not that of {first[3]}, so its base model is another one. Open it by itself.')
+    tokenizer, adapter = saved_tokenizer(folder, config), f'run{len(self.runs)}'
+    if tokenizer.get_vocab() != first[1].get_vocab(): raise UserError(f'{path}: its tokenizer has other tokens than that of {first[3]}, so its base model is another one. Open it by itself.')
+    add_beside(self.model, folder, adapter)
+    self.runs[name] = (adapter, tokenizer, config, path)
+
+# %% ../nbs/07_infer.ipynb #0c264c51
+@patch(as_prop=True)
+def adapters(self: Chat):
+    "Names for `use`."
+    return ['base', *self.runs]
+
+@patch
+def use(self: Chat,
+    name, # one of `adapters`; `None` and `'base'`: the model without an adapter, asked in the format of the run that was in use
+) -> Chat:
+    "Begin a new conversation with another adapter."
+    if name not in (None, *self.adapters): raise UserError(f'there is no adapter called {name!r}.{_nearest(name, self.adapters)} There are {", ".join(self.adapters)}.')
+    if name not in self.runs:
+        if self.runs: use_adapter(self.model, None)
+        self.ask_as(self.tokenizer, self.config, None)
+        return self
+    adapter, *run = self.runs[name]
+    use_adapter(self.model, adapter)
+    self.model.generation_config.eos_token_id = self.ends
+    settle_endings(self.model, *run[:2])
+    self.ask_as(*run)
+    return self
+
+# %% ../nbs/07_infer.ipynb #ff2ccd12
 def load_run(
     path,          # run folder, or a folder that `merge_adapter` wrote
     quantized=True,# `False`: 16-bit base, whatever the run was trained on
+    also=None,     # {name: folder} of other runs of the same base, for `Chat.use`
 ) -> Chat:
     "Open a run (or a merged model) for asking."
     from llmft.model import load_base
@@ -160,11 +216,15 @@ def load_run(
     if (path/'model'/'llmft.yml').is_file(): path = path/'model' # all weights were trained
     if (path/'llmft.yml').is_file():
         model, tokenizer = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False), saved_tokenizer(path, config)
-        return Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path)
-    if not (path/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. Continue it with `llmft train … --resume`.')
-    from peft import PeftModel
-    model, tokenizer = PeftModel.from_pretrained(load_base(config, quantized), path/'adapter'), saved_tokenizer(path/'adapter', config)
-    return Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path)
+        chat, first = Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path), None
+    else:
+        from peft import PeftModel
+        folder, first = _adapter_of(path), path.resolve().name
+        chat = Chat(PeftModel.from_pretrained(load_base(config, quantized), folder), saved_tokenizer(folder, config), config, path)
+        chat.runs[first] = ('default', chat.tokenizer, config, path)
+    for name, other in (also or {}).items(): chat.add(name, other)
+    chat.model.eval()
+    return chat.use(first) if first else chat
 
 # %% ../nbs/07_infer.ipynb #9a8195ff
 def read_questions(
@@ -192,8 +252,12 @@ def check_questions(
         missing = [c for c in needed if isinstance(row, dict) and not row.get(c)]
         if missing: raise UserError(f'{where}: a question of `type: {dataset.type}` needs `{missing[0]}`; one row has {", ".join(f"`{c}`" for c in row) or "nothing"}.')
 
-# %% ../nbs/07_infer.ipynb #292e9116
-_HELP = '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.'
+# %% ../nbs/07_infer.ipynb #02afd665
+_HELP = '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.\n/adapters lists what can be used, /use NAME takes another adapter, /use base the model without one.'
+
+def _switch(chat, name): # `/use NAME`
+    try: print(chat.use(name))
+    except UserError as e: print(e)
 
 def chat_loop(
     chat,       # `Chat`
@@ -202,12 +266,13 @@ def chat_loop(
 ):
     "Read a line, stream the answer, until /quit."
     print(f'{chat!r}\n{_HELP}' + ('' if chat.remembers else '\nThis format has single questions: each answer stands alone.'))
-    commands = {'/clear': chat.clear, '/help': lambda: print(_HELP)}
+    commands = {'/clear': chat.clear, '/help': lambda: print(_HELP), '/adapters': lambda: print(*chat.adapters)}
     while True:
         try: text = read('\n> ').strip()
         except EOFError: return
         if text == '/quit': return
         if text in commands: commands[text]()
+        elif text.split()[:1] == ['/use']: _switch(chat, text[4:].strip())
         elif text:
             for piece in chat.stream(text, **sampling): print(piece, end='', flush=True)
             print()
