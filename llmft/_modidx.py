@@ -409,6 +409,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'llmft.findings.TokenTable.whole': ('findings.html#tokentable.whole', 'llmft/findings.py'),
                                 'llmft.findings._rows_of': ('findings.html#_rows_of', 'llmft/findings.py'),
                                 'llmft.findings.begin_faults': ('findings.html#begin_faults', 'llmft/findings.py'),
+                                'llmft.findings.blank_ids': ('findings.html#blank_ids', 'llmft/findings.py'),
                                 'llmft.findings.check_ignored': ('findings.html#check_ignored', 'llmft/findings.py'),
                                 'llmft.findings.end_faults': ('findings.html#end_faults', 'llmft/findings.py'),
                                 'llmft.findings.few_rows': ('findings.html#few_rows', 'llmft/findings.py'),

@@ -6,7 +6,7 @@
 __all__ = ['Fate', 'source_fate', 'prompt_faults', 'stop_ids', 'source_findings', 'report_parts', 'DataReport', 'steps_per_epoch',
            'count_steps', 'Prepared', 'source_names', 'make_report', 'prepare', 'data_report', 'data_record']
 
-# %% ../nbs/03b_report.ipynb #08576ef4
+# %% ../nbs/03b_report.ipynb #d3826959
 import json, math
 from dataclasses import asdict, dataclass, field
 from html import escape
@@ -21,7 +21,7 @@ from .core import UserError, write_atomic
 from .data import describe_sources
 from .dedup import _first_entry, _texts, near_pairs, prepare_rows
 from .encode import _head, encode_batch
-from .findings import LEVELS, begin_faults, check_ignored, end_faults, few_rows, find, find_rows, repeated_answers, stop_if_found, token_table
+from .findings import LEVELS, begin_faults, blank_ids, check_ignored, end_faults, few_rows, find, find_rows, repeated_answers, stop_if_found, token_table
 from .hub import hub_errors, resolve_model
 from .packing import pack
 from .prompts import RowError, ask_turns, find_format, prompt_turns, row_to_turns
@@ -350,7 +350,7 @@ def _all_lengths(table, which): # of the rows as they were before they were cut,
     lengths = lengths[which[table.piece == 0]]
     return lengths[lengths > 0]
 
-# %% ../nbs/03b_report.ipynb #fc575ce5
+# %% ../nbs/03b_report.ipynb #7fc83487
 def make_report(
     config,    # `Config`
     tokenizer, # from `load_tokenizer`
@@ -363,7 +363,7 @@ def make_report(
     held = table.position >= len(rows.train)
     names, fates, asked = source_names(config), _fates(rows, table, held, config), prompt_faults(rows.train, tokenizer, config)
     steps, answers = count_steps(len(train), config), repeated_answers(table)
-    faults = end_faults(table, stop_ids(config, tokenizer)) | begin_faults(table, tokenizer.bos_token_id, bool(_head(tokenizer)))
+    faults = end_faults(table, stop_ids(config, tokenizer), blank_ids(table, tokenizer)) | begin_faults(table, tokenizer.bos_token_id, bool(_head(tokenizer)))
     near, skipped = _nearly(rows, config, most)
     if config.streaming: skipped = skipped + [f'rows after the first {len(rows.train):,}: they are read while training, and rows that stand there twice are not looked for']
     findings = _twice(rows, config) + near + _in_the_run(config, table, answers, steps)

@@ -77,7 +77,7 @@ CHATS = [[('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'A prime?'), ('assis
 def test_qwen3_learns_the_answers_only(qwen, tmp_path):
     messages = [[{'role': r, 'content': c} for r, c in chat] for chat in CHATS]
     config = load_config('qwen3-1.7b-chat', base_model=str(qwen), datasets=[{'path': save_rows(tmp_path/'chats.jsonl', [{'messages': m} for m in messages] * 20), 'type': 'chat_template'}],
-        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2)
+        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2, dedup='off')
     tokenizer = load_tokenizer(config)
     data = prepare(load_config(config, sample_packing=False, val_set_size=0))
     assert data.dropped.used == 40
