@@ -46,7 +46,7 @@ def find_chat_template(
     if fallback in (known := list_chat_templates()): return _read_template(known[fallback])
     raise UserError(f'chat_template: there is no template `{fallback}`.{_nearest(fallback, known)} Known: {", ".join(known)}; or give a .jinja file.')
 
-# %% ../nbs/01b_chat.ipynb #153bcff6
+# %% ../nbs/01b_chat.ipynb #3cb7a2cd
 _ROLES = {'human': 'user', 'gpt': 'assistant', 'model': 'assistant', 'bot': 'assistant'} | {role: role for role in
     ('system', 'developer', 'user', 'assistant', 'tool', 'function', 'ipython', 'environment', 'observation')}
 
@@ -343,7 +343,7 @@ def _tools(row, dataset): # the functions that may be called, as a list of mappi
         if isinstance(function, dict) and 'parameters' in function: function['parameters'] = _json(function['parameters'], 'the parameters of a tool')
     return tools
 
-# %% ../nbs/01b_chat.ipynb #36a9b72c
+# %% ../nbs/01b_chat.ipynb #1e43ea12
 def _all_behind(said, full, n, draw): # (start, stop) of all that follows the first `n` messages
     if n == 0: return [(0, len(full))]
     if n >= len(said) or said[-1]['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
@@ -356,6 +356,7 @@ _ANSWER = '\ufdd4' # stands where an answer will stand
 def _spans(messages, full, blocks, draw, ends, dataset, given): # learned (start, stop)
     said, wanted = [m.said for m in messages], _wanted(messages, dataset)
     if not dataset.roles_to_train and dataset.train_on_eos == 'none' and not wanted: return _all_behind(said, full, len(said) - 1 or len(said) if given is None else given, draw)
+    if not wanted and any(m.learn is not None for m in messages): raise RowError('it marks no message to be learned')
     if not wanted and dataset.roles_to_train and 'all' not in (dataset.train_on_eos, dataset.train_on_eot): raise RowError(f'there is no message of the role {" or ".join(dataset.roles_to_train)}')
     marked = blocks.keys() >= {*wanted} and 'all' not in (dataset.train_on_eos, dataset.train_on_eot)
     places, prompts = {} if marked else _contents(said, full, draw), _prompts(said, wanted, full, draw)

@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Template', 'fill', 'register_template']
 
-# %% ../nbs/01a_formats.ipynb #b9f1bd1c
+# %% ../nbs/01a_formats.ipynb #2e9b75f4
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
 from .config import UserFormat
 from .core import UserError
-from .prompts import _FORMATS, Turn, control_tokens, protect, register_format
+from .prompts import _FORMATS, RowError, Turn, control_tokens, protect, register_format
 
 # %% ../nbs/01a_formats.ipynb #98b08b95
 @dataclass(frozen=True)
@@ -299,10 +299,12 @@ def _text_ask(text, dataset): # the text is what the model continues
 for _name, _split in {'completion': True, 'text': False}.items():
     register_format(_name, _text, lambda dataset: [dataset.field], _text_ask, {'text': 'Once upon a time there was a tensor.'}, split=_split)
 
-# %% ../nbs/01a_formats.ipynb #3721a1b5
+# %% ../nbs/01a_formats.ipynb #177aeb90
 def _segments(row, dataset, tokenizer):
     "Pieces of text, each marked as learned or not; control tokens are written in them."
-    return [Turn(_as_text(s['text']), trained=bool(s['label']), control=True) for s in row['segments'] or []]
+    segments = row['segments'] or []
+    if not isinstance(segments, list) or not all(isinstance(s, dict) and {'label', 'text'} <= {*s} for s in segments): raise RowError('the segments are not a list of `label` and `text`')
+    return [Turn(_as_text(s['text']), trained=bool(s['label']), control=True) for s in segments]
 
 def _segments_ask(text, dataset):
     if not isinstance(text, str): text = text[-1]['content']

@@ -26,7 +26,7 @@ def _raw_shape(config, base): # config.json as a `dict`, and where it came from
     folder = Path(name).expanduser()
     if not (folder/'config.json').is_file(): folder = resolve_model(name, config.revision_of_model)
     with hub_errors(name): raw = PretrainedConfig.get_config_dict(str(folder), revision=config.revision_of_model)[0]
-    if not raw: raise UserError(f'base_model: {name} has no config.json that describes a model.')
+    if not raw: raise UserError(f'base_model: {name} has no config.json that names its architecture. GGUF files and adapters have none: give the model from which they were made.')
     return raw, str(folder)
 
 # %% ../nbs/05_model.ipynb #8b0dbe88

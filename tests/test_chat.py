@@ -220,6 +220,13 @@ def test_ends_of_turns_may_be_left_out(key): # eos is `</s>`, which ChatML does 
     assert learned(talk('q', 'A'), source(**CHATML, **{key: 'none'}), load_test_tokenizer('tokenizer')) == ['A']
 
 
+def test_reasons_say_what_is_wrong(tokenizer):
+    silent = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A', 'good': False}]}
+    with pytest.raises(RowError, match='it marks no message to be learned'): row_to_turns(silent, source(**CHATML, message_field_training='good'), tokenizer)
+    for segments in ('q', [{'text': 'q'}], ['q']):
+        with pytest.raises(RowError, match='not a list of `label` and `text`'): row_to_turns({'segments': segments}, source(type='input_output'), tokenizer)
+
+
 def test_roles_may_keep_their_names(tokenizer):
     row = {'messages': [{'role': 'human', 'content': 'q'}, {'role': 'gpt', 'content': 'A'}]}
     text = ''.join(t.text for t in row_to_turns(row, source(**CHATML, roles={'human': ['human'], 'gpt': ['gpt']}, roles_to_train=['gpt']), tokenizer))
