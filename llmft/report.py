@@ -261,7 +261,7 @@ def count_steps(
     "How many times the weights will change."
     return config.max_steps or math.ceil(steps_per_epoch(n_rows, config) * config.num_epochs)
 
-# %% ../nbs/03b_report.ipynb #33a4cde0
+# %% ../nbs/03b_report.ipynb #e5e9d7b7
 @dataclass
 class Prepared:
     "The data of a run as tokens."
@@ -282,7 +282,7 @@ class Prepared:
         held = f'{len(self.heldout):,} rows are held out' if self.heldout else 'no rows are held out, so nothing is measured on the way (`val_set_size` or `test_datasets` in the YAML change it)'
         found = '\n'.join(str(f) for f in self.report.findings if f.level != 'note')
         first = f'Of the first {len(self.train):,} {"packed " * ("seq_lengths" in self.train.column_names)}rows:\n' if self.stream is not None else ''
-        found += f'\n{self.streamed}' if self.stream is not None else ''
+        found += f'\n{self.streamed}' if self.streamed and self.streamed.rows else ''
         return f'{first}{self.dropped}\n{lost}{self.lengths}\n{packed}; {held}' + (f'\n{found}' if found else '')
 
     __repr__ = __str__

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'iterate_rows', 'stream_sample', 'Streamed', 'encode_chunk', 'packed_chunk', 'stream_tokens']
 
-# %% ../nbs/03d_stream.ipynb #64728968
+# %% ../nbs/03d_stream.ipynb #52fd4700
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
@@ -14,7 +14,7 @@ import numpy as np
 
 from .core import UserError
 from .data import _batches, _find_text, _record_batch, iterate_source, load_rows, read_columns
-from .dedup import Rows, row_key, row_keys
+from .dedup import Rows, _drop_leaks, row_key, row_keys
 from .packing import fewest_bins
 from .tokens import Dropped, dropped_rows, encode_columns, usable_rows
 
@@ -37,7 +37,7 @@ def iterate_rows(
             if (row := next(rows, None)) is None: sources.remove(rows)
             else: yield row
 
-# %% ../nbs/03d_stream.ipynb #c5e96738
+# %% ../nbs/03d_stream.ipynb #738321c2
 CHUNK = 10_000 # rows; enough for packed rows that are 99% full
 
 def stream_sample(
@@ -52,9 +52,13 @@ def stream_sample(
     plain = [{k: v for k, v in row.items() if k not in ('source', 'row')} for row in rows]
     table = Dataset(pa.table(_record_batch(plain, _find_text(plain, {}))))
     for column in ('source', 'row'): table = table.add_column(column, np.array([row[column] for row in rows]))
-    used, read = (Counter(source for source, _ in places) for places in ([(row['source'], row['row']) for row in rows], {(row['source'], row['row']) for row in rows}))
-    sources = [dict(path=d.path, read=read[i], kept=read[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
-    return Rows(table, heldout, sources=sources)
+    out = Rows(table, heldout)
+    if heldout: out.train = _drop_leaks(table, heldout, config.model_copy(update={'dedup': 'exact'}), out) # as while training
+    if not len(out.train): raise UserError(f'streaming: no row is left to learn from, for all of the first {len(rows):,} are held out as well.')
+    read = Counter(source for source, _ in {(row['source'], row['row']) for row in rows})
+    drawn, used = (Counter(part['source']) for part in (table, out.train))
+    out.sources = [dict(path=d.path, read=read[i], kept=read[i] - drawn[i] + used[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
+    return out
 
 # %% ../nbs/03d_stream.ipynb #a5791625
 @dataclass

@@ -336,8 +336,8 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     save('test.jsonl', lines(ROWS[2:4]))
     c = streaming({'path': 'a.jsonl', 'weight': 1.5}, test_datasets=[{'path': 'test.jsonl'}])
     rows = stream_sample(c)
-    assert len(rows.train) == 12 and len(rows.heldout) == 2
-    assert rows.sources == [{'path': 'a.jsonl', 'read': 8, 'kept': 8, 'weight': 1.5, 'used': 12}]
+    assert len(rows.train) == 9 and len(rows.heldout) == 2 and rows.removed == {'equal to a held-out row': (3, ['a.jsonl row 3', 'a.jsonl row 4'])}
+    assert rows.sources == [{'path': 'a.jsonl', 'read': 8, 'kept': 5, 'weight': 1.5, 'used': 9}]
     with pytest.raises(UserError, match='stream_sample'): prepare_rows(c)
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
     used = sum(len(p['seq_lengths']) for p in stream)

@@ -119,6 +119,15 @@ def test_streamed_rows_with_weights_are_counted(tmp_path):
     assert 'not looked for' in report.skipped[-1]
 
 
+def test_streamed_rows_that_are_held_out_are_not_counted_as_learned(tmp_path):
+    data = prepare(load_config(BASE | {'streaming': True, 'max_steps': 1, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(10)), 'weight': 2}], 'test_datasets': [{'path': save_rows(tmp_path/'t.jsonl', tasks(3))}]}))
+    assert [(f.read, f.removed, f.weighted, f.used) for f in data.report.fates] == [(10, 6, 10, 14), (3, 0, 0, 0)]
+    assert found(data.report) == [('note', 'leakage', ['r.jsonl row 1', 'r.jsonl row 2', 'r.jsonl row 3'])]
+    assert 'were streamed' not in str(data) # nothing was, up to now
+    with pytest.raises(UserError, match='all of the first 3 are held out as well'):
+        data_report(BASE | {'streaming': True, 'max_steps': 1, 'datasets': [{'path': str(tmp_path/'t.jsonl')}], 'test_datasets': [{'path': str(tmp_path/'t.jsonl')}]})
+
+
 def test_first_rows_are_the_first(tmp_path):
     "Though the rows are shuffled before they become tokens."
     data = prepare(load_config(BASE | {'val_set_size': 2, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(30) + [task(30 + i, output='') for i in range(9)])}]}))
