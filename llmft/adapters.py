@@ -215,7 +215,7 @@ def save_trained(
     model.save_pretrained(folder, **how)
     shutil.rmtree(Path(folder)/'start', ignore_errors=True)
 
-# %% ../nbs/05a_adapters.ipynb #14389481
+# %% ../nbs/05a_adapters.ipynb #138f1852
 def add_beside(
     model,  # `PeftModel`
     folder, # of an adapter that peft wrote
@@ -228,9 +228,9 @@ def add_beside(
     if any(c.layer_replication for c in (saved, *model.peft_config.values())): raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, so it cannot share it. Open it by itself.')
     try:
         with _peft_errors(): model.load_adapter(folder, name)
-    except UserError:
+    except UserError as e:
         if name in model.peft_config: model.delete_adapter(name)
-        raise
+        raise UserError(f'{folder}: {e}') from None
 
 def use_adapter(
     model, # `PeftModel`

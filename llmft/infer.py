@@ -204,7 +204,7 @@ def use(self: Chat,
     self.ask_as(*run)
     return self
 
-# %% ../nbs/07_infer.ipynb #ff2ccd12
+# %% ../nbs/07_infer.ipynb #95e5165d
 def load_run(
     path,          # run folder, or a folder that `merge_adapter` wrote
     quantized=True,# `False`: 16-bit base, whatever the run was trained on
@@ -219,7 +219,7 @@ def load_run(
         chat, first = Chat(settle_endings(model, tokenizer, config).eval(), tokenizer, config, path), None
     else:
         from peft import PeftModel
-        folder, first = _adapter_of(path), path.resolve().name
+        folder, first = _adapter_of(path), {'base': 'first'}.get(path.resolve().name, path.resolve().name)
         chat = Chat(PeftModel.from_pretrained(load_base(config, quantized), folder), saved_tokenizer(folder, config), config, path)
         chat.runs[first] = ('default', chat.tokenizer, config, path)
     for name, other in (also or {}).items(): chat.add(name, other)

@@ -287,11 +287,11 @@ def chats(folder):
     return save_rows(folder/'chats.jsonl', [{'messages': [{'role': 'user', 'content': f'Say {i}'}, {'role': 'assistant', 'content': f'it is {i}'}]} for i in range(20)])
 
 OTHERS = {'layers': {'lora_target_modules': ['q_proj', 'up_proj'], 'lora_r': 2}, 'head': {'lora_modules_to_save': ['lm_head']}, 'rows': {'peft_trainable_token_indices': [5, 6, 262]},
-    'dora': {'peft_use_dora': True}, 'pissa': {'peft_init_lora_weights': 'pissa'}}
+    'dora': {'peft_use_dora': True}, 'pissa': {'peft_init_lora_weights': 'pissa'}, 'qlora': {'lora_r': 2}}
 
 @pytest.mark.parametrize('kind', OTHERS)
 def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
-    short = dict(max_steps=6, val_set_size=0, save_strategy='no', learning_rate=1e-2)
+    short = dict(max_steps=6, val_set_size=0, save_strategy='no', learning_rate=1e-2, adapter='qlora' if kind == 'qlora' else 'lora')
     one = finetune(settings(**short), say=None, force=True).path
     two = finetune(settings(output_dir=str(tmp_path/'two'), datasets=[{'path': chats, 'type': 'chat_template'}], **short, **OTHERS[kind]), say=None, force=True).path
     both, questions = load_run(one, also={'two': two}), ['Add 3 to a number', 'Say 4']
@@ -299,7 +299,7 @@ def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
     assert both.adapters == ['base', 'run', 'two'] and both.path == one
     for name in ('run', 'two', 'run', 'base', 'two', 'run'):
         both.use(name)
-        if name == 'base': model, chat = load_base(settings()), alone['two' if both.dataset.type == 'chat_template' else 'run']
+        if name == 'base': model, chat = load_base(settings(**short)), alone['two' if both.dataset.type == 'chat_template' else 'run']
         else: model, chat = alone[name].model, alone[name]
         ids = [chat.ids(q) for q in questions]
         assert [both.ids(q) for q in questions] == ids # each run's own format
@@ -342,6 +342,17 @@ def test_adapters_that_do_not_share_a_base(settings, model, tmp_path):
     with pytest.raises(UserError, match='no other adapter can be put on it'): load_run(whole, also={'one': one})
     with pytest.raises(UserError, match="the name 'run' is taken"): load_run(one, also={'run': one})
     with pytest.raises(UserError, match='Did you mean `two`?'): load_run(one, also={'two': one}).use('tow')
+
+
+def test_experts_beside_each_other(settings, experts, tmp_path):
+    "peft can only put adapters beside each other that have the same expert weights."
+    def run(name, *weights):
+        return finetune(settings(base_model=str(experts), output_dir=str(tmp_path/name), lora_target_parameters=[*weights], max_steps=4, learning_rate=1e-2, val_set_size=0, save_strategy='no', seed=len(name)), say=None, force=True).path
+    one, two, three = run('base', 'mlp.experts.down_proj'), run('second', 'mlp.experts.down_proj'), run('other', 'mlp.experts.gate_up_proj')
+    both = load_run(one, also={'second': two})
+    for name, path in [('second', two), ('first', one)]: # a folder called `base` has another name here
+        assert both.use(name).generate(['Add 3', 'Add 4'], max_new_tokens=8) == load_run(path).generate(['Add 3', 'Add 4'], max_new_tokens=8)
+    with pytest.raises(UserError, match='other.*must target the same set of parameters'): both.add('other', three)
 
 
 def test_chat_switches(settings, tmp_path, monkeypatch, capsys):
