@@ -7,13 +7,13 @@ __all__ = ['linear_names', 'target_modules', 'lora_config', 'adapter_in_float32'
            'save_trained', 'add_beside', 'use_adapter', 'Parameters', 'parameter_report']
 
 # %% ../nbs/05a_adapters.ipynb #395b8093
-import json, re
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .config import _nearest
-from .core import UserError, quiet
+from .core import UserError
 from .hub import hub_errors, is_path, resolve_model
 from .special import new_token_ids
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .config import _nearest
 from .core import UserError
-from .prompts import _MARK, RowError, Turn, control_tokens, protect, register_format
+from .prompts import RowError, Turn, control_tokens, protect, register_format
 
 # %% ../nbs/01b_chat.ipynb #4358af48
 TEMPLATES = Path(__file__).parent/'templates' if '__file__' in globals() else Path('../llmft/templates')

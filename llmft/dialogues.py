@@ -8,7 +8,7 @@ __all__ = ['LAYOUTS', 'Layout', 'layout_turns']
 # %% ../nbs/01c_dialogues.ipynb #0e877708
 from dataclasses import dataclass, replace
 
-from .chat import _ANSWER, _chat_ask, _chat_columns, NAMES, Message, chat_messages
+from .chat import _ANSWER, _chat_ask, _chat_columns, NAMES, chat_messages
 from .formats import _in_pieces, _PIECES
 from .prompts import RowError, Turn, control_tokens, protect, register_format
 

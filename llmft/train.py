@@ -10,7 +10,6 @@ __all__ = ['Collator', 'make_collator', 'smaller_batch', 'make_trainer', 'held_o
 import json, math, os, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from .adapters import adapter_in_float32, add_adapter, parameter_report
 from .arguments import check_names, idle_keys, tracker_environment, training_arguments
