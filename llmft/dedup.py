@@ -198,7 +198,7 @@ def prepare_rows(
     read, rows = rows['source'][:], drop_duplicates(rows, config, out.removed)
     if not config.test_datasets: rows, out.heldout = split_dataset(rows, config)
     if out.heldout and (config.test_datasets or config.dedup == 'off' or any(_entry_number(config.datasets))): rows = _drop_leaks(rows, out.heldout, config, out)
-    if not len(rows): raise UserError(f'no row is left to learn from.\n' + '\n'.join(f'{n} are left out: {reason}.' for reason, (n, _) in out.removed.items()))
+    if not len(rows): raise UserError('no row is left to learn from.\n' + '\n'.join(f'{n} are left out: {reason}.' for reason, (n, _) in out.removed.items()))
     kept, rows = rows['source'][:], weighted_rows(rows, config)
     mix = config.shuffle_merged_datasets and (len(config.datasets) > 1 or any(d.weight != 1 for d in config.datasets))
     out.train = rows.shuffle(seed=config.seed) if mix else rows

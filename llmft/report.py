@@ -17,12 +17,12 @@ import numpy as np
 
 from .chat import chat_messages
 from .config import Config, load_config
-from .core import UserError, write_atomic
+from .core import write_atomic
 from .data import describe_sources
 from .dedup import _first_entry, _texts, near_pairs, prepare_rows
 from .encode import _head, encode_batch
 from .findings import LEVELS, begin_faults, blank_ids, check_ignored, end_faults, few_rows, find, find_rows, repeated_answers, stop_if_found, token_table
-from .hub import hub_errors, resolve_model
+from .hub import resolve_model
 from .packing import pack
 from .prompts import RowError, ask_turns, find_format, prompt_turns, row_to_turns
 from .special import end_ids
