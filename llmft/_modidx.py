@@ -838,6 +838,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'llmft.tokens._content_key': ('tokens.html#_content_key', 'llmft/tokens.py'),
                               'llmft.tokens._count_spelled': ('tokens.html#_count_spelled', 'llmft/tokens.py'),
                               'llmft.tokens._cuts': ('tokens.html#_cuts', 'llmft/tokens.py'),
+                              'llmft.tokens._no_collection': ('tokens.html#_no_collection', 'llmft/tokens.py'),
                               'llmft.tokens._parts': ('tokens.html#_parts', 'llmft/tokens.py'),
                               'llmft.tokens._shown': ('tokens.html#_shown', 'llmft/tokens.py'),
                               'llmft.tokens._stable_template': ('tokens.html#_stable_template', 'llmft/tokens.py'),

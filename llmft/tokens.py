@@ -6,8 +6,9 @@
 __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows', 'Dropped', 'count_reasons', 'dropped_rows',
            'usable_rows', 'tokenize_dataset', 'Lengths', 'length_report']
 
-# %% ../nbs/03_tokens.ipynb #46b1dac1
-import hashlib, json, sys, time
+# %% ../nbs/03_tokens.ipynb #c0ac0676
+import gc, hashlib, json, sys, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -157,7 +158,16 @@ def _all_parts(encoded, strategies, config): # -> for each row its parts; most r
     return [[_Part(0, n)] if ok else _parts(encoded.labels[a:a + n], strategy, config)
             for ok, a, n, strategy in zip(whole.tolist(), at.tolist(), lengths.tolist(), strategies)]
 
-# %% ../nbs/03_tokens.ipynb #27e6e5b3
+# %% ../nbs/03_tokens.ipynb #6266f318
+@contextmanager
+def _no_collection(): # thousands of rows and turns come at once, and Python's search for circles among them takes a fifth of the time
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+@_no_collection()
 def encode_columns(
     columns,   # a batch of rows: column name -> list; with `source`, the index of their entry in `datasets`, and `row`
     tokenizer, # from `load_tokenizer`
