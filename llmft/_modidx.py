@@ -858,6 +858,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'llmft.train._callback_class': ('train.html#_callback_class', 'llmft/train.py'),
                              'llmft.train._ending': ('train.html#_ending', 'llmft/train.py'),
                              'llmft.train._guard_class': ('train.html#_guard_class', 'llmft/train.py'),
+                             'llmft.train._load_model': ('train.html#_load_model', 'llmft/train.py'),
                              'llmft.train._loraplus': ('train.html#_loraplus', 'llmft/train.py'),
                              'llmft.train._mean_loss': ('train.html#_mean_loss', 'llmft/train.py'),
                              'llmft.train._stoppable': ('train.html#_stoppable', 'llmft/train.py'),

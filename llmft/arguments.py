@@ -158,7 +158,7 @@ def training_arguments(
     args.n_gpu; args._n_gpu = min(args._n_gpu, 1) # a second GPU is used by `torchrun` only, never by splitting batches in one process
     return args
 
-# %% ../nbs/05b_arguments.ipynb #48b15b63
+# %% ../nbs/05b_arguments.ipynb #c4997242
 _MEANS_NOTHING = [ # (keys, when they do nothing, what is said)
     (['fsdp', 'fsdp_config', 'fsdp_version', 'deepspeed', 'ddp_find_unused_parameters', 'ddp_timeout', 'ddp_bucket_cap_mb', 'ddp_broadcast_buffers'],
         lambda c, hw: not launched(), 'for several processes; this is one. `torchrun --nproc_per_node 2 -m llmft train …` starts two'),
@@ -180,6 +180,7 @@ _MEANS_NOTHING = [ # (keys, when they do nothing, what is said)
     (['hub_strategy', 'hub_revision'], lambda c, hw: not c.hub_model_id, 'for `hub_model_id`'),
 ]
 
+# %% ../nbs/05b_arguments.ipynb #3dedded0
 def idle_keys(
     config, # `Config`
     hw,     # `Hardware`

@@ -244,12 +244,18 @@ def _train(trainer, run, progress, checkpoint): # train, then measure once more 
     measured = any('eval_loss' in m and m['step'] == step for m in run.metrics)
     if trainer.eval_dataset is not None and not (run.interrupted or measured): trainer.evaluate()
 
-# %% ../nbs/06_train.ipynb #631029de
+# %% ../nbs/06_train.ipynb #d3bb0d93
 def _ending(model, tokenizer): # a line of the table of settings
     ends = model.generation_config.eos_token_id
     names = ', '.join(f'`{tokenizer.convert_ids_to_tokens(i)}`' for i in (ends if isinstance(ends, list) else [ends]))
     return Choice('end of an answer', names, 'tokenizer, chat template and model name it', 'special_tokens')
 
+def _load_model(config, hw, tokenizer): # base and adapter; what ends an answer is settled and noted in `hw`
+    model = add_adapter(load_base(config, hw=hw), config)
+    hw.choices.append(_ending(settle_endings(model, tokenizer, config), tokenizer))
+    return model
+
+# %% ../nbs/06_train.ipynb #ed736049
 def push_trained(
     run,    # `Run`, finished
     config, # `Config` with `hub_model_id`
@@ -261,7 +267,7 @@ def push_trained(
         repo = HfApi().create_repo(config.hub_model_id, private=True, exist_ok=True).repo_id
         HfApi().upload_folder(repo_id=repo, folder_path=folder, revision=config.hub_revision, commit_message='What llmft trained')
 
-# %% ../nbs/06_train.ipynb #7fec72c0
+# %% ../nbs/06_train.ipynb #e14b8293
 def finetune(
     config,          # `Config`, or what `load_config` takes: a path, a recipe's name, a `dict`
     overwrite=False, # replace a run folder that exists
@@ -277,8 +283,7 @@ def finetune(
     checkpoint = check_resume(out, config) if resume else None
     data, hw = prepare(config), hardware(config)
     for line in (*config.notes, hw, data, *idle_keys(config, hw)): say(line)
-    model = add_adapter(load_base(config, hw=hw), config)
-    hw.choices.append(_ending(settle_endings(model, data.tokenizer, config), data.tokenizer))
+    model = _load_model(config, hw, data.tokenizer)
     report = parameter_report(model)
     say(report)
     run = start_run(config, hw, data_record(config, data), out, overwrite, resume)
