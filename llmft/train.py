@@ -293,8 +293,7 @@ def finetune(
     with _stoppable(progress):
         samples.ask_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
-        if guard.stopped: say(guard.stopped)
-        if data.streamed: say(data.streamed)
+        for line in filter(None, (guard.stopped, data.streamed)): say(line)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
     if config.hub_model_id: push_trained(run, config)
     say(run)
