@@ -2,8 +2,8 @@
 import json, os, platform, re, resource, subprocess, sys, tempfile, time
 from pathlib import Path
 import torch
-from llmft.config import load_config
-from llmft.model import load_base
+from llmft.config.config import load_config
+from llmft.model.base import load_base
 
 RESULTS = Path(__file__).parent/'results'
 SHARDS = 8

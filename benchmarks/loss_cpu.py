@@ -2,13 +2,13 @@
 import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
-from llmft.config import load_config
-from llmft.loss import learned_token_loss
-from llmft.adapters import add_adapter
-from llmft.model import hardware, load_base
-from llmft.packing import pack
-from llmft.report import prepare
-from llmft.train import Collator, make_trainer
+from llmft.config.config import load_config
+from llmft.model.loss import learned_token_loss
+from llmft.model.adapters import add_adapter
+from llmft.model.base import hardware, load_base
+from llmft.tokens.packing import pack
+from llmft.tokens.report import prepare
+from llmft.training.train import Collator, make_trainer
 
 RESULTS = Path(__file__).parent/'results'
 

@@ -2,8 +2,8 @@
 import json, os, platform, resource, subprocess, sys, time
 from pathlib import Path
 import torch
-from llmft.loss import learned_token_loss
-from llmft.model import _cpu_name
+from llmft.model.loss import learned_token_loss
+from llmft.model.base import _cpu_name
 
 RESULTS = Path(__file__).parent/'results'
 VOCABULARY, HIDDEN, ROWS, LENGTH = 128_000, 1024, 2, 2048

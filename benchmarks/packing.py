@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, load_from_disk
 
-from llmft.config import load_config
-from llmft.data import load_rows
-from llmft.packing import best_fit, exact_fit, pack
-from llmft.tokens import load_tokenizer, tokenize_dataset
+from llmft.config.config import load_config
+from llmft.data.sources import load_rows
+from llmft.tokens.packing import best_fit, exact_fit, pack
+from llmft.tokens.tokenize import load_tokenizer, tokenize_dataset
 
 RESULTS, SIZE = Path(__file__).parent/'results', 2048
 

@@ -10,8 +10,8 @@ OUT = Path(__file__).parent/'results'/'stream.json'
 
 def write_rows(path, n):
     "The built-in exercises again and again, each with a number, so that no two rows are equal."
-    from llmft.data import BUILTIN
-    from llmft.files import read_file
+    from llmft.data.sources import BUILTIN
+    from llmft.data.files import read_file
     rows = [row for _, row in read_file(str(BUILTIN/'python-evol-1k'/'train.jsonl.gz'))]
     with open(path, 'w') as f:
         for i in range(n):
@@ -26,13 +26,13 @@ class Clock:
 
 
 def config(path, **more):
-    from llmft.config import load_config
+    from llmft.config.config import load_config
     return load_config({'base_model': os.environ['MODEL'], 'datasets': [{'path': path}], 'sequence_len': 2048, 'dedup': 'off'} | more)
 
 
 def streamed(path): # rows and tokens that were read
-    from llmft.stream import stream_tokens
-    from llmft.tokens import load_tokenizer
+    from llmft.tokens.stream import stream_tokens
+    from llmft.tokens.tokenize import load_tokenizer
     c = config(path, streaming=True, max_steps=1)
     stream, counts = stream_tokens(load_tokenizer(c), c)
     clock, packed, tokens = Clock(), 0, 0
@@ -41,9 +41,9 @@ def streamed(path): # rows and tokens that were read
 
 
 def in_memory(path):
-    from llmft.dedup import prepare_rows
-    from llmft.packing import pack
-    from llmft.tokens import load_tokenizer, tokenize_dataset
+    from llmft.data.dedup import prepare_rows
+    from llmft.tokens.packing import pack
+    from llmft.tokens.tokenize import load_tokenizer, tokenize_dataset
     c = config(path)
     tokenizer = load_tokenizer(c)
     clock, packed, tokens = Clock(), 0, 0

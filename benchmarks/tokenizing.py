@@ -4,10 +4,10 @@ from pathlib import Path
 
 import tokenizers
 from datasets import Dataset, disable_caching
-from llmft.config import load_config
-from llmft.data import load_rows
-from llmft.prompts import row_to_turns
-from llmft.tokens import load_tokenizer, tokenize_dataset
+from llmft.config.config import load_config
+from llmft.data.sources import load_rows
+from llmft.prompts.turns import row_to_turns
+from llmft.tokens.tokenize import load_tokenizer, tokenize_dataset
 
 RESULTS = Path(__file__).parent/'results'
 

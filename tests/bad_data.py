@@ -256,7 +256,7 @@ def write(case):
 
 def ask(*command):
     "Run the command line in this process: (status, what it prints, what it says is wrong)."
-    from llmft.cli import main
+    from llmft.commands.cli import main
     out, err, status = io.StringIO(), io.StringIO(), 0
     with redirect_stdout(out), redirect_stderr(err):
         try: main(list(command))

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Callable
 
-from llmft.chat import chat_messages, chosen_template
-from llmft.config import load_config
-from llmft.prompts import control_tokens
-from llmft.tokens import IGNORE, encode_columns
+from llmft.prompts.chat import chat_messages, chosen_template
+from llmft.config.config import load_config
+from llmft.prompts.turns import control_tokens
+from llmft.tokens.tokenize import IGNORE, encode_columns
 
 DATA = Path(__file__).parent/'data'
 

@@ -3,16 +3,16 @@ import io, json
 import pytest, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
-from llmft import train
-from llmft.adapters import add_adapter, adapter_in_float32, parameter_report
-from llmft.cli import main
-from llmft.config import load_config, save_config
+from llmft.training import train
+from llmft.model.adapters import add_adapter, adapter_in_float32, parameter_report
+from llmft.commands.cli import main
+from llmft.config.config import load_config, save_config
 from llmft.core import UserError
-from llmft.export import merge_adapter
-from llmft.infer import load_run, prompt_ids
-from llmft.model import load_base
-from llmft.special import add_tokens, raw_tokenizer
-from llmft.train import finetune, make_trainer, prepare
+from llmft.export.merge import merge_adapter
+from llmft.inference.chat import load_run, prompt_ids
+from llmft.model.base import load_base
+from llmft.tokens.special import add_tokens, raw_tokenizer
+from llmft.training.train import finetune, make_trainer, prepare
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 

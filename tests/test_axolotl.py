@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmft.axolotl import ENTRY_KEYS, KEYS, RENAMED, VALUES, find_key, translate
-from llmft.cli import main
-from llmft.config import Config, DatasetConfig, UserFormat, list_recipes, load_config, read_yaml
-from llmft.convert import LEFT_OUT, REFUSED, SPECIAL, convert
-from llmft.convert import RENAMED as ARGUMENTS
+from llmft.config.axolotl import ENTRY_KEYS, KEYS, RENAMED, VALUES, find_key, translate
+from llmft.commands.cli import main
+from llmft.config.config import Config, DatasetConfig, UserFormat, list_recipes, load_config, read_yaml
+from llmft.config.convert import LEFT_OUT, REFUSED, SPECIAL, convert
+from llmft.config.convert import RENAMED as ARGUMENTS
 from llmft.core import UserError
 
 FILES = Path(__file__).parent/'data'/'axolotl'
@@ -31,7 +31,7 @@ def test_honoured_is_a_field(keys, model):
 
 
 def test_each_key_is_in_one_class():
-    import llmft.axolotl as module
+    import llmft.config.axolotl as module
     groups = [module._SAME, module._TRANSLATED, module._HARMLESS, module._UNSUPPORTED]
     assert sum(map(len, groups)) == len(KEYS)
     names = [n for call in ast.walk(ast.parse((PACKAGE/'axolotl.py').read_text())) if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == '_keys'
@@ -427,7 +427,7 @@ def test_notes_are_told_and_kept(tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit): main(['check', 'run.yml'])
     said = capsys.readouterr().out
     assert all(said.count(note) == 1 for note in notes)
-    from llmft.train import finetune
+    from llmft.training.train import finetune
     lines = []
     run = finetune('run.yml', say=lambda x: lines.append(str(x)))
     assert all(lines.count(note) == 1 for note in notes)

@@ -12,7 +12,7 @@ CASES = {f'{section}: {case["id"]}': case for section, cases in BROKEN.items() f
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     def load(*_, **__): raise AssertionError('the model was loaded')
-    monkeypatch.setattr('llmft.train.load_base', load)
+    monkeypatch.setattr('llmft.training.train.load_base', load)
 
 
 def tree(): return {str(p): p.read_bytes() if p.is_file() else None for p in Path('.').rglob('*')}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmft.cli import main
+from llmft.commands.cli import main
 from tests.bad_data import BASE, ROWS
 
 RUN = BASE.replace('datasets:', 'adapter: lora\ndatasets:')
@@ -41,7 +41,7 @@ def wrong(capsys):
 def no_training(monkeypatch):
     "The weights are never read: a mistake must show before that."
     def load(*_, **__): raise AssertionError('the model was loaded')
-    monkeypatch.setattr('llmft.train.load_base', load)
+    monkeypatch.setattr('llmft.training.train.load_base', load)
 
 
 def says(message, *parts):
@@ -109,7 +109,7 @@ def test_all_mistakes_at_once(wrong):
 
 
 def test_eight_bits_alone_is_right():
-    from llmft.config import load_config
+    from llmft.config.config import load_config
     Path('run.yml').write_text(BASE + 'load_in_8bit: true\n')
     config = load_config('run.yml')
     assert (config.adapter, config.load_in_4bit, config.load_in_8bit) == ('lora', False, True)
@@ -155,8 +155,8 @@ def test_late(item, parts, wrong, no_training, monkeypatch):
     'lora_modules_to_save=[embed_tokns]': ['lora_modules_to_save: this model has no layer called `embed_tokns`', 'Did you mean `embed_tokens`?'],
 }.items())
 def test_layers(item, parts, wrong, monkeypatch):
-    from llmft.check import model_skeleton
-    monkeypatch.setattr('llmft.train.load_base', lambda config, hw: model_skeleton(config)) # no weights
+    from llmft.commands.check import model_skeleton
+    monkeypatch.setattr('llmft.training.train.load_base', lambda config, hw: model_skeleton(config)) # no weights
     for command in ('train', 'check'): says(wrong(command, 'run.yml', '--set', item), *parts)
 
 
@@ -200,7 +200,7 @@ def test_no_run(command, wrong):
 
 
 def unfinished(): # a run folder without adapter
-    from llmft.config import load_config, save_config
+    from llmft.config.config import load_config, save_config
     save_config(load_config('run.yml'), 'out/config_completed.yml')
 
 
@@ -269,7 +269,7 @@ def test_hub_data(kind, parts, wrong, hub_raises):
 
 def shell(*args, **env):
     before = tree()
-    run = subprocess.run([sys.executable, '-c', 'from llmft.cli import main; main()', *args], capture_output=True, text=True, env=os.environ | env)
+    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()', *args], capture_output=True, text=True, env=os.environ | env)
     assert 'Traceback' not in run.stderr, run.stderr
     return run, tree() == before
 
@@ -329,7 +329,7 @@ def test_cached_model_needs_no_network(tmp_path):
 
 def test_interrupted_before_training(monkeypatch, capsys):
     def stop(*_, **__): raise KeyboardInterrupt
-    monkeypatch.setattr('llmft.train.load_base', stop)
+    monkeypatch.setattr('llmft.training.train.load_base', stop)
     before = tree()
     with pytest.raises(SystemExit) as e: main(['train', 'run.yml'])
     assert e.value.code == 130

@@ -2,11 +2,11 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llmft.chat import TEMPLATES, chosen_template, find_chat_template
-from llmft.config import load_config
+from llmft.prompts.chat import TEMPLATES, chosen_template, find_chat_template
+from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.prompts import RowError, ask_turns, prompt_formats, render, row_to_turns
-from llmft.tokens import IGNORE, encode_turns
+from llmft.prompts.turns import RowError, ask_turns, prompt_formats, render, row_to_turns
+from llmft.tokens.tokenize import IGNORE, encode_turns
 from tests.parity import load_test_tokenizer
 
 TOKENIZERS = ['tokenizer', 'tokenizer_sp', 'tokenizer_sp_nl']

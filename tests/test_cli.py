@@ -3,8 +3,8 @@ import io, json, subprocess, sys
 
 import pytest
 
-from llmft.cli import main
-from llmft.config import list_recipes, load_config, save_config
+from llmft.commands.cli import main
+from llmft.config.config import list_recipes, load_config, save_config
 
 COMMANDS = 'demo train check preview chat generate score merge recipes'.split()
 
@@ -28,7 +28,7 @@ def test_help(llmft):
 
 
 def test_help_without_a_command():
-    run = subprocess.run([sys.executable, '-c', 'from llmft.cli import main; main()'], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()'], capture_output=True, text=True)
     assert 'Usage:' in run.stdout + run.stderr and 'recipes' in run.stdout + run.stderr
 
 
@@ -81,7 +81,7 @@ sample_packing: false
 max_steps: 2
 output_dir: {folder/'unused'}
 ''')
-    run = subprocess.run([sys.executable, '-c', 'from llmft.cli import main; main()', 'train', folder/'run.yml', '--out', folder/'run', '--set', 'learning_rate=1e-3'],
+    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'train', folder/'run.yml', '--out', folder/'run', '--set', 'learning_rate=1e-3'],
         capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return folder, run
@@ -108,7 +108,7 @@ def test_generate(trained, llmft):
     assert llmft('generate', folder/'run', '-p', 'Say 3.', '--max-new-tokens', '4').strip()
     (folder/'questions.jsonl').write_text('{"instruction": "Say 1."}\n\n{"instruction": "Say 2.", "input": "please"}\n')
     (folder/'questions.txt').write_text('Say 1.\nSay 2.\n')
-    from llmft.infer import Chat
+    from llmft.inference.chat import Chat
     asked = []
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Chat, 'generate', lambda self, questions, **how: asked.append((questions, how)) or ['one [red]', 'two'])
@@ -122,7 +122,7 @@ def test_generate(trained, llmft):
 def test_chat(lines, trained, llmft, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr('sys.stdin', io.StringIO(lines))
-    monkeypatch.setattr('llmft.infer.stream', lambda model, tokenizer, ids, **how: iter(['the ', 'answer']))
+    monkeypatch.setattr('llmft.inference.chat.stream', lambda model, tokenizer, ids, **how: iter(['the ', 'answer']))
     text = llmft('chat', folder/'run')
     assert text.count('the answer\n') == 1 and text.count('/quit ends') == 2
 
@@ -149,7 +149,7 @@ def test_merge(trained, llmft):
 
 def test_a_reader_that_goes_away():
     "`llmft recipes NAME | head -1` ends in silence."
-    run = subprocess.Popen([sys.executable, '-c', 'from llmft.cli import main; main()', 'recipes', 'smollm2-135m'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    run = subprocess.Popen([sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'recipes', 'smollm2-135m'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run.stdout.close()
     err = run.stderr.read()
     run.wait()

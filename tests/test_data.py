@@ -4,13 +4,13 @@ from pathlib import Path
 
 import fsspec, pandas as pd, pytest
 from datasets import Dataset, DatasetDict
-from llmft.config import DatasetConfig, load_config
+from llmft.config.config import DatasetConfig, load_config
 from llmft.core import UserError
-from llmft.data import iterate_source, load_rows, load_source
-from llmft.dedup import near_pairs, prepare_rows, shingles, similarity
-from llmft.files import read_file
-from llmft.stream import stream_sample, stream_tokens
-from llmft.tokens import dropped_rows, encode_rows, usable_rows
+from llmft.data.sources import iterate_source, load_rows, load_source
+from llmft.data.dedup import near_pairs, prepare_rows, shingles, similarity
+from llmft.data.files import read_file
+from llmft.tokens.stream import stream_sample, stream_tokens
+from llmft.tokens.tokenize import dropped_rows, encode_rows, usable_rows
 
 ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
 
@@ -302,7 +302,7 @@ def unpacked(row): # the rows inside a packed one
 
 @pytest.mark.parametrize('excess', ['drop', 'truncate', 'split'])
 def test_streamed_rows_are_those_in_memory(tokenizer, excess, monkeypatch):
-    monkeypatch.setattr('llmft.stream.CHUNK', 7)
+    monkeypatch.setattr('llmft.tokens.stream.CHUNK', 7)
     rows = ROWS + [{'instruction': 'long', 'output': 'word ' * 300}, {'instruction': 'none', 'output': ''}]
     save('a.jsonl', lines(rows))
     save('b.txt', 'A story.\nAnother one.\n')
@@ -345,14 +345,14 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
 
 
 def test_preview_reads_no_more_than_it_shows():
-    from llmft.check import preview_rows
+    from llmft.commands.check import preview_rows
     save('a.jsonl', lines(ROWS * 20) + b'{"broken')
     assert len(preview_rows(streaming('a.jsonl'), 2)) == 2
     with pytest.raises(UserError, match='a.jsonl:161'): preview_rows(config('a.jsonl'), 2)
 
 
 def test_preview_shows_every_source():
-    from llmft.check import preview_rows
+    from llmft.commands.check import preview_rows
     save('a.jsonl', lines(ROWS * 20))
     save('b.txt', 'A story.\n')
     shown = ''.join(map(str, preview_rows(config('a.jsonl', {'path': 'b.txt', 'type': 'completion'}), 3)))
@@ -373,9 +373,9 @@ def test_streaming_needs_steps():
 
 MEMORY = '''
 import resource, sys
-from llmft.stream import iterate_rows
-from llmft.data import _batches
-from llmft.config import load_config
+from llmft.tokens.stream import iterate_rows
+from llmft.data.sources import _batches
+from llmft.config.config import load_config
 c = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'a.jsonl'}], 'streaming': True, 'max_steps': 1})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == 'linux' else 1024 ** 2)
 batches = _batches(iterate_rows(c))
@@ -404,7 +404,7 @@ def test_lists_and_mappings_reach_the_format(tokenizer):
 
 
 def test_streamed_training(folder):
-    from llmft.train import finetune
+    from llmft.training.train import finetune
     from tests.tiny import save_tiny, small_tokenizer, tiny_config
     model = save_tiny(folder/'model', tokenizer=small_tokenizer())
     save('a.jsonl', lines(ROWS + [{'instruction': 'none', 'output': ''}]))

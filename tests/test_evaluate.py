@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from llmft import sandbox
-from llmft.evaluate import Scores, extract_code
-from llmft.sandbox import run_code, run_many, sandbox_report
+from llmft.evaluation import sandbox
+from llmft.evaluation.scores import Scores, extract_code
+from llmft.evaluation.sandbox import run_code, run_many, sandbox_report
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='a protection of Linux')
 HELD = sandbox._run('', '', 10, 2**30)[1]

@@ -3,11 +3,11 @@ import json, re
 from pathlib import Path
 import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from llmft.config import load_config
-from llmft.adapters import add_adapter
-from llmft.model import hardware, load_base
-from llmft.report import prepare
-from llmft.train import finetune, make_trainer
+from llmft.config.config import load_config
+from llmft.model.adapters import add_adapter
+from llmft.model.base import hardware, load_base
+from llmft.tokens.report import prepare
+from llmft.training.train import finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 RESULTS = Path(__file__).parent.parent/'benchmarks'/'results'

@@ -1,4 +1,5 @@
-import ast, importlib.metadata, subprocess, sys, sysconfig, time
+import ast, importlib.metadata, json, re, subprocess, sys, sysconfig, time
+from graphlib import TopologicalSorter
 from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
@@ -6,52 +7,30 @@ from packaging.utils import canonicalize_name
 from llmft._modidx import d
 from tests.test_package import settings
 
-PACKAGE = Path(__file__).parent.parent/'llmft'
-MODULES = sorted(p for p in PACKAGE.glob('*.py') if p.name[0] != '_')
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT/'llmft'
+MODULES = sorted(p for p in PACKAGE.rglob('*.py') if p.name[0] != '_')
+GROUND = {'core', 'plots', 'hub'} # all wings may use these three modules
 
-# what each module may import from the package
-MAY_IMPORT = {
-    'core':     set(),
-    'sandbox':  set(),
-    'hub':      {'core'},
-    'axolotl':  {'core'},
-    'keys':     set(),
-    'config':   {'core', 'axolotl', 'keys'},
-    'convert':  {'core', 'config', 'axolotl'},
-    'plots':    {'core'},
-    'memory_plots': {'plots'},
-    'prompts':  {'core', 'config'},
-    'formats':  {'core', 'config', 'prompts'},
-    'chat':     {'core', 'config', 'prompts'},
-    'dialogues': {'core', 'config', 'prompts', 'formats', 'chat'},
-    'files':    {'core', 'config'},
-    'data':     {'core', 'config', 'prompts', 'files', 'hub'},
-    'dedup':    {'core', 'config', 'data'},
-    'encode':   {'core', 'prompts'},
-    'tokens':   {'encode', 'core', 'config', 'special', 'prompts', 'chat', 'hub'},
-    'packing':  {'core'},
-    'findings': {'core', 'config', 'tokens'},
-    'report':   {'encode', 'special', 'core', 'config', 'hub', 'prompts', 'chat', 'data', 'dedup', 'tokens', 'packing', 'findings', 'stream'},
-    'stream':   {'core', 'config', 'data', 'dedup', 'packing', 'tokens'},
-    'gpus':     {'core', 'config'},
-    'dryrun':   {'core'},
-    'optimizers': {'core', 'config'},
-    'loss':     {'tokens'},
-    'special':  {'chat', 'core', 'config', 'hub'},
-    'adapters': {'core', 'config', 'hub', 'special'},
-    'arguments': {'core', 'config', 'optimizers', 'report'},
-    'model':    {'core', 'config', 'gpus', 'hub', 'special'},
-    'memory':   {'core', 'config', 'adapters', 'hub', 'gpus', 'dryrun', 'optimizers', 'loss', 'model', 'memory_plots'}, # a plan takes the run's own choices, adapter and loss
-    'run':      {'keys', 'core', 'config', 'special', 'adapters', 'model', 'infer', 'plots'}, # `infer` for the sample answers
-    'train':    {'core', 'config', 'special', 'adapters', 'arguments', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'packing', 'report', 'loss', 'memory', 'optimizers', 'model', 'run'},
-    'infer':    {'core', 'config', 'adapters', 'files', 'special', 'hub', 'prompts', 'tokens', 'model'},
-    'evaluate': {'core', 'config', 'hub', 'prompts', 'data', 'dedup', 'tokens', 'model', 'infer'},
-    'export':   {'core', 'config', 'special', 'hub', 'tokens', 'model', 'infer'},
+# each wing and the wings that it stands on; it may import those, what they stand on, and itself
+STANDS_ON = {
+    'config': [],
+    'prompts': ['config'],
+    'data': ['prompts'],
+    'tokens': ['data'],
+    'model': ['tokens'],
+    'memory': ['model'],
+    'inference': ['model'],
+    'evaluation': ['inference'],
+    'export': ['inference', 'evaluation'],
+    'training': ['memory', 'inference', 'evaluation', 'export'],
+    'commands': ['training'],
 }
-MAY_IMPORT['evaluate'] |= {'sandbox', 'plots'}
-MAY_IMPORT['check'] = {'core', 'config', 'adapters', 'arguments', 'data', 'hub', 'memory', 'model', 'report', 'run', 'stream', 'tokens', 'train'}
-MAY_IMPORT['demo'] = {*MAY_IMPORT} - {'check'}
-MAY_IMPORT['cli'] = {*MAY_IMPORT}
+
+
+def may_import(wing):
+    "The wings that modules of `wing` may import."
+    return {wing}.union(*map(may_import, STANDS_ON[wing]))
 
 
 def imports(path):
@@ -60,21 +39,47 @@ def imports(path):
     inside = {n for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) for n in ast.walk(f)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Import): names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level: # `from .core import x` or `from . import core`
-            names = [f'llmft.{node.module}'] if node.module else [f'llmft.{alias.name}' for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level: # `from ..core import x` or `from . import chat`
+            package = ['llmft', *path.relative_to(PACKAGE).parts[:-1]]
+            start = '.'.join(package[:len(package) - node.level + 1])
+            names = [f'{start}.{node.module}'] if node.module else [f'{start}.{alias.name}' for alias in node.names]
         elif isinstance(node, ast.ImportFrom): names = [node.module]
         else: continue
         for name in names: yield name, node in inside
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def name_of(path): return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+def test_every_module_is_in_a_wing():
+    assert {name_of(p).split('.')[0] for p in MODULES} == GROUND | STANDS_ON.keys()
+    assert all(len(p.relative_to(PACKAGE).parts) == 2 for p in MODULES if name_of(p) not in GROUND)
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
 def test_direction(path):
-    own = {(name.split('.')[1], lazy) for name, lazy in imports(path) if name.startswith('llmft.')}
-    wrong = {name for name, lazy in own if name not in MAY_IMPORT[path.stem] and not (lazy and name == 'plots')}
-    assert not wrong - {'__version__'}
+    wing = name_of(path).split('.')[0]
+    allowed = GROUND | (may_import(wing) if wing in STANDS_ON else set())
+    assert not {name.split('.')[1] for name, _ in imports(path) if name.startswith('llmft.')} - allowed
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: p.stem)
+def test_no_module_imports_in_a_circle():
+    names = {name_of(p) for p in MODULES}
+    arrows = {name_of(p): {name[6:] for name, inside in imports(p) if not inside and name[6:] in names} for p in MODULES}
+    list(TopologicalSorter(arrows).static_order()) # raises CycleError
+
+
+def test_notebooks_and_modules_lie_alike():
+    exported = {}
+    for path in (ROOT/'nbs').rglob('*.ipynb'):
+        sources = [''.join(cell['source']) for cell in json.loads(path.read_text(encoding='utf-8'))['cells']]
+        for source in sources:
+            if m := re.match(r'#\| default_exp (\S+)', source): exported[m[1]] = path.relative_to(ROOT/'nbs')
+    assert {*exported} == {name_of(p) for p in MODULES}
+    for module, path in exported.items(): assert re.sub(r'\d+_', '', path.with_suffix('').as_posix()) == module.replace('.', '/')
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
 def test_requirements_name_what_is_imported(path):
     ini = settings()
     needs = ' '.join([ini['package']['requirements'], *ini['extras'].values()]).split()

@@ -5,18 +5,18 @@ from types import SimpleNamespace
 import pytest, torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
-from llmft.check import model_skeleton
-from llmft.cli import main
-from llmft.config import dump_yaml, load_config
+from llmft.commands.check import model_skeleton
+from llmft.commands.cli import main
+from llmft.config.config import dump_yaml, load_config
 from llmft.core import UserError
-from llmft.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
-from llmft.gpus import GiB, find_gpu, find_place, known_gpus
-from llmft.memory import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory
-from llmft.adapters import add_adapter
-from llmft.model import load_base, model_shape
-from llmft.loss import learned_token_loss, plain_head
-from llmft.tokens import load_tokenizer
-from llmft.train import Collator, finetune, make_trainer
+from llmft.memory.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
+from llmft.model.gpus import GiB, find_gpu, find_place, known_gpus
+from llmft.memory.plan import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory
+from llmft.model.adapters import add_adapter
+from llmft.model.base import load_base, model_shape
+from llmft.model.loss import learned_token_loss, plain_head
+from llmft.tokens.tokenize import load_tokenizer
+from llmft.training.train import Collator, finetune, make_trainer
 
 SIZES = dict(vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
     max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, pad_token_id=0, tie_word_embeddings=False)
@@ -176,7 +176,7 @@ def test_bad_input(call, message):
 
 
 def test_4bit_needs_linear_layers():
-    from llmft.dryrun import quantize_layers
+    from llmft.memory.dryrun import quantize_layers
     model = torch.nn.Sequential(torch.nn.Embedding(10, 4))
     model.get_output_embeddings = lambda: None
     with pytest.raises(UserError, match='no linear layers'): quantize_layers(model, 4, torch.float16)
@@ -320,6 +320,6 @@ def test_train_stops_with_the_plan(run_file, monkeypatch):
     file = run_file(dict(SIZES, model_type='llama', vocab_size=2**24, hidden_size=4096), adapter='lora', lora_modules_to_save=['lm_head'])
     with pytest.raises(UserError, match=r'does not fit on this machine \(RAM') as e: finetune(file)
     assert 'highest in the step' in str(e.value) and '--force' in str(e.value)
-    monkeypatch.setattr('llmft.memory.plan_memory', lambda config: 1/0)
+    monkeypatch.setattr('llmft.memory.plan.plan_memory', lambda config: 1/0)
     check_fits(load_config('smollm2-135m')) if not torch.cuda.is_available() else None # the built-in model is not planned on a CPU
     with pytest.raises(UserError, match='has no weights'): finetune(file, force=True) # goes on to the model

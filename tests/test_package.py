@@ -44,7 +44,7 @@ def test_version(metadata): assert metadata['Version'] == llmft.__version__
 def test_holds_the_whole_package(wheel):
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT/'llmft').rglob('*') if p.is_file() and p.suffix != '.pyc'}
     assert {name for name in wheel if name.startswith('llmft/')} == here
-    for pattern in ('recipes/*.yml', 'templates/*.jinja', 'builtin/**/*.jsonl.gz', 'builtin/**/README.md'): assert list((ROOT/'llmft').glob(pattern)), pattern
+    for pattern in ('recipes/*.yml', 'prompts/templates/*.jinja', 'builtin/**/*.jsonl.gz', 'builtin/**/README.md'): assert list((ROOT/'llmft').glob(pattern)), pattern
 
 
 def test_command(wheel):

@@ -7,7 +7,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings, strategies as st
 
 from llmft.core import UserError
-from llmft.packing import best_fit, exact_fit, fewest_bins, pack
+from llmft.tokens.packing import best_fit, exact_fit, fewest_bins, pack
 
 
 @st.composite
@@ -118,9 +118,9 @@ def lognormal(n): return np.random.default_rng(0).lognormal(5.3, .9, n).clip(1, 
 
 
 def test_filled():
-    from llmft.config import load_config
-    from llmft.data import load_rows
-    from llmft.tokens import load_tokenizer, tokenize_dataset
+    from llmft.config.config import load_config
+    from llmft.data.sources import load_rows
+    from llmft.tokens.tokenize import load_tokenizer, tokenize_dataset
     config = load_config('smollm2-135m', sequence_len=2048)
     builtin = [len(ids) for ids in tokenize_dataset(load_rows(config), load_tokenizer(config), config)['input_ids']]
     for lengths in (np.resize(builtin, 20_000), lognormal(20_000)):

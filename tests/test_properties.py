@@ -4,10 +4,10 @@ import pytest
 from datasets import Dataset
 from hypothesis import assume, given, settings, strategies as st
 
-from llmft.config import DatasetConfig, load_config
-from llmft.encode import IGNORE, encode_turns
-from llmft.prompts import RowError, prompt_formats, prompt_turns, row_to_turns
-from llmft.tokens import dropped_rows, encode_rows
+from llmft.config.config import DatasetConfig, load_config
+from llmft.tokens.encode import IGNORE, encode_turns
+from llmft.prompts.turns import RowError, prompt_formats, prompt_turns, row_to_turns
+from llmft.tokens.tokenize import dropped_rows, encode_rows
 from tests.parity import load_test_tokenizer
 
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"

@@ -1,13 +1,13 @@
 from pathlib import Path
 import pytest, torch, trl
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from llmft.config import RECIPES, Config, list_recipes, load_config
-from llmft.export import merge_adapter
-from llmft.infer import load_run, prompt_ids
-from llmft.model import choose_optimizer, hardware
-from llmft.tokens import IGNORE, load_tokenizer
-from llmft.report import prepare
-from llmft.train import finetune
+from llmft.config.config import RECIPES, Config, list_recipes, load_config
+from llmft.export.merge import merge_adapter
+from llmft.inference.chat import load_run, prompt_ids
+from llmft.model.base import choose_optimizer, hardware
+from llmft.tokens.tokenize import IGNORE, load_tokenizer
+from llmft.tokens.report import prepare
+from llmft.training.train import finetune
 from tests.tiny import alpaca_rows, builtin_tokenizer, save_rows, save_tiny
 
 

@@ -1,12 +1,12 @@
 "The verdict on the data: each fault is found by its name, each row is counted once, and a run that makes no sense does not begin."
 import json, random
 import pytest
-from llmft.cli import main
-from llmft.config import load_config
+from llmft.commands.cli import main
+from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.findings import FINDINGS, LEVELS
-from llmft.report import data_report, prepare
-from llmft.train import finetune
+from llmft.tokens.findings import FINDINGS, LEVELS
+from llmft.tokens.report import data_report, prepare
+from llmft.training.train import finetune
 from tests.tiny import save_rows, save_tiny, small_tokenizer
 
 BASE = {'base_model': 'builtin/smollm2-135m', 'sequence_len': 96, 'micro_batch_size': 2}
@@ -192,10 +192,10 @@ def test_generation_stops_where_the_report_says(keys, tmp_path):
     "A source with a template of its own, on a model with another end token."
     import torch
     from transformers import AutoModelForCausalLM
-    from llmft.infer import generate_ids
-    from llmft.report import stop_ids
-    from llmft.special import settle_endings
-    from llmft.tokens import load_tokenizer
+    from llmft.inference.chat import generate_ids
+    from llmft.tokens.report import stop_ids
+    from llmft.tokens.special import settle_endings
+    from llmft.tokens.tokenize import load_tokenizer
     tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({'extra_special_tokens': ['<|im_start|>', '<|im_end|>']})
     save_tiny(tmp_path/'model', tokenizer=tokenizer)
@@ -211,7 +211,7 @@ def test_generation_stops_where_the_report_says(keys, tmp_path):
 
 
 def test_an_end_token_must_exist(tmp_path):
-    from llmft.tokens import load_tokenizer
+    from llmft.tokens.tokenize import load_tokenizer
     save_tiny(tmp_path/'model', tokenizer=small_tokenizer())
     config = load_config({'base_model': str(tmp_path/'model'), 'datasets': [{'path': 'x.jsonl'}], 'eot_tokens': ['<|eot|>']})
     with pytest.raises(UserError, match='eot_tokens: `<|eot|>` is not a token of this model'): load_tokenizer(config)

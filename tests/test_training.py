@@ -4,18 +4,18 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from llmft import train
-from llmft.config import DatasetConfig, load_config, save_config
+from llmft.training import train
+from llmft.config.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
-from llmft.infer import load_run, prompt_ids
-from llmft.adapters import add_adapter
-from llmft.model import hardware, load_base
-from llmft.prompts import RowError, row_to_turns
-from llmft.tokens import IGNORE, encode_turns, load_tokenizer
-from llmft.loss import learned_token_loss
-from llmft.packing import pack
-from llmft.report import prepare
-from llmft.train import Collator, finetune, make_trainer
+from llmft.inference.chat import load_run, prompt_ids
+from llmft.model.adapters import add_adapter
+from llmft.model.base import hardware, load_base
+from llmft.prompts.turns import RowError, row_to_turns
+from llmft.tokens.tokenize import IGNORE, encode_turns, load_tokenizer
+from llmft.model.loss import learned_token_loss
+from llmft.tokens.packing import pack
+from llmft.tokens.report import prepare
+from llmft.training.train import Collator, finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 
@@ -409,7 +409,7 @@ def test_going_on_is_as_never_stopped(stop, config, tmp_path, monkeypatch):
     assert told(again) == told(resumed)
 
 
-def command(*args): return [sys.executable, '-c', 'from llmft.cli import main; main()', 'train', *map(str, args)]
+def command(*args): return [sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'train', *map(str, args)]
 
 def until(process, out, steps):
     "Wait until the run in `out` has made so many steps."

@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from llmft.config import load_config
+from llmft.config.config import load_config
 from llmft.hub import fetch_builtin
 
 torch.set_num_threads(1) # models this small gain nothing from more, and lose much where cores are shared

@@ -1,0 +1,1 @@
+"One YAML file is one run: its keys, their checks, and the files of other programs."

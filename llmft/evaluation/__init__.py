@@ -1,0 +1,1 @@
+"Did it learn: scores by running what the model wrote, and by comparing."

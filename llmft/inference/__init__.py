@@ -1,0 +1,1 @@
+"Ask a model in the form that it was trained in."

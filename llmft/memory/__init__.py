@@ -1,0 +1,1 @@
+"Will it fit: a dry run of one step without weights or GPU."

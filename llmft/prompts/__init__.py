@@ -1,0 +1,1 @@
+"A row of any format becomes turns of text, each marked: trained or not."

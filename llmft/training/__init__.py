@@ -1,0 +1,1 @@
+"The run: arguments, checkpoints, resume, and a folder that explains itself."
