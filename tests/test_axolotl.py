@@ -34,7 +34,7 @@ def test_each_key_is_in_one_class():
     import llmft.config.axolotl as module
     groups = [module._SAME, module._TRANSLATED, module._HARMLESS, module._UNSUPPORTED]
     assert sum(map(len, groups)) == len(KEYS)
-    names = [n for call in ast.walk(ast.parse((PACKAGE/'axolotl.py').read_text())) if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == '_keys'
+    names = [n for call in ast.walk(ast.parse((PACKAGE/'config'/'axolotl.py').read_text())) if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == '_keys'
              for text in call.args[1].values for n in ast.literal_eval(text).split()] + [*RENAMED]
     assert len(names) == len(KEYS) + len(ENTRY_KEYS) # none is written twice
 
@@ -46,7 +46,7 @@ def test_patterns_do_not_hide_keys():
 def test_every_field_is_read():
     "A key that is accepted and then ignored would be worse than one that is refused."
     read = {'metric_for_best_model'} # both of its values mean the same
-    for path in PACKAGE.glob('*.py'):
+    for path in PACKAGE.rglob('*.py'):
         if path.stem in ('axolotl', 'convert', '_modidx'): continue
         nodes = [*ast.walk(ast.parse(path.read_text(encoding='utf-8')))]
         read |= {n.attr for n in nodes if isinstance(n, ast.Attribute)} # config.NAME
