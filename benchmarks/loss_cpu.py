@@ -3,11 +3,11 @@ import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
 from llmft.config.config import load_config
-from llmft.model.loss import learned_token_loss
+from llmft.model.loss import chunked_cross_entropy
 from llmft.model.adapters import add_adapter
-from llmft.model.base import hardware, load_base
+from llmft.model.base import detect_hardware, load_base
 from llmft.tokens.packing import pack
-from llmft.tokens.report import prepare
+from llmft.tokens.report import prepare_data
 from llmft.training.train import Collator, make_trainer
 
 RESULTS = Path(__file__).parent/'results'
@@ -25,18 +25,18 @@ def layouts(tokens): # name -> batch; rows packed to 4 x 256 and 1 x 1024, and a
 
 def seconds(model, loss, batch): # of one step, forward and backward
     start = time.perf_counter()
-    with torch.autocast('cpu', torch.bfloat16, enabled=hardware().dtype == torch.bfloat16): loss(batch).backward()
+    with torch.autocast('cpu', torch.bfloat16, enabled=detect_hardware().dtype == torch.bfloat16): loss(batch).backward()
     model.zero_grad()
     return time.perf_counter() - start
 
 
 def main(repeats=5):
     config = load_config('smollm2-135m', sample_packing=False, output_dir=tempfile.mkdtemp() + '/run')
-    data = prepare(config)
+    data = prepare_data(config)
     model = add_adapter(load_base(config), config)
     trainer = make_trainer(config, model, data, config.output_dir)
     model.train()
-    ways = {'llmft': lambda b: learned_token_loss(model, b), 'trl': lambda b: type(trainer).__mro__[1].compute_loss(trainer, model, dict(b), num_items_in_batch=torch.tensor(1))}
+    ways = {'llmft': lambda b: chunked_cross_entropy(model, b), 'trl': lambda b: type(trainer).__mro__[1].compute_loss(trainer, model, dict(b), num_items_in_batch=torch.tensor(1))}
     batches, times = layouts(data.train), {}
     for repeat in range(repeats + 1): # in turn, so that other load on the machine hits all of them; the first round only warms up
         for layout, batch in batches.items():
@@ -45,7 +45,7 @@ def main(repeats=5):
                 if repeat: times.setdefault((layout, way), []).append(t)
     rows = [{'layout': l, 'loss': w, 'seconds': round(statistics.median(t), 2), 'fastest': round(min(t), 2), 'tokens': batches[l]['input_ids'].numel(),
              'learned_tokens': int((batches[l]['labels'] != -100).sum())} for (l, w), t in times.items()]
-    hw = hardware()
+    hw = detect_hardware()
     result = {'machine': {'cpu': hw.name, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': os.getloadavg()[0], 'dtype': str(hw.dtype), 'python': platform.python_version(), 'torch': torch.__version__}, 'steps': rows,
         'trl_over_llmft': {l: round(statistics.median(t / o for t, o in zip(times[l, 'trl'], times[l, 'llmft'])), 2) for l in batches}}
     RESULTS.mkdir(exist_ok=True)

@@ -10,9 +10,9 @@ OUT = Path(__file__).parent/'results'/'stream.json'
 
 def write_rows(path, n):
     "The built-in exercises again and again, each with a number, so that no two rows are equal."
-    from llmft.data.sources import BUILTIN
+    from llmft.data.sources import BUILTIN_DATA_DIR
     from llmft.data.files import read_file
-    rows = [row for _, row in read_file(str(BUILTIN/'python-evol-1k'/'train.jsonl.gz'))]
+    rows = [row for _, row in read_file(str(BUILTIN_DATA_DIR/'python-evol-1k'/'train.jsonl.gz'))]
     with open(path, 'w') as f:
         for i in range(n):
             r = rows[i % len(rows)]

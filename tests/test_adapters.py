@@ -4,7 +4,7 @@ import pytest, torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, GenerationConfig, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from llmft.training import train
-from llmft.model.adapters import add_adapter, adapter_in_float32, parameter_report
+from llmft.model.adapters import add_adapter, cast_trainable_to_float32, parameter_report
 from llmft.commands.cli import main
 from llmft.config.config import load_config, save_config
 from llmft.core import UserError
@@ -12,7 +12,7 @@ from llmft.export.merge import merge_adapter
 from llmft.inference.chat import load_run, prompt_ids
 from llmft.model.base import load_base
 from llmft.tokens.special import add_tokens, raw_tokenizer
-from llmft.training.train import finetune, make_trainer, prepare
+from llmft.training.train import finetune, make_trainer, prepare_data
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 
@@ -139,7 +139,7 @@ def test_vocabulary_grows(settings):
 
 def test_loraplus_rates(settings):
     config = settings(loraplus_lr_ratio=16, weight_decay=.1)
-    trainer = make_trainer(config, add_adapter(load_base(config), config), prepare(config), config.output_dir)
+    trainer = make_trainer(config, add_adapter(load_base(config), config), prepare_data(config), config.output_dir)
     groups = {g['lr']: {n.split('.')[-3] for n, p in trainer.model.named_parameters() if any(p is q for q in g['params'])} for g in trainer.create_optimizer().param_groups if g['params']}
     assert groups == {3e-3: {'lora_A'}, 16 * 3e-3: {'lora_B'}}
 
@@ -163,8 +163,8 @@ def test_float16_gradients_are_unscaled_and_skipped(settings):
     for p in weights: p.data, p.grad = p.data.half(), None
     for p in weights: p.grad = torch.ones_like(p)
     with pytest.raises(ValueError, match='Attempting to unscale FP16 gradients'): scaler.unscale_(optimizer) # why it is not left to peft or TRL
-    assert {p.dtype for p in adapter_in_float32(tuned).parameters() if p.requires_grad} == {torch.float32}
-    assert {p.dtype for p in adapter_in_float32(tuned, settings(peft_autocast_adapter_dtype=False)).parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in cast_trainable_to_float32(tuned).parameters() if p.requires_grad} == {torch.float32}
+    assert {p.dtype for p in cast_trainable_to_float32(tuned, settings(peft_autocast_adapter_dtype=False)).parameters() if p.requires_grad} == {torch.float32}
 
 
 # -- stopping early, keeping the best, running out of memory
@@ -174,7 +174,7 @@ def test_early_stopping_keeps_the_best(settings):
     measured = {m['step']: m['eval_loss'] for m in run.metrics if 'eval_loss' in m}
     assert max(measured) < 40
     chat = load_run(run.path)
-    trainer = make_trainer(run.config, chat.model, prepare(run.config), run.path/'x')
+    trainer = make_trainer(run.config, chat.model, prepare_data(run.config), run.path/'x')
     assert train.held_out_loss(trainer) == pytest.approx(min(v for k, v in measured.items() if k), rel=1e-3)
 
 
@@ -188,12 +188,12 @@ def test_smaller_batches_learn_the_same(settings, tmp_path, monkeypatch):
     "Where memory runs out, the batch of a step stays what it was."
     more = dict(sample_packing=False, max_steps=4, val_set_size=0)
     expected = finetune(settings(micro_batch_size=2, gradient_accumulation_steps=2, output_dir=str(tmp_path/'expected'), **more), say=None)
-    true_loss, seen = train.learned_token_loss, []
+    true_loss, seen = train.chunked_cross_entropy, []
     def small_memory(model, batch, **kw):
         seen.append(len(batch['input_ids']))
         if len(batch['input_ids']) > 2 and len(seen) > 1: raise torch.OutOfMemoryError('CUDA out of memory.')
         return true_loss(model, batch, **kw)
-    monkeypatch.setattr(train, 'learned_token_loss', small_memory)
+    monkeypatch.setattr(train, 'chunked_cross_entropy', small_memory)
     run = finetune(settings(micro_batch_size=4, auto_find_batch_size=True, **more), say=None)
     assert seen[0] == 4 and seen[-1] == 2
     assert losses(run) == pytest.approx(losses(expected), rel=1e-2)

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmft.config.axolotl import ENTRY_KEYS, KEYS, RENAMED, VALUES, find_key, translate
+from llmft.config.axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, RENAMED_KEYS, UNSUPPORTED_VALUES, find_key, translate
 from llmft.commands.cli import main
 from llmft.config.config import Config, DatasetConfig, UserFormat, list_recipes, load_config, read_yaml
-from llmft.config.convert import LEFT_OUT, REFUSED, SPECIAL, convert
-from llmft.config.convert import RENAMED as ARGUMENTS
+from llmft.config.convert import IGNORED_ARGS, UNSUPPORTED_ARGS, ARG_CONVERTERS, convert
+from llmft.config.convert import RENAMED_ARGS
 from llmft.core import UserError
 
 FILES = Path(__file__).parent/'data'/'axolotl'
@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parent.parent/'llmft'
 
 # the table
 
-@pytest.mark.parametrize('keys, model', [(KEYS, Config), (ENTRY_KEYS, DatasetConfig)], ids=['file', 'entry'])
+@pytest.mark.parametrize('keys, model', [(AXOLOTL_KEYS, Config), (AXOLOTL_DATASET_KEYS, DatasetConfig)], ids=['file', 'entry'])
 def test_honoured_is_a_field(keys, model):
     same = {name for name, key in keys.items() if key.text == 'the same here'}
     assert same <= {*model.model_fields}
@@ -33,14 +33,14 @@ def test_honoured_is_a_field(keys, model):
 def test_each_key_is_in_one_class():
     import llmft.config.axolotl as module
     groups = [module._SAME, module._TRANSLATED, module._HARMLESS, module._UNSUPPORTED]
-    assert sum(map(len, groups)) == len(KEYS)
+    assert sum(map(len, groups)) == len(AXOLOTL_KEYS)
     names = [n for call in ast.walk(ast.parse((PACKAGE/'config'/'axolotl.py').read_text())) if isinstance(call, ast.Call) and getattr(call.func, 'id', '') == '_keys'
-             for text in call.args[1].values for n in ast.literal_eval(text).split()] + [*RENAMED]
-    assert len(names) == len(KEYS) + len(ENTRY_KEYS) # none is written twice
+             for text in call.args[1].values for n in ast.literal_eval(text).split()] + [*RENAMED_KEYS]
+    assert len(names) == len(AXOLOTL_KEYS) + len(AXOLOTL_DATASET_KEYS) # none is written twice
 
 
 def test_patterns_do_not_hide_keys():
-    for name, key in KEYS.items(): assert find_key(name) is key
+    for name, key in AXOLOTL_KEYS.items(): assert find_key(name) is key
 
 
 def test_every_field_is_read():
@@ -63,7 +63,7 @@ def test_optimizers_that_are_advised_exist():
     from transformers import SchedulerType
     from transformers.training_args import OptimizerNames
     for key, known in (('optimizer', OptimizerNames), ('lr_scheduler', SchedulerType)):
-        for advice in VALUES[key].values(): assert re.search(r'`(\w+)`', advice)[1] in [n.value for n in known]
+        for advice in UNSUPPORTED_VALUES[key].values(): assert re.search(r'`(\w+)`', advice)[1] in [n.value for n in known]
 
 
 # files
@@ -140,7 +140,7 @@ def refuse(**values):
     return str(e.value)
 
 
-@pytest.mark.parametrize('name', [name for name, key in KEYS.items() if key.kind == 'unsupported' and '*' not in name])
+@pytest.mark.parametrize('name', [name for name, key in AXOLOTL_KEYS.items() if key.kind == 'unsupported' and '*' not in name])
 def test_off_is_accepted(name):
     for off in (None, False, 0, '', []): assert not any(name in note for note in load(**{name: off}).notes)
     assert f'`{name}` is not supported. ' in refuse(**{name: 2})
@@ -392,11 +392,11 @@ def test_not_recognised(tmp_path):
 
 
 def test_tables_of_arguments():
-    tables = [ARGUMENTS, LEFT_OUT, REFUSED, {k: v for k, v in SPECIAL.items()}]
+    tables = [RENAMED_ARGS, IGNORED_ARGS, UNSUPPORTED_ARGS, {k: v for k, v in ARG_CONVERTERS.items()}]
     names = [name for table in tables for name in table]
     assert len(names) == len({*names})
-    assert {*ARGUMENTS.values()} <= {*Config.model_fields}
-    assert not {*ARGUMENTS} & {*Config.model_fields}
+    assert {*RENAMED_ARGS.values()} <= {*Config.model_fields}
+    assert not {*RENAMED_ARGS} & {*Config.model_fields}
 
 
 def test_command(tmp_path, monkeypatch, capsys):

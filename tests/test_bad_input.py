@@ -155,8 +155,8 @@ def test_late(item, parts, wrong, no_training, monkeypatch):
     'lora_modules_to_save=[embed_tokns]': ['lora_modules_to_save: this model has no layer called `embed_tokns`', 'Did you mean `embed_tokens`?'],
 }.items())
 def test_layers(item, parts, wrong, monkeypatch):
-    from llmft.commands.check import model_skeleton
-    monkeypatch.setattr('llmft.training.train.load_base', lambda config, hw: model_skeleton(config)) # no weights
+    from llmft.commands.check import init_empty_model
+    monkeypatch.setattr('llmft.training.train.load_base', lambda config, hw: init_empty_model(config)) # no weights
     for command in ('train', 'check'): says(wrong(command, 'run.yml', '--set', item), *parts)
 
 

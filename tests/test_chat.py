@@ -2,15 +2,15 @@
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from llmft.prompts.chat import TEMPLATES, chosen_template, find_chat_template
+from llmft.prompts.chat import TEMPLATES_DIR, resolve_chat_template, find_chat_template
 from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.prompts.turns import RowError, ask_turns, prompt_formats, render, row_to_turns
-from llmft.tokens.tokenize import IGNORE, encode_turns
+from llmft.prompts.turns import RowError, generation_prompt, prompt_formats, render, row_to_turns
+from llmft.tokens.tokenize import IGNORE_INDEX, encode_turns
 from tests.parity import load_test_tokenizer
 
 TOKENIZERS = ['tokenizer', 'tokenizer_sp', 'tokenizer_sp_nl']
-OURS = sorted(p.stem for p in TEMPLATES.glob('*.jinja'))
+OURS = sorted(p.stem for p in TEMPLATES_DIR.glob('*.jinja'))
 REWRITE = {'mistral_v2v3', 'mistral_v3_tekken'} # the system text moves to the last question
 CHATML = {'chat_template': 'chatml'}
 
@@ -52,9 +52,9 @@ def test_what_is_asked_is_the_beginning_of_what_is_learned(name, which):
         if name == 'gemma': row['messages'] = [m for m in row['messages'] if m['role'] != 'system']
         if name in REWRITE and row['messages'][0]['role'] == 'system': continue
         whole = encode_turns(row_to_turns(row, dataset, tokenizer), tokenizer)
-        asked = encode_turns(ask_turns(row['messages'][:-1], dataset, tokenizer), tokenizer)['input_ids']
+        asked = encode_turns(generation_prompt(row['messages'][:-1], dataset, tokenizer), tokenizer)['input_ids']
         assert whole['input_ids'][:len(asked)] == asked
-        assert any(label != IGNORE for label in whole['labels'][len(asked):])
+        assert any(label != IGNORE_INDEX for label in whole['labels'][len(asked):])
 
 
 TEXTS = st.text(st.sampled_from('ab1 .\n\t[]{}<|>é😀'), min_size=1, max_size=12).filter(str.strip)
@@ -191,8 +191,8 @@ def test_which_template_is_used(tmp_path):
     for keys, want in (({}, own), ({'chat_template': 'tokenizer_default'}, own), ({'chat_template': 'tokenizer_default_fallback_chatml'}, own),
                        ({'chat_template': str(file)}, '{{ bos_token }}'), ({'chat_template_jinja': str(file)}, '{{ bos_token }}'),
                        ({'chat_template': 'jinja', 'chat_template_jinja': 'x {{ 1 }}'}, 'x {{ 1 }}'), (CHATML, find_chat_template('chatml'))):
-        assert chosen_template(source(**keys), own) == want
-    assert chosen_template(source(chat_template='tokenizer_default_fallback_chatml')) == find_chat_template('chatml')
+        assert resolve_chat_template(source(**keys), own) == want
+    assert resolve_chat_template(source(chat_template='tokenizer_default_fallback_chatml')) == find_chat_template('chatml')
 
 
 @pytest.mark.parametrize('type, messages', [
@@ -258,9 +258,9 @@ def test_dialogues_are_asked_as_they_are_learned(type, which):
     row = prompt_formats()[type].example
     whole = encode_turns(row_to_turns(row, dataset, tokenizer), tokenizer)
     said = [{'role': m.get('role', {'human': 'user', 'gpt': 'assistant'}.get(m.get('from'))), 'content': m['value']} for m in row['conversations'][:-1]]
-    asked = encode_turns(ask_turns(said, dataset, tokenizer), tokenizer)['input_ids']
+    asked = encode_turns(generation_prompt(said, dataset, tokenizer), tokenizer)['input_ids']
     assert whole['input_ids'][:len(asked)] == asked and len(asked) < len(whole['input_ids'])
-    assert row['conversations'][-1]['value'] in tokenizer.decode([i for i in whole['labels'] if i != IGNORE])
+    assert row['conversations'][-1]['value'] in tokenizer.decode([i for i in whole['labels'] if i != IGNORE_INDEX])
 
 
 @pytest.mark.parametrize('type, messages, reason', [

@@ -122,7 +122,7 @@ def test_generate(trained, llmft):
 def test_chat(lines, trained, llmft, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr('sys.stdin', io.StringIO(lines))
-    monkeypatch.setattr('llmft.inference.chat.stream', lambda model, tokenizer, ids, **how: iter(['the ', 'answer']))
+    monkeypatch.setattr('llmft.inference.chat.stream_generate', lambda model, tokenizer, ids, **how: iter(['the ', 'answer']))
     text = llmft('chat', folder/'run')
     assert text.count('the answer\n') == 1 and text.count('/quit ends') == 2
 

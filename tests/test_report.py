@@ -5,7 +5,7 @@ from llmft.commands.cli import main
 from llmft.config.config import load_config
 from llmft.core import UserError
 from llmft.tokens.findings import FINDINGS, LEVELS
-from llmft.tokens.report import data_report, prepare
+from llmft.tokens.report import data_report, prepare_data
 from llmft.training.train import finetune
 from tests.tiny import save_rows, save_tiny, small_tokenizer
 
@@ -94,7 +94,7 @@ def test_every_row_is_counted_once(strategy, more, tmp_path):
     files['c.jsonl'] = [{'text': say(i, rng.choice([3, 60, 300]))} for i in range(15)]
     config = load_config(BASE | more | {'excess_length_strategy': strategy, 'datasets': [{'path': save_rows(tmp_path/n, rows), 'type': 'alpaca' if n != 'c.jsonl' else 'completion', 'weight': w}
         for (n, rows), w in zip(files.items(), [1, 2, 1])]})
-    data = prepare(config, obey=False)
+    data = prepare_data(config, strict=False)
     assert {f.source: f.read for f in data.report.fates} == {name: len(rows) for name, rows in files.items()}
     for f in data.report.fates: assert min(f.used, f.held_out, f.removed, f.lost) >= 0 and f.cut <= f.used + f.held_out and f.split <= f.used + f.held_out
     assert sum(f.removed for f in data.report.fates) == sum(n for n, _ in data.report.removed.values())
@@ -120,7 +120,7 @@ def test_streamed_rows_with_weights_are_counted(tmp_path):
 
 
 def test_streamed_rows_that_are_held_out_are_not_counted_as_learned(tmp_path):
-    data = prepare(load_config(BASE | {'streaming': True, 'max_steps': 1, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(10)), 'weight': 2}], 'test_datasets': [{'path': save_rows(tmp_path/'t.jsonl', tasks(3))}]}))
+    data = prepare_data(load_config(BASE | {'streaming': True, 'max_steps': 1, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(10)), 'weight': 2}], 'test_datasets': [{'path': save_rows(tmp_path/'t.jsonl', tasks(3))}]}))
     assert [(f.read, f.removed, f.weighted, f.used) for f in data.report.fates] == [(10, 6, 10, 14), (3, 0, 0, 0)]
     assert found(data.report) == [('note', 'leakage', ['r.jsonl row 1', 'r.jsonl row 2', 'r.jsonl row 3'])]
     assert 'were streamed' not in str(data) # nothing was, up to now
@@ -130,8 +130,8 @@ def test_streamed_rows_that_are_held_out_are_not_counted_as_learned(tmp_path):
 
 def test_first_rows_are_the_first(tmp_path):
     "Though the rows are shuffled before they become tokens."
-    data = prepare(load_config(BASE | {'val_set_size': 2, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(30) + [task(30 + i, output='') for i in range(9)])}]}))
-    (n, first), = data.dropped.reasons.values()
+    data = prepare_data(load_config(BASE | {'val_set_size': 2, 'datasets': [{'path': save_rows(tmp_path/'r.jsonl', tasks(30) + [task(30 + i, output='') for i in range(9)])}]}))
+    (n, first), = data.row_counts.left_out.values()
     assert n >= 7 and first == sorted(first) and set(first) <= {31, 32, 33, 34, 35}
 
 
@@ -161,7 +161,7 @@ def test_training_goes_on_if_told_so(stopping, tmp_path):
 
 
 def test_unknown_name_is_told(stopping):
-    with pytest.raises(UserError, match='no finding `no_end_tokens`. Did you mean `no_end_token`'): prepare(load_config(stopping, ignore_findings=['no_end_tokens']))
+    with pytest.raises(UserError, match='no finding `no_end_tokens`. Did you mean `no_end_token`'): prepare_data(load_config(stopping, ignore_findings=['no_end_tokens']))
 
 
 def test_commands(stopping, tmp_path, monkeypatch, capsys):
@@ -193,8 +193,8 @@ def test_generation_stops_where_the_report_says(keys, tmp_path):
     import torch
     from transformers import AutoModelForCausalLM
     from llmft.inference.chat import generate_ids
-    from llmft.tokens.report import stop_ids
-    from llmft.tokens.special import settle_endings
+    from llmft.tokens.report import config_stop_token_ids
+    from llmft.tokens.special import align_special_tokens
     from llmft.tokens.tokenize import load_tokenizer
     tokenizer = small_tokenizer()
     tokenizer.add_special_tokens({'extra_special_tokens': ['<|im_start|>', '<|im_end|>']})
@@ -202,12 +202,12 @@ def test_generation_stops_where_the_report_says(keys, tmp_path):
     source = {'path': 'x.jsonl', 'type': 'chat_template'} | {k: v for k, v in keys.items() if k == 'chat_template'}
     config = load_config({'base_model': str(tmp_path/'model'), 'datasets': [source]} | {k: v for k, v in keys.items() if k == 'eot_tokens'})
     tokenizer, end = load_tokenizer(config), tokenizer.convert_tokens_to_ids('<|im_end|>')
-    assert stop_ids(config, tokenizer) == {end, tokenizer.eos_token_id}
+    assert config_stop_token_ids(config, tokenizer) == {end, tokenizer.eos_token_id}
     model = AutoModelForCausalLM.from_pretrained(tmp_path/'model')
     with torch.no_grad(): model.lm_head.weight.zero_()[end] = model.model.embed_tokens.weight.sum(0) # it writes this token, or the first
     prompt = next(p for p in ([i] for i in range(100)) if generate_ids(model, tokenizer, [p], max_new_tokens=1) == [[end]])
     assert len(generate_ids(model, tokenizer, [prompt], max_new_tokens=5)[0]) == 5
-    assert generate_ids(settle_endings(model, tokenizer, config), tokenizer, [prompt], max_new_tokens=5) == [[]]
+    assert generate_ids(align_special_tokens(model, tokenizer, config), tokenizer, [prompt], max_new_tokens=5) == [[]]
 
 
 def test_an_end_token_must_exist(tmp_path):

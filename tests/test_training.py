@@ -9,12 +9,12 @@ from llmft.config.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
 from llmft.inference.chat import load_run, prompt_ids
 from llmft.model.adapters import add_adapter
-from llmft.model.base import hardware, load_base
+from llmft.model.base import detect_hardware, load_base
 from llmft.prompts.turns import RowError, row_to_turns
-from llmft.tokens.tokenize import IGNORE, encode_turns, load_tokenizer
-from llmft.model.loss import learned_token_loss
+from llmft.tokens.tokenize import IGNORE_INDEX, encode_turns, load_tokenizer
+from llmft.model.loss import chunked_cross_entropy
 from llmft.tokens.packing import pack
-from llmft.tokens.report import prepare
+from llmft.tokens.report import prepare_data
 from llmft.training.train import Collator, finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
@@ -76,7 +76,7 @@ def test_layers_are_nf4_and_the_adapter_is_float32(config):
     def trained(): return {(n.split('.')[-3], p.dtype) for n, p in model.named_parameters() if p.requires_grad}
     expected = {('lora_A', torch.float32), ('lora_B', torch.float32)}
     assert trained() == expected
-    data = prepare(config)
+    data = prepare_data(config)
     make_trainer(config, model, data, config.output_dir)
     assert trained() == expected
     from trl import SFTConfig, SFTTrainer
@@ -90,8 +90,8 @@ def test_using_the_model_does_not_change_its_gradients(config):
     from bitsandbytes.functional import has_avx512bf16
     config = load_config(config, bf16=True)
     model = stirred(add_adapter(load_base(config), config)).train()
-    batch = Collator(0)([prepare(config).train[i] for i in range(2)])
-    def gradient(): return value_and_gradient(model, lambda: learned_token_loss(model, batch))
+    batch = Collator(0)([prepare_data(config).train[i] for i in range(2)])
+    def gradient(): return value_and_gradient(model, lambda: chunked_cross_entropy(model, batch))
     def use():
         model.eval()
         with torch.no_grad(): model(batch['input_ids'])
@@ -119,7 +119,7 @@ def test_whole_modules_train_too(config):
 
 @pytest.fixture
 def both_ways(exact): # a model, rows one by one, the same rows packed
-    data = prepare(load_config(exact, sample_packing=False))
+    data = prepare_data(load_config(exact, sample_packing=False))
     return stirred(add_adapter(load_base(exact), exact)), list(data.train), list(pack(data.train, exact.sequence_len))
 
 
@@ -127,10 +127,10 @@ def test_packing_changes_nothing(both_ways):
     model, single, packed = both_ways
     assert len(packed) < len(single) and any(len(r['seq_lengths']) > 2 for r in packed)
     batch = Collator(0)(packed)
-    a, b = (value_and_gradient(model, lambda: learned_token_loss(model, b)) for b in (Collator(0)(single), batch))
+    a, b = (value_and_gradient(model, lambda: chunked_cross_entropy(model, b)) for b in (Collator(0)(single), batch))
     assert_same(b, a)
     lost = batch | {'position_ids': torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])}
-    assert learned_token_loss(model, lost).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
+    assert chunked_cross_entropy(model, lost).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
 
 
 @pytest.fixture(scope='module')
@@ -140,7 +140,7 @@ def gemma(folder, small):
 
 def test_gemma_2_gets_eager(gemma, config): # sdpa would leave out the limit on its attention scores
     for wanted in ('auto', 'sdpa', 'flash_attention_2'):
-        hw = hardware(load_config(config, base_model=str(gemma), attn_implementation=wanted))
+        hw = detect_hardware(load_config(config, base_model=str(gemma), attn_implementation=wanted))
         assert hw.attention == 'eager' and any('limits its attention scores' in c.why for c in hw.choices)
 
 
@@ -148,7 +148,7 @@ def test_gemma_2_gets_eager(gemma, config): # sdpa would leave out the limit on 
 def test_packed_logits_and_gradients(kind, exact, gemma):
     "Every kernel and layout that can be chosen on a CPU; Gemma 2 also has windows of attention and a limit on its scores."
     config = load_config(exact, base_model=str(gemma)) if kind == 'gemma 2' else load_config(exact, attn_implementation=kind.split()[1])
-    data, model = prepare(load_config(config, sample_packing=False)), stirred(add_adapter(load_base(config), config))
+    data, model = prepare_data(load_config(config, sample_packing=False)), stirred(add_adapter(load_base(config), config))
     assert model.config._attn_implementation == ('sdpa' if kind == 'llama sdpa' else 'eager')
     single, packed = list(data.train)[:12], list(pack(data.train.select(range(12)), config.sequence_len))
     def run(rows, lose=False): # logits of each text, by its ids; gradient of all
@@ -156,7 +156,7 @@ def test_packed_logits_and_gradients(kind, exact, gemma):
         if lose: batch['position_ids'] = torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])
         model.zero_grad()
         logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE, reduction='sum').backward()
+        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction='sum').backward()
         for i, row in enumerate(rows):
             at = 0
             for n in row.get('seq_lengths') or [len(row['input_ids'])]:
@@ -173,22 +173,22 @@ def test_packed_logits_and_gradients(kind, exact, gemma):
 
 def test_first_token_of_a_packed_text_is_not_learned():
     row = {'input_ids': [5, 6, 7, 8, 9], 'labels': [5, 6, 7, 8, 9], 'seq_lengths': [3, 2]} # 8 would be told from the text before it
-    assert Collator(0)([row])['labels'][0, :5].tolist() == [IGNORE, 6, 7, IGNORE, 9]
+    assert Collator(0)([row])['labels'][0, :5].tolist() == [IGNORE_INDEX, 6, 7, IGNORE_INDEX, 9]
 
 
 def test_loss_is_the_loss(both_ways, exact):
     model, _, packed = both_ways
-    data = prepare(exact)
+    data = prepare_data(exact)
     trainer = make_trainer(exact, model, data, exact.output_dir)
     batch = Collator(0)(packed[:3])
-    n = (batch['labels'][:, 1:] != IGNORE).sum()
+    n = (batch['labels'][:, 1:] != IGNORE_INDEX).sum()
     def plain():
         logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE, reduction='sum') / n
+        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction='sum') / n
     trl = type(trainer).__mro__[1].compute_loss
     expected = value_and_gradient(model, plain)
-    assert_same(value_and_gradient(model, lambda: learned_token_loss(model, batch) / n), expected)
-    assert_same(value_and_gradient(model, lambda: learned_token_loss(model, batch, chunk=7) / n), expected)
+    assert_same(value_and_gradient(model, lambda: chunked_cross_entropy(model, batch) / n), expected)
+    assert_same(value_and_gradient(model, lambda: chunked_cross_entropy(model, batch, chunk_size=7) / n), expected)
     assert_same(value_and_gradient(model, lambda: trl(trainer, model, dict(batch), num_items_in_batch=n)), expected)
     assert_same(value_and_gradient(model, lambda: trainer.compute_loss(model, dict(batch), num_items_in_batch=n)), expected)
 
@@ -196,9 +196,9 @@ def test_loss_is_the_loss(both_ways, exact):
 def test_held_out_loss_counts_tokens(both_ways, exact):
     model, single, _ = both_ways
     model.eval()
-    with torch.no_grad(): total = sum(learned_token_loss(model, Collator(0)([r])).item() for r in single)
-    n = sum(l != IGNORE for r in single for l in r['labels'][1:])
-    trainer = make_trainer(exact, model, prepare(exact), exact.output_dir)
+    with torch.no_grad(): total = sum(chunked_cross_entropy(model, Collator(0)([r])).item() for r in single)
+    n = sum(l != IGNORE_INDEX for r in single for l in r['labels'][1:])
+    trainer = make_trainer(exact, model, prepare_data(exact), exact.output_dir)
     rows = Dataset.from_list(single)
     assert train.held_out_loss(trainer, rows) == pytest.approx(total / n, rel=1e-5)
 
@@ -214,7 +214,7 @@ def encoded(row, kind, tokenizer):
 def learned(ids, labels, tokenizer): # the learned pieces as text
     out, open_ = [], False
     for i, l in zip(ids, labels):
-        if l == IGNORE: open_ = False; continue
+        if l == IGNORE_INDEX: open_ = False; continue
         assert i == l
         out, open_ = (out[:-1] + [out[-1] + [i]] if open_ else out + [[i]]), True
     return [tokenizer.decode(o) for o in out]
@@ -227,26 +227,26 @@ def test_answers_and_their_ends_are_learned(kind, tokenizer):
     tokens = encoded(row, kind, tokenizer)
     assert learned(tokens['input_ids'], tokens['labels'], tokenizer) == expected
     assert tokenizer.pad_token_id == tokenizer.eos_token_id # so a mask by token would lose the end
-    long = {'input_ids': [5] * 40, 'labels': [IGNORE] * 40}
+    long = {'input_ids': [5] * 40, 'labels': [IGNORE_INDEX] * 40}
     batch = Collator(tokenizer.pad_token_id)([tokens, long])
     n = len(tokens['input_ids'])
     labels = batch['labels'][0]
     first = labels[0].item()
-    assert first == IGNORE and (labels[n:] == IGNORE).all()
+    assert first == IGNORE_INDEX and (labels[n:] == IGNORE_INDEX).all()
     if kind == 'completion': expected = [tokenizer.decode(tokens['input_ids'][1:])] # nothing comes before the first token
     assert learned(batch['input_ids'][0].tolist(), labels.tolist(), tokenizer) == expected
 
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_one_bos_for_each_text(model, tmp_path, packed):
-    data = prepare(tiny_config(model, save_rows(tmp_path/'r.jsonl', [{'instruction': 'a', 'output': o * 3} for o in 'bcde']), tmp_path/'run', sequence_len=512, sample_packing=packed))
+    data = prepare_data(tiny_config(model, save_rows(tmp_path/'r.jsonl', [{'instruction': 'a', 'output': o * 3} for o in 'bcde']), tmp_path/'run', sequence_len=512, sample_packing=packed))
     texts = 0
     for row in data.train:
-        assert any(l != IGNORE for l in row['labels'])
+        assert any(l != IGNORE_INDEX for l in row['labels'])
         at = 0
         for n in row.get('seq_lengths') or [len(row['input_ids'])]:
             ids, labels = row['input_ids'][at:at + n], row['labels'][at:at + n]
-            assert (ids[0], ids.count(1), labels[0], ids[-1], labels[-1]) == (1, 1, IGNORE, 2, 2)
+            assert (ids[0], ids.count(1), labels[0], ids[-1], labels[-1]) == (1, 1, IGNORE_INDEX, 2, 2)
             at, texts = at + n, texts + 1
     assert texts == 4 and (len(data.train) < 4) == packed
 
@@ -265,8 +265,8 @@ def test_what_is_asked_is_how_the_learned_row_begins(kind, text, which, tokenize
     else: row, question = {'instruction': text, 'input': text, 'output': text}, {'instruction': text, 'input': text, 'output': ''}
     ids, tokens = prompt_ids(question, tok, dataset), encoded(row, kind, tok)
     assert tokens['input_ids'][:len(ids)] == ids
-    if kind != 'completion': assert tokens['labels'][len(ids) - 1] == IGNORE and tokens['labels'][len(ids)] != IGNORE
-    if kind == 'alpaca': assert all(l == IGNORE for l in tokens['labels'][:len(ids)])
+    if kind != 'completion': assert tokens['labels'][len(ids) - 1] == IGNORE_INDEX and tokens['labels'][len(ids)] != IGNORE_INDEX
+    if kind == 'alpaca': assert all(l == IGNORE_INDEX for l in tokens['labels'][:len(ids)])
     if kind == 'alpaca':
         bare = {'instruction': text, 'output': text}
         ids = prompt_ids(text, tok, dataset) # as in a chat

@@ -193,7 +193,7 @@ class DataKeys(_Strict):
     @model_validator(mode='after')
     def _tell_sources(self): # a format is given its source only
         said = {k: getattr(self, k) for k in ('eot_tokens', 'chat_template_kwargs', 'train_on_inputs', 'allow_merged_tokens')}
-        for source in [*self.datasets, *(self.test_datasets or [])]: source._run = said
+        for source in [*self.datasets, *(self.test_datasets or [])]: source._run_options = said
         return self
 
 # %% ../../nbs/config/01_keys.ipynb #69bfbd24

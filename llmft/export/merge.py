@@ -12,8 +12,8 @@ from pathlib import Path
 from ..config.config import save_config
 from ..core import UserError, check_writable, existing_parent, folder_atomic
 from ..inference.chat import run_config, saved_tokenizer
-from ..model.base import hardware, load_base
-from ..tokens.special import settle_endings
+from ..model.base import detect_hardware, load_base
+from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/export/01_merge.ipynb #9459a164
 def _check_space(model, out): # a `UserError` before half a model is written
@@ -40,10 +40,10 @@ def merge_adapter(
     from peft import PeftModel
     run, out, config = Path(run).expanduser(), Path(out).expanduser(), run_config(run)
     _check_merge(run, out, overwrite)
-    model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(hardware(config), device='cpu')), run/'adapter')
+    model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(detect_hardware(config), device='cpu')), run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), saved_tokenizer(run/'adapter', config)
-    settle_endings(merged, tokenizer, config)
+    align_special_tokens(merged, tokenizer, config)
     with folder_atomic(out, overwrite) as tmp:
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)

@@ -11,7 +11,7 @@ from functools import lru_cache, partial
 
 from ..config.config import UserFormat
 from ..core import UserError
-from .turns import _FORMATS, RowError, Turn, control_tokens, protect, register_format
+from .turns import _FORMATS, RowError, Turn, control_tokens, escape_special_tokens, register_format
 
 # %% ../../nbs/prompts/02_formats.ipynb #98b08b95
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def fill(
     text = _choose(template, values)
     control = control_tokens(tokenizer) if tokenizer else ()
     own = _writes(text + template.answer, tuple(control))
-    if own: values = {name: protect(v, control) for name, v in values.items()}
+    if own: values = {name: escape_special_tokens(v, control) for name, v in values.items()}
     prompt = text.format(**values)
     answer = template.answer.format(**values)
     return [Turn(prompt, control=own, begin=True), Turn(answer, trained=True, end=True, control=own, joined=template.joined)]
@@ -264,7 +264,7 @@ class _Pieces:
 
 _VICUNA = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
 
-_PIECES = {
+_FACTORY_TEMPLATES = {
     'alpaca': _Pieces(('### Instruction:\n{instruction}\n\n### Response:\n',), ('{system}',), _ALPACA[1] + '\n\n', ('{output}{eos}', '\n\n')),
     'default': _Pieces(('Human: {instruction}{eos}', '\nAssistant:'), ('System: {system}{eos}', '\n'), answer=('{output}{eos}', '\n')),
     'vicuna': _Pieces(('USER: {instruction} ASSISTANT:',), ('{system}',), _VICUNA),
@@ -275,7 +275,7 @@ _PIECES = {
 # %% ../../nbs/prompts/02_formats.ipynb #4edfb2eb
 def _in_pieces(pieces, row, tokenizer): # a row as turns
     control = control_tokens(tokenizer) if tokenizer else ()
-    value = lambda column: protect(_as_text(row.get(column)), control)
+    value = lambda column: escape_special_tokens(_as_text(row.get(column)), control)
     values = {'system': value('system') or pieces.default, 'instruction': '\n'.join(filter(None, (value('instruction'), value('input')))), 'output': value('output')}
     question = (pieces.first,) if pieces.first and values['system'] else pieces.question
     prompt = pieces.system * bool(values['system']) + question
@@ -284,7 +284,7 @@ def _in_pieces(pieces, row, tokenizer): # a row as turns
     turns[0].begin = pieces.begin
     return turns
 
-for _name, _pieces in _PIECES.items():
+for _name, _pieces in _FACTORY_TEMPLATES.items():
     register_format(f'llamafactory:{_name}', lambda row, dataset, tokenizer, pieces=_pieces: _in_pieces(pieces, row, tokenizer), ['instruction', 'output'],
         lambda text, dataset: _ask(_STANFORD)(text, dataset), _ROW, f'LLaMA-Factory\'s template `{_name}`.', ['input', 'system'])
 
@@ -297,7 +297,7 @@ def _text_ask(text, dataset): # the text is what the model continues
     return {dataset.field: text if isinstance(text, str) else text[-1]['content']}
 
 for _name, _split in {'completion': True, 'text': False}.items():
-    register_format(_name, _text, lambda dataset: [dataset.field], _text_ask, {'text': 'Once upon a time there was a tensor.'}, split=_split)
+    register_format(_name, _text, lambda dataset: [dataset.field], _text_ask, {'text': 'Once upon a time there was a tensor.'}, splittable=_split)
 
 # %% ../../nbs/prompts/02_formats.ipynb #177aeb90
 def _segments(row, dataset, tokenizer):
@@ -336,4 +336,4 @@ def _of(*fields): # -> the columns that a `DatasetConfig` names in these keys of
     return lambda dataset: [getattr(_settings(dataset), f'field_{f}') for f in fields]
 
 register_format('user_defined', _own, _of('instruction', 'output'), lambda text, dataset: _ask(_own_template(_settings(dataset)))(text, dataset),
-    _ROW, optional=_of('input', 'system'));
+    _ROW, optional_columns=_of('input', 'system'));

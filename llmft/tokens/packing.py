@@ -14,7 +14,7 @@ import numpy as np
 from ..core import UserError
 
 # %% ../../nbs/tokens/04_packing.ipynb #f9fad8e8
-class _Waiting:
+class _OpenBins:
     "Bins that have room left, in a queue for each room; the one that came first is taken first."
     def __init__(self): self.bins, self.rooms = defaultdict(deque), 0 # bit r of `rooms`: does a bin with room r wait
 
@@ -38,7 +38,7 @@ def _groups(lengths): # -> the different lengths, the longest first, and how man
     return (-values).tolist(), counts.tolist()
 
 def _places(lengths, capacity): # -> the bin of each row, the longest row first, and the number of bins
-    where, at, waiting, n = np.empty(len(lengths), int), 0, _Waiting(), 0
+    where, at, waiting, n = np.empty(len(lengths), int), 0, _OpenBins(), 0
     for length, count in zip(*_groups(lengths)):
         end = at + count
         while at < end:
