@@ -1,18 +1,46 @@
+"Fine-tune large language models from one YAML file, with notebooks that show every step."
 __version__ = "0.1.0"
 
+# What a user needs, by the module that holds it. All other names can be imported from their modules.
+_PUBLIC = {
+    'core': 'UserError',
+    'config.config': 'load_config Config save_config find_config list_recipes config_reference',
+    'config.keys': 'DatasetConfig',
+    'config.convert': 'convert',
+    'prompts.turns': 'Turn RowError prompt_formats register_format row_to_turns generation_prompt render',
+    'prompts.formats': 'Template register_template',
+    'prompts.chat': 'list_chat_templates',
+    'data.sources': 'load_rows',
+    'data.dedup': 'prepare_rows',
+    'tokens.encode': 'encode_turns',
+    'tokens.tokenize': 'load_tokenizer tokenize_dataset show_mask Mask length_report',
+    'tokens.packing': 'pack',
+    'tokens.findings': 'findings_reference',
+    'tokens.report': 'data_report DataReport prepare_data',
+    'model.gpus': 'known_gpus',
+    'model.base': 'detect_hardware load_base',
+    'model.adapters': 'add_adapter parameter_report',
+    'memory.plan': 'plan_memory MemoryPlan compare_gpus fit_to_gpu save_fitted',
+    'memory.plots': 'plot_memory plot_gpus',
+    'inference.chat': 'load_run Chat generate stream_generate',
+    'evaluation.scores': 'score_run score_model Scores BeforeAfter extract_code pass_at_k',
+    'evaluation.sandbox': 'run_code sandbox_report',
+    'export.merge': 'merge_adapter',
+    'training.run': 'Run',
+    'training.train': 'finetune make_trainer',
+    'commands.check': 'check_run Check preview_rows',
+    'commands.demo': 'run_demo',
+    'plots': 'plot_loss plot_lengths plot_packing plot_scores',
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 
-def _names(): # each public function and class, and the module that has it; a module's own name stays the module's
-    from ._modidx import d
-    modules = {module.rpartition('.')[2] for module in d['syms']}
-    names = {symbol.removeprefix(module + '.'): module for module, symbols in d['syms'].items() for symbol in symbols}
-    return {name: module for name, module in names.items() if '.' not in name and name[0] != '_' and name not in modules}
+__all__ = [*_MODULE_OF]
 
 
-def __getattr__(name): # `from llmft import finetune` imports `llmft.train` only then, so that `import llmft` stays quick
+def __getattr__(name): # a module is imported when a name of it is asked for, so that `import llmft` stays quick
+    if name not in _MODULE_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
     from importlib import import_module
-    module = None if name.startswith('_') else _names().get(name)
-    if module is None: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    return getattr(import_module(module), name)
+    return getattr(import_module(f'{__name__}.{_MODULE_OF[name]}'), name)
 
 
-def __dir__(): return sorted([*globals(), *_names()])
+def __dir__(): return sorted({*globals(), *__all__})

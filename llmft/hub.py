@@ -13,7 +13,7 @@ import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, te
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from .core import UserError, cache_dir, file_sha256, folder_atomic, write_atomic
+from .core import UserError, cache_dir, sha256, folder_atomic, write_atomic
 
 # %% ../nbs/hub.ipynb #58683758
 BUILTIN_MODELS = {'smollm2-135m': dict(
@@ -93,7 +93,7 @@ def check_hash(
     advice: str, # what the user can do if it is another
 ):
     "Raise a `UserError` unless `path` has the hash `want`."
-    got = file_sha256(path)
+    got = sha256(path)
     if got != expected: raise UserError(f'{Path(path).name} is damaged or not the file that was meant: its SHA-256 begins with {got[:12]}, it should begin with {expected[:12]}. {advice}')
 
 # %% ../nbs/hub.ipynb #82bd2408
