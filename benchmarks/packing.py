@@ -1,4 +1,4 @@
-"Packing of a million rows: share filled, seconds and memory, with llmft's `best_fit` and `pack` and with TRL's `pack_dataset`."
+"Packing of a million rows: share filled, seconds and memory, with llmft's `best_fit_decreasing` and `pack` and with TRL's `pack_dataset`."
 import json, multiprocessing, os, platform, re, sys, tempfile, time
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from datasets import Dataset, load_from_disk
 
 from llmft.config.config import load_config
 from llmft.data.sources import load_rows
-from llmft.tokens.packing import best_fit, exact_fit, pack
+from llmft.tokens.packing import best_fit_decreasing, exact_fit, pack
 from llmft.tokens.tokenize import load_tokenizer, tokenize_dataset
 
 RESULTS, SIZE = Path(__file__).parent/'results', 2048
@@ -26,7 +26,7 @@ def uniform_lengths(n): return np.random.default_rng(0).integers(1, SIZE + 1, n)
 
 def bins_of(name, lengths): # -> a row of the table
     row = {'lengths': name, 'rows': f'{len(lengths):,}'}
-    for fit in (best_fit, exact_fit):
+    for fit in (best_fit_decreasing, exact_fit):
         start = time.perf_counter()
         bins = fit(lengths, SIZE)
         row |= {f'{fit.__name__}, filled': f'{lengths.sum() / len(bins) / SIZE:.2%}', f'{fit.__name__}, s': round(time.perf_counter() - start, 2)}

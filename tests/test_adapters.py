@@ -11,7 +11,7 @@ from llmft.core import UserError
 from llmft.export.merge import merge_adapter
 from llmft.inference.chat import load_run, prompt_ids
 from llmft.model.base import load_base
-from llmft.tokens.special import add_tokens, raw_tokenizer
+from llmft.tokens.special import add_tokens, load_raw_tokenizer
 from llmft.training.train import finetune, make_trainer, prepare_data
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
@@ -128,7 +128,7 @@ def test_only_new_rows_are_trained(settings, model):
 
 def test_vocabulary_grows(settings):
     config = settings(tokens=[f'<t{i}>' for i in range(700)], resize_token_embeddings_to_32x=True)
-    base, tokenizer = load_base(config), add_tokens(raw_tokenizer(config), config)
+    base, tokenizer = load_base(config), add_tokens(load_raw_tokenizer(config), config)
     rows = base.get_input_embeddings().weight.shape[0]
     assert rows == base.get_output_embeddings().weight.shape[0] == base.config.vocab_size > len(tokenizer) > 1000 and rows % 32 == 0
     again = load_base(config)
@@ -175,7 +175,7 @@ def test_early_stopping_keeps_the_best(settings):
     assert max(measured) < 40
     chat = load_run(run.path)
     trainer = make_trainer(run.config, chat.model, prepare_data(run.config), run.path/'x')
-    assert train.held_out_loss(trainer) == pytest.approx(min(v for k, v in measured.items() if k), rel=1e-3)
+    assert train.compute_eval_loss(trainer) == pytest.approx(min(v for k, v in measured.items() if k), rel=1e-3)
 
 
 def test_watchdog_ends_the_run(settings):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from llmft.config.axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, RENAMED_KEYS, UNSUPPORTED_VALUES, find_key, translate
+from llmft.config.axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, RENAMED_KEYS, UNSUPPORTED_VALUES, find_key, translate_axolotl
 from llmft.commands.cli import main
 from llmft.config.config import Config, DatasetConfig, UserFormat, list_recipes, load_config, read_yaml
 from llmft.config.convert import IGNORED_ARGS, UNSUPPORTED_ARGS, ARG_CONVERTERS, convert

@@ -240,7 +240,7 @@ def test_no_question(wrong):
 def hub_raises(monkeypatch):
     "The Hub answers, and the libraries raise what they raise then."
     import httpx, huggingface_hub.errors as errors
-    monkeypatch.setattr('llmft.hub._silence', lambda *_: None)
+    monkeypatch.setattr('llmft.hub._hub_unreachable', lambda *_: None)
     def arrange(where, kind, url, wrap):
         request = httpx.Request('GET', url)
         def load(*_, **__):
@@ -309,7 +309,7 @@ def test_offline_is_respected(item, name, wrong, monkeypatch):
     from huggingface_hub import constants
     for module in (constants, datasets.config): monkeypatch.setattr(module, 'HF_HUB_OFFLINE', True)
     def ask(*_): raise AssertionError('the Hub was asked')
-    monkeypatch.setattr('llmft.hub._silence', ask)
+    monkeypatch.setattr('llmft.hub._hub_unreachable', ask)
     says(wrong('train', 'run.yml', '--set', item), f'Offline mode is on (HF_HUB_OFFLINE), and files of {name} are missing')
     assert constants.is_offline_mode()
 

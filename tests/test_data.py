@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict
 from llmft.config.config import DatasetConfig, load_config
 from llmft.core import UserError
 from llmft.data.sources import iterate_source, load_rows, load_source
-from llmft.data.dedup import find_near_duplicates, prepare_rows, shingles, similarity
+from llmft.data.dedup import find_near_duplicates, prepare_rows, shingles, jaccard
 from llmft.data.files import read_file
 from llmft.tokens.stream import stream_sample, stream_tokens
 from llmft.tokens.tokenize import count_rows, encode_rows, usable_rows
@@ -263,7 +263,7 @@ def test_near_pairs_are_all_pairs():
         texts.append(' '.join(changed))
     sets, kept, expected = [shingles(t) for t in texts], [], []
     for i, s in enumerate(sets):
-        like = next((j for j in kept if similarity(s, sets[j]) >= .8), None)
+        like = next((j for j in kept if jaccard(s, sets[j]) >= .8), None)
         if like is None: kept.append(i)
         else: expected.append((i, like))
     assert find_near_duplicates(texts) == expected and len(expected) > 10
@@ -302,7 +302,7 @@ def unpacked(row): # the rows inside a packed one
 
 @pytest.mark.parametrize('excess', ['drop', 'truncate', 'split'])
 def test_streamed_rows_are_those_in_memory(tokenizer, excess, monkeypatch):
-    monkeypatch.setattr('llmft.tokens.stream.CHUNK', 7)
+    monkeypatch.setattr('llmft.tokens.stream.STREAM_CHUNK_ROWS', 7)
     rows = ROWS + [{'instruction': 'long', 'output': 'word ' * 300}, {'instruction': 'none', 'output': ''}]
     save('a.jsonl', lines(rows))
     save('b.txt', 'A story.\nAnother one.\n')

@@ -6,7 +6,7 @@ import pytest
 
 from llmft.evaluation import sandbox
 from llmft.evaluation.scores import Scores, extract_code
-from llmft.evaluation.sandbox import run_code, run_many, sandbox_report
+from llmft.evaluation.sandbox import run_code, run_code_batch, sandbox_report
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='a protection of Linux')
 HELD = sandbox._run('', '', 10, 2**30)[1]
@@ -182,7 +182,7 @@ def test_same_result_every_time():
 
 def test_many_are_fast_and_in_order():
     start = time.time()
-    results = run_many([(f'x = {i}', f'assert x == {i} and x % 10') for i in range(100)], progress=False)
+    results = run_code_batch([(f'x = {i}', f'assert x == {i} and x % 10') for i in range(100)], progress=False)
     assert time.time() - start < 20
     assert [r.ok for r in results] == [bool(i % 10) for i in range(100)]
     assert Scores.of([{}]*100, results).counts == {'all': (90, 100)}

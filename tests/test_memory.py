@@ -9,9 +9,9 @@ from llmft.commands.check import init_empty_model
 from llmft.commands.cli import main
 from llmft.config.config import dump_yaml, load_config
 from llmft.core import UserError
-from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, checkpoint_contexts, model_tensors, peaks, training_step
+from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, checkpoint_contexts, model_tensors, memory_peaks, training_step
 from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
-from llmft.memory.plan import attention_of, check_fits, dry_run, fit_to_gpu, plan_memory
+from llmft.memory.plan import attention_for, check_fits, dry_run, fit_to_gpu, plan_memory
 from llmft.model.adapters import add_adapter
 from llmft.model.base import load_base, load_hf_config
 from llmft.model.loss import chunked_cross_entropy, has_plain_lm_head
@@ -58,12 +58,12 @@ def real_step(config, **step):
     assert has_plain_lm_head(model.config)
     training_step(model.train(), batch, chunked_cross_entropy, kind([p for p in model.parameters() if p.requires_grad], **settings), tracker,
         accumulate=config.gradient_accumulation_steps > 1, **step)
-    return peaks(tracker)
+    return memory_peaks(tracker)
 
 
 def compare(config, **step):
     _register_bnb_overrides()
-    real, plan = real_step(config, **step), peaks(dry_run(config, load_hf_config(config), find_gpu('CPU'))[0])
+    real, plan = real_step(config, **step), memory_peaks(dry_run(config, load_hf_config(config), find_gpu('CPU'))[0])
     peak = max(size for size, *_ in real.values())
     assert abs(max(size for size, *_ in plan.values()) - peak) < .01*peak
     for step in ('start', 'forward', 'backward', 'optimizer', 'end'): assert plan[step][2] == real[step][2], step
@@ -185,7 +185,7 @@ def test_4bit_needs_linear_layers():
 def test_a_folder_needs_no_weights(tmp_path):
     (tmp_path/'config.json').write_text(json.dumps(dict(SIZES, model_type='llama')), encoding='utf-8')
     assert plan_memory(run_config(tmp_path), 'L4').fits()
-    assert attention_of(run_config(tmp_path), load_hf_config(run_config(tmp_path))) == 'sdpa'
+    assert attention_for(run_config(tmp_path), load_hf_config(run_config(tmp_path))) == 'sdpa'
 
 
 def test_the_plan_and_the_check_see_the_changes_of_the_shape(tmp_path):

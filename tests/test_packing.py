@@ -7,7 +7,7 @@ from datasets import Dataset, load_from_disk
 from hypothesis import given, settings, strategies as st
 
 from llmft.core import UserError
-from llmft.tokens.packing import best_fit, exact_fit, fewest_bins, pack
+from llmft.tokens.packing import best_fit_decreasing, exact_fit, fewest_bins, pack
 
 
 @st.composite
@@ -45,7 +45,7 @@ def by_hand(lengths, capacity): # each row looks at every bin; of bins with equa
 
 @settings(max_examples=300, deadline=None)
 @given(puzzles())
-def test_like_the_plain_method(puzzle): assert [b.tolist() for b in best_fit(*puzzle)] == by_hand(*puzzle)
+def test_like_the_plain_method(puzzle): assert [b.tolist() for b in best_fit_decreasing(*puzzle)] == by_hand(*puzzle)
 
 
 @settings(max_examples=200, deadline=None)
@@ -53,7 +53,7 @@ def test_like_the_plain_method(puzzle): assert [b.tolist() for b in best_fit(*pu
 def test_like_the_plain_glance_ahead(puzzle): assert [[puzzle[0][row] for row in b] for b in exact_fit(*puzzle)] == looking_ahead(*puzzle)
 
 
-@pytest.mark.parametrize('fit', [best_fit, exact_fit])
+@pytest.mark.parametrize('fit', [best_fit_decreasing, exact_fit])
 @settings(max_examples=200, deadline=None)
 @given(st.one_of(puzzles(), st.tuples(st.lists(st.integers(1, 5000), max_size=300), st.just(5000))))
 def test_each_row_once_and_no_bin_too_full(fit, puzzle):
@@ -111,7 +111,7 @@ def test_more_packed_rows_than_are_copied_at_once():
 
 @pytest.mark.parametrize('wrong', [0, 9])
 def test_a_row_that_cannot_be_packed(wrong):
-    with pytest.raises(UserError, match=f'row 2 has {wrong} tokens.*1 to 8'): best_fit([3, wrong], 8)
+    with pytest.raises(UserError, match=f'row 2 has {wrong} tokens.*1 to 8'): best_fit_decreasing([3, wrong], 8)
 
 
 def lognormal(n): return np.random.default_rng(0).lognormal(5.3, .9, n).clip(1, 2048).astype(int)

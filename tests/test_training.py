@@ -200,7 +200,7 @@ def test_held_out_loss_counts_tokens(both_ways, exact):
     n = sum(l != IGNORE_INDEX for r in single for l in r['labels'][1:])
     trainer = make_trainer(exact, model, prepare_data(exact), exact.output_dir)
     rows = Dataset.from_list(single)
-    assert train.held_out_loss(trainer, rows) == pytest.approx(total / n, rel=1e-5)
+    assert train.compute_eval_loss(trainer, rows) == pytest.approx(total / n, rel=1e-5)
 
 
 # -- what is learned

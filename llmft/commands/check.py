@@ -14,7 +14,7 @@ from ..core import UserError
 from ..data.sources import load_rows
 from ..hub import hub_errors, resolve_model
 from ..model.adapters import target_modules
-from ..training.arguments import check_names
+from ..training.arguments import check_training_options
 from ..memory.plan import plan_summary
 from ..model.base import detect_hardware, load_hf_config
 from ..tokens.stream import stream_sample
@@ -60,7 +60,7 @@ def check_run(
     "Check everything that can be checked without the model's weights; what makes the run impossible is a `UserError`, what was found in the data stands in the report."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
-    check_names(config)
+    check_training_options(config)
     hw, report, skeleton = detect_hardware(config), data_report(config), init_empty_model(config)
     targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
     return Check(config, report, hw, targets, weights, plan_summary(config))

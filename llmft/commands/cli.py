@@ -24,8 +24,8 @@ def main(
     args=None, # list of arguments; default: those of the process
 ):
     "Run the command line; a `UserError` is told in one message with exit status 2."
-    from llmft.core import UserError, quiet
-    quiet()
+    from llmft.core import UserError, silence_warnings
+    silence_warnings()
     try: app(args, standalone_mode=True)
     except UserError as e:
         print(f'Error: {e}', file=sys.stderr)
@@ -79,11 +79,11 @@ def _plan(source: Source, set_: Set = None,
     fit: Annotated[bool, typer.Option('--fit', help='Find the fastest settings that fit.')] = False,
     out: Annotated[Optional[Path], typer.Option(metavar='FILE', help='With `--fit`: write these settings to a new YAML file.')] = None):
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
-    from llmft.memory.plan import fit_to_gpu, plan_memory, save_fitted
+    from llmft.memory.plan import fit_to_gpu, plan_memory, save_fitted_config
     config = _config(source, set_)
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
     _print(str(plan_memory(config, gpu, place=place)))
-    if out: _print(f'written: {save_fitted(config, out)}')
+    if out: _print(f'written: {save_fitted_config(config, out)}')
 
 # %% ../../nbs/commands/03_cli.ipynb #7360ba05
 @app.command('convert')
@@ -133,9 +133,9 @@ def _generate(run: RunDir,
     prompt: Annotated[Optional[List[str]], typer.Option('-p', '--prompt', help='A question; may be repeated.')] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 256, temperature: Annotated[float, typer.Option(min=0)] = 0.0):
     "Answer questions."
-    from llmft.inference.chat import check_questions, load_run, read_questions, run_config
+    from llmft.inference.chat import check_questions, load_run, read_questions, load_run_config
     questions = read_questions(file, prompt)
-    check_questions(questions, run_config(run).datasets[0], file)
+    check_questions(questions, load_run_config(run).datasets[0], file)
     for answer in load_run(run).generate(questions, max_new_tokens=max_new_tokens, temperature=temperature): _print(answer)
 
 # %% ../../nbs/commands/03_cli.ipynb #7efaa596

@@ -90,7 +90,7 @@ def run_demo(
     say=print,       # where text goes
 ): # `Run`
     "Train the recipe `smollm2-135m` between two measurements and tell what happens."
-    from llmft.plots import text_loss
+    from llmft.plots import plot_loss_text
     config = load_config('smollm2-135m', output_dir=str(out))
     if Path(out).exists() and not overwrite: raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
     check_output(config, overwrite)
@@ -106,7 +106,7 @@ def run_demo(
     if run.interrupted:
         say(f'\nStopped. What was trained so far is saved in {run.path}.')
         return run
-    say(text_loss(run.metrics))
+    say(plot_loss_text(run.metrics))
     _title(say, '4. The model after')
     _ask_after(run, config, tokenizer, rows, base, before, say)
     _title(say, '5. What to do next')

@@ -14,7 +14,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError, model_validator
 
-from .axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, translate
+from .axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, translate_axolotl
 from ..core import UserError, write_atomic
 from .keys import (_Loader, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
     PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
@@ -148,7 +148,7 @@ def _did_you_mean(name, names, lead='Did you mean', cutoff=0.6):
     near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
     return f' {lead} `{near[0]}`?' if near else ''
 
-def _nearest_key(loc): # one of llmft, unless one of Axolotl is written nearly the same
+def _did_you_mean_key(loc): # one of llmft, unless one of Axolotl is written nearly the same
     model, name = _model_at(loc), loc[-1]
     known, axolotl = model.model_fields, AXOLOTL_KEYS if model is Config else AXOLOTL_DATASET_KEYS if model is DatasetConfig else ()
     return _did_you_mean(name, [*known, *axolotl], cutoff=0.88) or _did_you_mean(name, known) or _did_you_mean(name, axolotl)
@@ -174,7 +174,7 @@ def _shown(value): # a value as it may stand in the file
 def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `blank`: the key stands there without a value
     error, key = errors[0], f'entry {loc[-1] + 1} of `{loc[-2]}`' if isinstance(loc[-1], int) else f'`{loc[-1]}`'
     kind = error['type']
-    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_nearest_key(loc)}'
+    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_did_you_mean_key(loc)}'
     if kind == 'missing': return f'{key} {"has no value" if blank else "is missing"}. {_model_at(loc).model_fields[loc[-1]].description}'
     if kind == 'value_error': return f'{key}: {str(error["ctx"]["error"]).split("@", 2)[-1]}'
     names = re.findall(r"'(.+?)'", ' '.join(e['ctx']['expected'] for e in errors if e['type'] == 'literal_error'))
@@ -254,7 +254,7 @@ def load_config(
     for key, value in overrides.items():
         values[key] = value
         lines = {k: v for k, v in lines.items() if k[0] != key} | {(key,): f'set {key}={value}'}
-    read = translate(_words(values))
+    read = translate_axolotl(_words(values))
     lines = {new: lines[old] for new, old in read.moved.items() if old in lines} | lines
     try: config, wrong = Config.model_validate(read.values), {}
     except ValidationError as e: config, wrong = None, _messages(e, lines)

@@ -10,7 +10,7 @@ __all__ = ['RENAMED_ARGS', 'IGNORED_ARGS', 'UNSUPPORTED_ARGS', 'ARG_CONVERTERS',
 import json, re
 from pathlib import Path
 
-from .axolotl import Translation, translate
+from .axolotl import Translation, translate_axolotl
 from .config import Config, _config_error, _did_you_mean, _read_text, dump_yaml, load_config, read_yaml
 from ..core import UserError, write_atomic
 
@@ -233,7 +233,7 @@ def convert(
     values, lines = read_yaml(text.replace('\t', ' ') if path.suffix == '.json' else text, str(path))
     program = detect_program(_flat(values) if 'base_model' not in values else values)
     if program is None: raise UserError(f'{path}: these are not the settings of Axolotl, LLaMA-Factory, TRL or Unsloth: a name such as `base_model`, `model_name_or_path` or `max_seq_length` is missing.')
-    r = translate(values) if program == 'Axolotl' else _from_arguments(values, program, path.parent)
+    r = translate_axolotl(values) if program == 'Axolotl' else _from_arguments(values, program, path.parent)
     if r.problems: raise _config_error(r.problems, str(path), lines | {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2})
     try: load_config(r.values)
     except UserError as e: raise UserError(str(e).replace('<dict>', str(path))) from None

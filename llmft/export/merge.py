@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config.config import save_config
 from ..core import UserError, check_writable, existing_parent, folder_atomic
-from ..inference.chat import run_config, saved_tokenizer
+from ..inference.chat import load_run_config, load_saved_tokenizer
 from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens
 
@@ -38,11 +38,11 @@ def merge_adapter(
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
     from peft import PeftModel
-    run, out, config = Path(run).expanduser(), Path(out).expanduser(), run_config(run)
+    run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
     _check_merge(run, out, overwrite)
     model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(detect_hardware(config), device='cpu')), run/'adapter')
     _check_space(model, out)
-    merged, tokenizer = model.merge_and_unload(), saved_tokenizer(run/'adapter', config)
+    merged, tokenizer = model.merge_and_unload(), load_saved_tokenizer(run/'adapter', config)
     align_special_tokens(merged, tokenizer, config)
     with folder_atomic(out, overwrite) as tmp:
         merged.save_pretrained(tmp)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_hf_config', 'Choice', 'Hardware', 'requested_precision', 'choose_dtype', 'choose_attention', 'choose_optimizer',
-           'choose_tf32', 'choose_workers', 'choose_layout', 'limits_attention', 'detect_hardware', 'load_base']
+           'choose_tf32', 'choose_workers', 'choose_batch_layout', 'has_attention_softcap', 'detect_hardware',
+           'load_base']
 
 # %% ../../nbs/model/02_base.ipynb #a2e79e0f
 import os, re
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config.config import _did_you_mean
-from ..core import UserError, quiet
+from ..core import UserError, silence_warnings
 from .gpus import ram_bytes
 from ..hub import hub_errors, resolve_model
 from ..tokens.special import resize_embeddings
@@ -203,7 +204,7 @@ def choose_workers(
     if device == 'cuda' and (os.cpu_count() or 1) >= 4: return 2, 'the GPU need not wait for batches then'
     return 0, 'making batches takes no time worth a process'
 
-def choose_layout(
+def choose_batch_layout(
     attention, # name of the kernel
 ): # (name of the layout, the reason)
     "How packed rows lie in a batch, and why."
@@ -211,7 +212,7 @@ def choose_layout(
     return 'one line each', f'{attention} needs a mask, which grows with the square of a line'
 
 # %% ../../nbs/model/02_base.ipynb #0e6b3a3a
-def limits_attention(
+def has_attention_softcap(
     config, # `Config`
 ) -> bool: # false also where the model cannot be read yet
     "Whether the model limits its attention scores."
@@ -228,12 +229,12 @@ def detect_hardware(
     capability = torch.cuda.get_device_capability() if device == 'cuda' else None
     key = lambda name, default: getattr(config, name) if config else default
     dtype, *why = choose_dtype(device, capability, _cpu_has_bf16(), *(requested_precision(config) if config else ()))
-    attention, *why_attention = choose_attention(device, capability, key('attn_implementation', 'auto'), dtype, bool(config) and limits_attention(config))
+    attention, *why_attention = choose_attention(device, capability, key('attn_implementation', 'auto'), dtype, bool(config) and has_attention_softcap(config))
     optimizer, why_optimizer = choose_optimizer(device, key('optimizer', 'adamw_torch'))
     tf32, why_tf32 = choose_tf32(device, capability, key('tf32', 'auto'))
     workers, *why_workers = choose_workers(device, key('dataloader_num_workers', None))
     choices = [Choice('number format', str(dtype).removeprefix('torch.'), *why, 'bf16'), Choice('attention', attention, *why_attention, 'attn_implementation')]
-    if key('sample_packing', True): choices.append(Choice('packed rows', *choose_layout(attention), 'sample_packing'))
+    if key('sample_packing', True): choices.append(Choice('packed rows', *choose_batch_layout(attention), 'sample_packing'))
     if why_optimizer: choices.append(Choice('optimizer', optimizer, why_optimizer, 'optimizer'))
     if why_tf32: choices.append(Choice('tf32', str(tf32).lower(), why_tf32, 'tf32'))
     choices.append(Choice('processes for batches', str(workers), *why_workers, 'dataloader_num_workers'))
@@ -301,7 +302,7 @@ def load_base(
     "The model that is tuned, its weights frozen, on the device; in 4 bits where the YAML says so."
     from transformers import AutoModelForCausalLM
     hw, name = hw or detect_hardware(config), resolve_model(config.base_model, config.revision_of_model)
-    quiet()
+    silence_warnings()
     how = dict(revision=config.revision_of_model, dtype=dtype or hw.dtype, use_safetensors=True, attn_implementation=hw.attention,
         quantization_config=_quantization(config, hw.dtype) if quantized else None, trust_remote_code=config.trust_remote_code) | _placement(config, hw)
     if config.base_model_config or config.overrides_of_model_config: how['config'] = load_hf_config(config)

@@ -407,7 +407,7 @@ def _chat(row, dataset, tokenizer):
     return conversation_turns(chat_messages(row, dataset), row, dataset, tokenizer)
 
 # %% ../../nbs/prompts/03_chat.ipynb #f39ecfbe
-def _chat_ask(text, dataset): # a row whose last message stands for the answer
+def _chat_question_to_row(text, dataset): # a row whose last message stands for the answer
     names = {'role': 'role', 'content': 'content'} | _field(dataset, 'message_property_mappings')
     messages = [{'role': 'user', 'content': text}] if isinstance(text, str) else list(text)
     messages = messages + [{'role': 'assistant', 'content': _ANSWER_PLACEHOLDER}]
@@ -418,8 +418,8 @@ def _chat_columns(dataset): return [_field(dataset, 'field_messages')]
 def _chat_optional(dataset): return ['system', dataset.field_tools]
 
 _EXAMPLE = [{'role': r, 'content': c} for r, c in [('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'Name a prime.'), ('assistant', '7')]]
-register_format('chat_template', _chat, _chat_columns, _chat_ask, {'messages': _EXAMPLE}, optional_columns=_chat_optional, handles_train_on_inputs=True)
-register_format('messages', _chat, _chat_columns, _chat_ask, {'messages': _EXAMPLE},
+register_format('chat_template', _chat, _chat_columns, _chat_question_to_row, {'messages': _EXAMPLE}, optional_columns=_chat_optional, handles_train_on_inputs=True)
+register_format('messages', _chat, _chat_columns, _chat_question_to_row, {'messages': _EXAMPLE},
     "OpenAI's form of conversations: `chat_template`, but with `train_on_inputs` every token is learned.", _chat_optional);
 
 # %% ../../nbs/prompts/03_chat.ipynb #91070b93
@@ -429,7 +429,7 @@ def _renamed(messages, keys): # messages under the names that a type takes for g
     return [{names[k]: roles.get(v, v) for k, v in m.items()} for m in messages]
 
 for name, keys in CHAT_TYPE_DEFAULTS.items():
-    register_format(name, _chat, _chat_columns, _chat_ask, {keys.get('field_messages', 'messages'): _renamed(_EXAMPLE, keys)},
+    register_format(name, _chat, _chat_columns, _chat_question_to_row, {keys.get('field_messages', 'messages'): _renamed(_EXAMPLE, keys)},
         'Conversations of `from` and `value`, in the chat template of the model.' if name == 'sharegpt' else 'Another spelling of `sharegpt`.', _chat_optional, handles_train_on_inputs=True)
 
 # %% ../../nbs/prompts/03_chat.ipynb #39e4dcce
@@ -443,7 +443,7 @@ def _prompt_completion(row, dataset, tokenizer):
     return conversation_turns(prompt + completion, row, dataset, tokenizer, 0 if inputs else len(prompt))
 
 def _prompt_completion_ask(text, dataset):
-    *messages, answer = _chat_ask(text, dataset)[_field(dataset, 'field_messages')]
+    *messages, answer = _chat_question_to_row(text, dataset)[_field(dataset, 'field_messages')]
     return {'prompt': messages, 'completion': [answer]}
 
 register_format('prompt_completion_chat', _prompt_completion, ['prompt', 'completion'], _prompt_completion_ask,

@@ -8,7 +8,7 @@ __all__ = ['DIALOGUE_TEMPLATES', 'DialogueTemplate', 'layout_turns']
 # %% ../../nbs/prompts/04_dialogues.ipynb #0e877708
 from dataclasses import dataclass, replace
 
-from .chat import _ANSWER_PLACEHOLDER, _chat_ask, _chat_columns, CHAT_TYPE_DEFAULTS, chat_messages
+from .chat import _ANSWER_PLACEHOLDER, _chat_question_to_row, _chat_columns, CHAT_TYPE_DEFAULTS, chat_messages
 from .formats import _in_pieces, _FACTORY_TEMPLATES
 from .turns import RowError, Turn, control_tokens, escape_special_tokens, register_format
 
@@ -88,7 +88,7 @@ for name, layout, about in (('vicuna_v1.1', 'vicuna_v1.1', "Conversations as Vic
                             ('wizardlm_multiturn', 'vicuna_v1.1', "WizardLM's conversations, which are Vicuna's."),
                             ('llama2_chat', 'llama2_chat', "Conversations as Llama 2 writes them: `[INST]` and `[/INST]`.")):
     CHAT_TYPE_DEFAULTS[name] = CHAT_TYPE_DEFAULTS['sharegpt']
-    register_format(name, _dialogue(DIALOGUE_TEMPLATES[layout]), _chat_columns, _chat_ask, _TALK, about, handles_train_on_inputs=True)
+    register_format(name, _dialogue(DIALOGUE_TEMPLATES[layout]), _chat_columns, _chat_question_to_row, _TALK, about, handles_train_on_inputs=True)
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #96672f70
 _PREFIX = {'system': '<|system|>Persona: ', 'user': '<|user|> ', 'assistant': '<|model|>'}
@@ -106,7 +106,7 @@ def _pygmalion(row, dataset, tokenizer):
 
 CHAT_TYPE_DEFAULTS['pygmalion'] = {'field_messages': 'conversations', 'message_property_mappings': {'role': 'role', 'content': 'value'}}
 _BOT = [('system', 'A parrot.'), ('human', 'Hi'), ('bot', 'Hello! Hello!')]
-register_format('pygmalion', _pygmalion, _chat_columns, _chat_ask, {'conversations': [{'role': r, 'value': v} for r, v in _BOT]}, handles_train_on_inputs=True);
+register_format('pygmalion', _pygmalion, _chat_columns, _chat_question_to_row, {'conversations': [{'role': r, 'value': v} for r, v in _BOT]}, handles_train_on_inputs=True);
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #2bed5239
 def _factory(pieces): # the pieces of a template -> the function of its format
@@ -125,4 +125,4 @@ def _factory(pieces): # the pieces of a template -> the function of its format
 
 for name, pieces in _FACTORY_TEMPLATES.items():
     CHAT_TYPE_DEFAULTS[f'llamafactory_chat:{name}'] = CHAT_TYPE_DEFAULTS['sharegpt']
-    register_format(f'llamafactory_chat:{name}', _factory(pieces), _chat_columns, _chat_ask, _TALK, f"Conversations in LLaMA-Factory's template `{name}`.")
+    register_format(f'llamafactory_chat:{name}', _factory(pieces), _chat_columns, _chat_question_to_row, _TALK, f"Conversations in LLaMA-Factory's template `{name}`.")

@@ -20,7 +20,7 @@ from ..prompts.chat import resolve_chat_template
 from ..core import UserError
 from .encode import IGNORE_INDEX, encode_arrays, encode_turns
 from ..prompts.turns import _ESCAPE, RowError, control_tokens, find_format, row_to_turns
-from .special import add_tokens, config_eot_ids, raw_tokenizer
+from .special import add_tokens, config_eot_ids, load_raw_tokenizer
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #9f54cec0
 def _stable_template(tokenizer): # the tokenizer's template, or TRL's form of it that never rewrites earlier turns
@@ -34,7 +34,7 @@ def load_tokenizer(
     config, # `Config`
 ):
     "The tokenizer of `config.base_model`, with a padding token and the chat template that training uses."
-    tokenizer = add_tokens(raw_tokenizer(config), config)
+    tokenizer = add_tokens(load_raw_tokenizer(config), config)
     if tokenizer.pad_token is None: tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     if tokenizer.eos_token is None: raise UserError(f'{config.base_model}: the tokenizer has no end-of-sequence token, so a model could not learn to stop. Choose another model.')
     tokenizer.chat_template = resolve_chat_template(config, _stable_template(tokenizer))
