@@ -374,11 +374,11 @@ def test_streaming_needs_steps():
 MEMORY = '''
 import resource, sys
 from llmft.tokens.stream import iterate_rows
-from llmft.data.sources import _batches
+from llmft.data.sources import _batch_rows
 from llmft.config.config import load_config
 c = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'a.jsonl'}], 'streaming': True, 'max_steps': 1})
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == 'linux' else 1024 ** 2)
-batches = _batches(iterate_rows(c))
+batches = _batch_rows(iterate_rows(c))
 n = len(next(batches)); first = peak()
 n += sum(map(len, batches))
 print(n, peak() - first)
