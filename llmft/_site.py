@@ -82,15 +82,17 @@ class FoldCode:
     def __call__(self, cell): pass
 
 
-def reference_rows(rows, header=('key', 'default', 'meaning')):
-    """HTML for rows of (name, default, meaning), in Markdown, under a header.
+def reference_rows(rows, header=('key', 'default', 'meaning'), prefix=''):
+    """HTML for rows of (name, default, meaning) under a header; the last two are Markdown.
 
-    Each row is a section with the name as its heading: Quarto's search then finds `lora_r` as a title of its own."""
+    Each row is a section with the name as its heading: Quarto's search then finds `lora_r` as a title of its own.
+    Its anchor is the name, behind `prefix` and without signs that an address cannot hold."""
     from html import escape
     from markdown_it import MarkdownIt
     inline = MarkdownIt().renderInline
     def section(name, default, meaning):
+        anchor = prefix + re.sub(r'[^\w.-]+', '-', name).strip('-')
         cells = f'<h2><code>{escape(name)}</code></h2><div>{inline(default)}</div><div>{inline(meaning)}</div>'
-        return f'<section id="{escape(name)}" class="level2">{cells}</section>'
+        return f'<section id="{escape(anchor)}" class="level2">{cells}</section>'
     head = ''.join(f'<div>{escape(title)}</div>' for title in header)
     return f'<div class="rows"><div class="rows-head">{head}</div>{"".join(section(*row) for row in rows)}</div>'
