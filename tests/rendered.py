@@ -1,4 +1,5 @@
-"""Dead links and cut blocks of the rendered site; Quarto runs this at the end, and `python tests/rendered.py FOLDER` does."""
+"""Dead links and pictures without a text in the rendered site. Quarto runs this at the end; by hand it is
+`python tests/rendered.py FOLDER`."""
 import os, sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -39,7 +40,8 @@ def faults(folder):
             if (found := target(root, path, link)) is None: continue
             file, anchor = found
             if not file.exists(): yield f'{name}: {link} leads nowhere'
-            elif anchor and file in pages and anchor not in pages[file].anchors: yield f'{name}: {link} has no such anchor'
+            elif anchor and file in pages and anchor not in pages[file].anchors:
+                yield f'{name}: {link} has no such anchor'
         yield from (f'{name}: a picture without a text: {source}' for source in page.silent)
 
 

@@ -3,10 +3,11 @@ import json, re, subprocess, sys
 from pathlib import Path
 import pytest
 import yaml
+from tests.figures import is_exported
 from tests.rendered import faults
 
 ROOT = Path(__file__).parent.parent
-WINGS = ['config', 'prompts', 'data', 'tokens', 'model', 'memory', 'inference', 'evaluation', 'export', 'training', 'commands']
+WINGS = 'config prompts data tokens model memory inference evaluation export training commands'.split()
 
 
 def site(): return yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
@@ -44,7 +45,8 @@ def test_sidebar_lists_every_notebook():
 
 def test_map():
     website = site()['website']
-    assert [entry['text'] for entry in website['navbar']['left']] == ['Learn', 'How to', 'YAML keys', 'Commands', 'Python']
+    bar = [entry['text'] for entry in website['navbar']['left']]
+    assert bar == ['Learn', 'How to', 'YAML keys', 'Commands', 'Python']
     assert all((ROOT/'nbs'/entry['href']).exists() for entry in website['navbar']['left'])
     sections = {entry['section']: entry['contents'] for entry in website['sidebar']['contents']}
     assert [*sections] == ['Start', 'Learn', 'How to', 'Reference', 'How it works', 'What comes with it']
@@ -67,11 +69,12 @@ def test_stored_outputs(path):
     for cell in cells(f'nbs/{path}'):
         directives = re.findall(r'^#\| *([\w-]+)', text(cell['source']), re.M)
         picture = any(kind.startswith('image/') for o in cell.get('outputs', []) for kind in o.get('data', {}))
-        assert not picture or 'fig-alt' in directives or 'hide' in directives, f'#{cell["id"]}: a picture without fig-alt'
+        assert not picture or {'fig-alt', 'hide'} & {*directives}, f'#{cell["id"]}: a picture without fig-alt'
         for shown in output_texts(cell):
             bad = re.search(r'/tmp/\w|__main__\.|IProgress|\w+Warning:|0%\|\s*\||\]\(/\w+\.html', shown)
             assert not bad, f'#{cell["id"]}: {shown[max(0, bad.start() - 60):bad.end() + 60]}'
-        assert not any(o.get('name') == 'stderr' for o in cell.get('outputs', [])), f'#{cell["id"]}: something was written to stderr'
+        names = [output.get('name') for output in cell.get('outputs', [])]
+        assert 'stderr' not in names, f'#{cell["id"]}: something was written to stderr'
 
 
 @pytest.mark.parametrize('path', [p for p in notebooks() if p.split('/')[0] in WINGS])
@@ -90,9 +93,6 @@ def processed():
     return {path: cells(f'_proc/{path}') for path in notebooks()}
 
 
-def folded(source): return '#| code-fold: true' in source
-
-
 def test_pages_begin_with_prose(processed):
     for path, found in processed.items():
         kinds = [c['cell_type'] for c in found if c['cell_type'] != 'raw' and not text(c['source']).startswith('<!--')]
@@ -101,7 +101,7 @@ def test_pages_begin_with_prose(processed):
 
 def test_code_that_the_prose_explains_is_on_the_page(processed):
     for path, found in processed.items():
-        exported = [c for c in cells(f'nbs/{path}') if re.match(r'#\| *export', text(c['source'])) and c['cell_type'] == 'code']
+        exported = [c for c in cells(f'nbs/{path}') if c['cell_type'] == 'code' and is_exported(text(c['source']))]
         page = '\n'.join(text(c['source']) for c in found)
         for cell in exported:
             names = re.findall(r'^(?:def|class) (\w+)', text(cell['source']), re.M)
@@ -109,7 +109,7 @@ def test_code_that_the_prose_explains_is_on_the_page(processed):
         for cell in found: # nothing is exported unfolded, and no page opens with imports
             source = text(cell['source'])
             assert '#| export' not in source, path
-            if cell['cell_type'] == 'code' and re.fullmatch(r'(?s)((from|import) [^\n]*\n?)+', source): assert folded(source), path
+            assert cell['cell_type'] != 'code' or not re.fullmatch(r'((from|import) [^\n]*\n?)+', source), path
 
 
 def test_signatures(processed):
@@ -123,7 +123,8 @@ def test_links_are_not_doubled(processed):
     "nbdev makes a link of each name in backticks, also inside a link."
     for path, found in processed.items():
         for cell in found:
-            assert cell['cell_type'] != 'markdown' or not re.search(r'\[\[`', text(cell['source'])), f'{path}: {text(cell["source"])[:200]}'
+            source = text(cell['source'])
+            assert cell['cell_type'] != 'markdown' or '[[`' not in source, f'{path}: {source[:200]}'
 
 
 def test_links_lead_somewhere():
@@ -144,8 +145,10 @@ def test_reference_pages_are_as_the_code_says(path, tmp_path):
 
 def test_rendered_pages_are_looked_through(tmp_path):
     (tmp_path/'a').mkdir()
-    (tmp_path/'index.html').write_text('<h1 id="top"></h1><a href="a/b.html#x"></a><a href="a/b.html#y"></a><a href="/c.html"></a>'
-                                       '<a href="https://example.org"></a><a href="#top"></a><img src="p.png" alt="a picture">')
+    targets = ['a/b.html#x', 'a/b.html#y', '/c.html', 'https://example.org', '#top']
+    links = ''.join(f'<a href="{target}"></a>' for target in targets)
+    (tmp_path/'index.html').write_text(f'<h1 id="top"></h1>{links}<img src="p.png" alt="a picture">')
     (tmp_path/'a'/'b.html').write_text('<p id="x"></p><a href="../index.html"></a><img src="q.png">')
     assert list(faults(tmp_path)) == [
-        'a/b.html: a picture without a text: q.png', 'index.html: a/b.html#y has no such anchor', 'index.html: /c.html leads nowhere']
+        'a/b.html: a picture without a text: q.png', 'index.html: a/b.html#y has no such anchor',
+        'index.html: /c.html leads nowhere']
