@@ -2,9 +2,11 @@
 
 d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_url': '', 'lib_path': 'llmft'},
   'syms': { 'llmft.commands.check': { 'llmft.commands.check.Check': ('commands/check.html#check', 'llmft/commands/check.py'),
+                                      'llmft.commands.check.Check.__repr__': ( 'commands/check.html#check.__repr__',
+                                                                               'llmft/commands/check.py'),
                                       'llmft.commands.check.Check.__str__': ( 'commands/check.html#check.__str__',
                                                                               'llmft/commands/check.py'),
-                                      'llmft.commands.check._in_turns': ('commands/check.html#_in_turns', 'llmft/commands/check.py'),
+                                      'llmft.commands.check._round_robin': ('commands/check.html#_round_robin', 'llmft/commands/check.py'),
                                       'llmft.commands.check.check_run': ('commands/check.html#check_run', 'llmft/commands/check.py'),
                                       'llmft.commands.check.init_empty_model': ( 'commands/check.html#init_empty_model',
                                                                                  'llmft/commands/check.py'),
