@@ -20,13 +20,13 @@ PACKAGE = Path(__file__).parent.parent/'llmft'
 
 @pytest.mark.parametrize('keys, model', [(AXOLOTL_KEYS, Config), (AXOLOTL_DATASET_KEYS, DatasetConfig)], ids=['file', 'entry'])
 def test_honoured_is_a_field(keys, model):
-    same = {name for name, key in keys.items() if key.text == 'the same here'}
+    same = {name for name, key in keys.items() if key.message == 'the same here'}
     assert same <= {*model.model_fields}
     for name, key in keys.items():
-        assert key.kind in ('honoured', 'harmless', 'unsupported')
-        if key.kind != 'honoured' and '*' not in name: assert name not in model.model_fields
-        if key.kind == 'honoured' and name not in same: # it becomes a field, or a key that is honoured itself
-            targets = re.findall(r'`(\w+)`', key.text)
+        assert key.status in ('honoured', 'harmless', 'unsupported')
+        if key.status != 'honoured' and '*' not in name: assert name not in model.model_fields
+        if key.status == 'honoured' and name not in same: # it becomes a field, or a key that is honoured itself
+            targets = re.findall(r'`(\w+)`', key.message)
             assert targets and all(t in model.model_fields or t in keys or t in DatasetConfig.model_fields for t in targets)
 
 
@@ -98,7 +98,7 @@ def test_loads(name):
     assert {key: getattr(config, key) for key in LOADED[name]} == LOADED[name]
     values, _ = read_yaml((FILES/f'{name}.yml').read_text())
     for key, value in values.items(): # every key is accounted for
-        kind = find_key(key).kind
+        kind = find_key(key).status
         told = [n for n in config.notes if f'`{key}' in n]
         if value is None: assert not told or key == 'adapter'
         elif kind == 'harmless': assert len(told) == 1 and 'is left out: ' in told[0]
@@ -114,7 +114,7 @@ def test_refused(name):
     assert [re.search(r'`(\w+)`', line)[1] for line in lines] == REFUSES[name]
     for line, key in zip(lines, REFUSES[name]):
         number = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if text.startswith(f'{key}:'))
-        assert line.startswith(f'{file}:{number}: `{key}` is not supported. ') and line.endswith(find_key(key).text)
+        assert line.startswith(f'{file}:{number}: `{key}` is not supported. ') and line.endswith(find_key(key).message)
 
 
 @pytest.mark.parametrize('name', REFUSES)
@@ -140,7 +140,7 @@ def refuse(**values):
     return str(e.value)
 
 
-@pytest.mark.parametrize('name', [name for name, key in AXOLOTL_KEYS.items() if key.kind == 'unsupported' and '*' not in name])
+@pytest.mark.parametrize('name', [name for name, key in AXOLOTL_KEYS.items() if key.status == 'unsupported' and '*' not in name])
 def test_off_is_accepted(name):
     for off in (None, False, 0, '', []): assert not any(name in note for note in load(**{name: off}).notes)
     assert f'`{name}` is not supported. ' in refuse(**{name: 2})
