@@ -184,7 +184,7 @@ def encode_columns(
     parts = [[_Part(reason=r)] for r in reasons]
     for i, p in zip(good, _all_parts(encoded, [ways[rows[i]['source']] for i in good], config)): parts[i] = p
     starts, spelled, apart = ([0] * len(rows) for _ in range(3))
-    for i, a, n, m in zip(good, encoded.offsets.tolist(), _count_spelled(used, tokenizer), encoded.apart): starts[i], spelled[i], apart[i] = a, n, m
+    for i, a, n, m in zip(good, encoded.offsets.tolist(), _count_spelled(used, tokenizer), encoded.boundary_splits): starts[i], spelled[i], apart[i] = a, n, m
     return _table(parts, encoded, starts, {'source': columns['source'], 'row': columns['row'], 'spelled': spelled, 'apart': apart})
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #bea8f570
