@@ -250,6 +250,18 @@ def _concatenate(rows):
     run_offsets = np.concatenate([[0], np.cumsum(lengths)])
     return ids, labels, run_offsets[np.cumsum([0] + [len(row) for row in rows])]
 
+# %% ../../nbs/tokens/02_encode.ipynb #3117b2e7
+def _range_indices(starts, lengths): # arrays
+    "`start`, `start + 1`, … for each range, one behind the other; an array that indexes the values of them all."
+    import numpy as np
+    shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return shift + np.arange(len(shift))
+
+def _list_array(values, lengths):
+    "A column of lists of these lengths, a `pyarrow.ListArray`."
+    import numpy as np, pyarrow as pa
+    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), pa.array(values))
+
 # %% ../../nbs/tokens/02_encode.ipynb #7f32d4eb
 def _is_plain(turns): return not any(t.joined or t.control for t in turns)
 
