@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from ..config.config import Config, load_config
 from ..core import UserError
-from .sources import load_rows, get_format_columns, split_dataset, apply_weights
+from .sources import _all_entries, load_rows, get_format_columns, split_dataset, apply_weights
 
 # %% ../../nbs/data/03_dedup.ipynb #a47a6a5b
 _EMPTY = (None, '', [], {})
@@ -36,8 +36,7 @@ def hash_row(
 
 # %% ../../nbs/data/03_dedup.ipynb #3320288d
 def _read_values(rows, config): # yield (row with the columns that its format reads, their names)
-    entries = config.datasets + (config.test_datasets or [])
-    columns = [[c for c in get_format_columns(d) if c in rows.column_names] for d in entries]
+    columns = [[c for c in get_format_columns(d) if c in rows.column_names] for d in _all_entries(config)]
     table = rows.select_columns(list(dict.fromkeys(['source', *(c for names in columns for c in names)])))
     for batch in table.iter(1000):
         for values in zip(*batch.values()):
@@ -154,7 +153,7 @@ def __repr__(self: PreparedRows):
 
 # %% ../../nbs/data/03_dedup.ipynb #d97854e9
 def _locate_rows(rows, positions, config): # -> (number of rows, the first three)
-    paths = [d.path for d in config.datasets + (config.test_datasets or [])]
+    paths = [d.path for d in _all_entries(config)]
     places = sorted({(r['source'], r['row']) for r in rows.select(positions).select_columns(['source', 'row'])})
     return len(positions), [f'{paths[source]} row {row + 1}' for source, row in places[:3]]
 

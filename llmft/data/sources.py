@@ -375,6 +375,10 @@ def _align(tables): # with the same type for a column in all of them, so that th
         tables = [cast(t) for t in tables]
     return tables
 
+# %% ../../nbs/data/02_sources.ipynb #b593850c
+def _all_entries(config): # of `datasets`, then of `test_datasets`: `source` of a row counts them
+    return config.datasets + (config.test_datasets or [])
+
 # %% ../../nbs/data/02_sources.ipynb #799c0447
 def load_rows(
     config,              # `Config`
@@ -436,4 +440,4 @@ def describe_sources(
 ) -> list[dict]:
     "Each source with the hash of its files where it has some on this machine."
     return [{'path': d.path, 'type': d.type if isinstance(d.type, str) else d.type.model_dump(), 'split': d.split,
-             'revision': d.revision, 'sha256': _file_hashes(d)} for d in config.datasets + (config.test_datasets or [])]
+             'revision': d.revision, 'sha256': _file_hashes(d)} for d in _all_entries(config)]
