@@ -131,7 +131,7 @@ class PreparedRows:
     train: object    # `datasets.Dataset`: to learn from
     heldout: object  # `datasets.Dataset`: to measure with; or None
     removed: dict = field(default_factory=dict) # reason -> (number of rows, the first three as `PATH row N`)
-    kept: dict = field(default_factory=dict)    # the same for rows that were found but are kept, as the YAML says
+    kept_leaks: dict = field(default_factory=dict) # the same for leaks that are kept, as the YAML says
     sources: list = field(default_factory=list) # for each entry: path, rows read, rows kept, weight, rows used
 
 # %% ../../nbs/data/03_dedup.ipynb #acfd36c0
@@ -149,7 +149,7 @@ def __repr__(self: PreparedRows):
     n_heldout = len(self.heldout) if self.heldout else 0
     return '\n'.join([f'{len(self.train):,} rows to learn from, {n_heldout:,} held out',
                       *map(_source_line, self.sources),
-                      *_count_lines(self.removed, 'left out'), *_count_lines(self.kept, 'found and kept')])
+                      *_count_lines(self.removed, 'left out'), *_count_lines(self.kept_leaks, 'found and kept')])
 
 # %% ../../nbs/data/03_dedup.ipynb #d97854e9
 def _locate_rows(rows, positions, config): # -> (number of rows, the first three)
@@ -220,7 +220,7 @@ def _drop_leaks(rows, heldout, config, prepared): # -> rows; counted in `prepare
     leaks = {reason: positions for reason, positions in find_leaks(rows, heldout, config).items() if positions}
     counts = {reason: _locate_rows(rows, positions, config) for reason, positions in leaks.items()}
     if config.leakage == 'drop': prepared.removed.update(counts)
-    else: prepared.kept.update(counts)
+    else: prepared.kept_leaks.update(counts)
     if not leaks or config.leakage != 'drop': return rows
     return _remove_rows(rows, [i for positions in leaks.values() for i in positions])
 

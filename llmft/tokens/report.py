@@ -420,7 +420,7 @@ def _duplicate_findings(rows, config): # about rows that stand in the data twice
     total, findings = len(rows.train) + sum(n for n, _ in rows.removed.values()), []
     for reason, (n, first) in _use_source_names(rows.removed, config).items():
         findings += make_finding(_REMOVED.get(reason, 'leakage'), n, total, first, description=reason)
-    for n, first in _use_source_names(rows.kept, config).values():
+    for n, first in _use_source_names(rows.kept_leaks, config).values():
         findings += make_finding('kept_leakage', n, total, first)
     return findings
 
