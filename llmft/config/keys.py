@@ -75,7 +75,7 @@ class UserFormat(_Strict):
 # %% ../../nbs/config/01_keys.ipynb #28cd117d
 class FormatKeys(_Strict):
     "How a row becomes a prompt and an answer."
-    _run: dict = PrivateAttr(default_factory=dict) # what the run says of all its sources
+    _run_options: dict = PrivateAttr(default_factory=dict) # what the run says of all its sources
     type: str | UserFormat = _key('alpaca', 'The prompt format of the rows; `prompt_formats()` lists them. A mapping describes one of your own.')
     field: str = _key('text', 'For `completion`: the column that holds the text.')
     field_messages: str = _key('messages', 'For `chat_template`: the column that holds the list of messages.')
