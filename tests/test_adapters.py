@@ -66,7 +66,7 @@ def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
 
 
 def test_parameter_report(settings):
-    report = {r[0]: r for r in parameter_report(add_adapter(load_base(settings(adapter='qlora')), settings(adapter='qlora', lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head']))).rows}
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(settings(adapter='qlora')), settings(adapter='qlora', lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head']))).layers}
     assert report['q_proj'][1:] == (4 * (64 + 64) * 2, 2 * 64 * 64, {'NF4', 'float32'}) and report['k_proj'][1] == 0
     assert report['lm_head'][1] == report['lm_head'][2] == 1000 * 64
 
@@ -250,7 +250,7 @@ def test_experts_learn_and_are_the_same_elsewhere(more, settings, experts):
 
 def test_report_names_the_experts(settings, experts):
     config = settings(base_model=str(experts), **EXPERTS)
-    report = {r[0]: r for r in parameter_report(add_adapter(load_base(config), config)).rows}
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(config), config)).layers}
     gate_up, down, r = 4 * 64 * 64, 4 * 64 * 32, 4 * 4 # experts x out x in; a rank of 4 for each of 4 experts
     assert report['gate_up_proj'][1:3] == (2 * r * (64 + 64), 2 * gate_up) and report['down_proj'][1:3] == (2 * r * (32 + 64), 2 * down)
     assert {k for k, v in report.items() if v[1]} == {'gate_up_proj', 'down_proj'}
