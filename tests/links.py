@@ -83,9 +83,17 @@ def linked(path):
 def as_text(notebook): return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + '\n'
 
 
+def texts(notebook): return [(c['cell_type'], ''.join(c['source'])) for c in notebook['cells']]
+
+
+def outdated():
+    "{path: the notebook as it has to be} of those that are not."
+    now = {path: json.loads(path.read_text(encoding='utf-8')) for path in [*pages(), ROOT/'nbs/index.ipynb']}
+    new = {path: linked(path) for path in now}
+    return {path: notebook for path, notebook in new.items() if texts(notebook) != texts(now[path])}
+
+
 if __name__ == '__main__':
-    for path in [*pages(), ROOT/'nbs/index.ipynb']:
-        new = as_text(linked(path))
-        if path.read_text(encoding='utf-8') != new:
-            path.write_text(new, encoding='utf-8')
-            print(path.relative_to(ROOT))
+    for path, notebook in outdated().items():
+        path.write_text(as_text(notebook), encoding='utf-8')
+        print(path.relative_to(ROOT))
