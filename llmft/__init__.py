@@ -30,7 +30,7 @@ _PUBLIC = {
     'training.train': 'finetune make_trainer',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
-    'plots': 'plot_loss plot_lengths plot_packing plot_scores',
+    'plots': 'plot_loss plot_lengths plot_packing plot_scores use_small_figures',
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

@@ -1,9 +1,10 @@
 "README.md and its pictures, made from nbs/index.ipynb: `python -m tests.readme` writes them."
-import base64, json, re
+import base64, json, re, textwrap
 from pathlib import Path
 from posixpath import normpath
 
 ROOT = Path(__file__).parent.parent
+COLUMNS = 88 # of an output; longer lines are wrapped
 
 
 def text(lines): return lines if isinstance(lines, str) else ''.join(lines)
@@ -17,6 +18,15 @@ def source(cell):
 
 
 def fence(body, language=''): return f'```{language}\n{body.rstrip()}\n```'
+
+
+def wrapped(output):
+    "The lines of an output, the long ones as several."
+    lines = [re.sub(r'\x1b\[[\d;]*m', '', line) for line in output.rstrip().split('\n')]
+    def parts(line):
+        indent = line[:len(line) - len(line.lstrip())] + '    '
+        return textwrap.wrap(line, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return '\n'.join('\n'.join(parts(line)) if len(line) > COLUMNS else line for line in lines)
 
 
 def relinked(markdown):
@@ -35,13 +45,13 @@ def outputs(cell, pictures):
     for output in cell['outputs']:
         data = output.get('data', {})
         png, svg = data.get('image/png'), data.get('image/svg+xml')
-        if output.get('name') == 'stdout': yield fence(re.sub(r'\x1b\[[\d;]*m', '', text(output['text'])))
+        if output.get('name') == 'stdout': yield fence(wrapped(text(output['text'])))
         elif png or svg:
             path = f'nbs/images/{cell["id"]}{len(pictures)}.' + ('png' if png else 'svg')
             pictures[path] = base64.b64decode(text(png)) if png else text(svg).encode()
             yield f'![]({path})'
         elif 'text/markdown' in data: yield relinked(text(data['text/markdown'])).strip('\n')
-        elif 'text/plain' in data: yield fence(text(data['text/plain']))
+        elif 'text/plain' in data: yield fence(wrapped(text(data['text/plain'])))
 
 
 def readme():

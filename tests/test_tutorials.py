@@ -1,0 +1,106 @@
+"What the pages for users promise: they open and run as they are, and take everything from `llmft`."
+import ast, json, re
+from pathlib import Path
+import pytest
+import llmft
+from tests.links import BUTTONS, INSTALL, outdated, pages, repository
+
+ROOT, NBS = Path(__file__).parent.parent, Path(__file__).parent.parent/'nbs'
+LEARN = sorted((NBS/'tutorials').glob('[0-9]*.ipynb'))
+USER_PAGES = [*pages(), NBS/'index.ipynb']
+IMAGES = {'image/png', 'image/svg+xml', 'image/jpeg'}
+
+
+def cells(path): return json.loads(path.read_text(encoding='utf-8'))['cells']
+def source(cell): return ''.join(cell['source'])
+def name(path): return path.relative_to(NBS).as_posix()
+
+
+def code(path):
+    "The code of a page that Python can parse; the install cell has lines of IPython."
+    return [source(c) for c in cells(path) if c['cell_type'] == 'code' and c['id'] != INSTALL]
+
+
+def prose(path):
+    "The Markdown of a page, without what stands in fences."
+    text = '\n\n'.join(source(c) for c in cells(path) if c['cell_type'] == 'markdown')
+    return re.sub(r'^(`{3,})[^\n]*\n.*?^\1$', '', text, flags=re.M | re.S)
+
+
+def test_the_course_is_numbered_and_each_page_leads_to_the_next():
+    assert [p.name[:2] for p in LEARN] == ['00', '01', '02', '03', '04', '05']
+    for n, (page, after) in enumerate(zip(LEARN, LEARN[1:])):
+        assert source(cells(page)[0]).startswith(f'# {n}. ')
+        assert re.search(rf'\*\*Next:\*\* \[[^\]]+\]\({re.escape(after.name)}\)', source(cells(page)[-1])), page.name
+
+
+def test_buttons_and_install_cells_are_as_tests_links_writes_them():
+    assert not outdated(), f'run `python -m tests.links`: {[name(p) for p in outdated()]}'
+
+
+@pytest.mark.parametrize('path', pages(), ids=name)
+def test_opens_in_colab_and_kaggle_and_begins_with_the_install_cell(path):
+    found = cells(path)
+    assert source(found[0]).startswith('# ') and found[1]['id'] == BUTTONS
+    assert f'/blob/main/nbs/{name(path)})' in source(found[1]) and repository() in source(found[1])
+    assert next(c for c in found if c['cell_type'] == 'code')['id'] == INSTALL
+
+
+def test_the_install_cell_does_nothing_where_llmft_is_and_python_can_read_the_rest():
+    from IPython.core.inputtransformer2 import TransformerManager
+    for path in pages():
+        text = next(source(c) for c in cells(path) if c['id'] == INSTALL)
+        tree = ast.parse(TransformerManager().transform_cell(text))
+        assert [type(node) for node in tree.body] == [ast.Try] and ast.unparse(tree.body[0].body) == 'import llmft'
+        assert [ast.unparse(handler.type) for handler in tree.body[0].handlers] == ['ImportError']
+
+
+@pytest.mark.parametrize('path', USER_PAGES, ids=name)
+def test_imports_of_llmft_are_its_public_names(path):
+    for text in code(path):
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import): assert not any(a.name.startswith('llmft') for a in node.names), text
+            if isinstance(node, ast.ImportFrom) and node.module.startswith('llmft'):
+                assert node.module == 'llmft' and {a.name for a in node.names} <= {*llmft.__all__}, text
+
+
+@pytest.mark.parametrize('path', [*USER_PAGES, *(NBS/'builtin').glob('*.ipynb')], ids=name)
+def test_stored_outputs_hold_nothing_of_this_machine(path):
+    assert path.stat().st_size < 100_000
+    for cell in cells(path):
+        outputs = cell.get('outputs', [])
+        if any(IMAGES & {*o.get('data', {})} for o in outputs): assert re.match(r'(#\|.*\n)*#\| fig-alt: ".+"', source(cell)), source(cell)
+        for output in outputs:
+            assert output['output_type'] != 'error' and output.get('name') != 'stderr', source(cell)
+            text = json.dumps({k: v for k, v in output.get('data', {}).items() if k not in IMAGES} or output.get('text', ''))
+            for word in ('/tmp/', '__main__.', 'IProgress', 'Warning:', 'it/s]'): assert word not in text, (word, source(cell))
+
+
+@pytest.mark.parametrize('path', USER_PAGES, ids=name)
+def test_lines_can_be_read_without_scrolling(path):
+    for cell in cells(path):
+        text = source(cell)
+        if cell['cell_type'] == 'code': assert not [l for l in text.splitlines() if len(l) > 120 and not l.startswith('#|')]
+        for language, body in re.findall(r'^`{3,}(\w*)\n(.*?)^`{3,}$', text if cell['cell_type'] == 'markdown' else '', re.M | re.S):
+            for line in body.splitlines():
+                assert len(line) <= 88, line
+                assert language != 'sh' or line.startswith('#') or ' # ' not in line, line # a comment has a line of its own
+
+
+def anchors(path):
+    "Where a link can point to on a page."
+    heads = re.findall(r'^#{1,6} +(.+)$', prose(path), re.M)
+    return {re.sub(r'\s+', '-', re.sub(r'[^\w\s-]', '', head.lower()).strip()) for head in heads}
+
+
+@pytest.mark.parametrize('path', USER_PAGES, ids=name)
+def test_links_lead_somewhere(path):
+    text = prose(path)
+    assert not re.search(r'!\[\]\(', text) # each picture has words in its place
+    for target in re.findall(r'\]\(([^)\s]+)\)', text):
+        if re.match(r'[a-z]+:', target): continue
+        file, _, anchor = target.partition('#')
+        page = (path.parent/file).resolve() if file else path
+        if page.parent.name == 'reference' and not page.parent.exists(): continue # made elsewhere
+        assert page.is_file(), target
+        if anchor: assert anchor in anchors(page), target
