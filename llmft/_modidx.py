@@ -135,6 +135,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'llmft.config.config.parse_overrides': ( 'config/config.html#parse_overrides',
                                                                               'llmft/config/config.py'),
                                      'llmft.config.config.read_yaml': ('config/config.html#read_yaml', 'llmft/config/config.py'),
+                                     'llmft.config.config.reference_tables': ( 'config/config.html#reference_tables',
+                                                                               'llmft/config/config.py'),
                                      'llmft.config.config.save_config': ('config/config.html#save_config', 'llmft/config/config.py')},
             'llmft.config.convert': { 'llmft.config.convert._argument': ('config/convert.html#_argument', 'llmft/config/convert.py'),
                                       'llmft.config.convert._by_name': ('config/convert.html#_by_name', 'llmft/config/convert.py'),

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES_DIR', 'read_yaml', 'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config', 'save_config',
-           'parse_overrides', 'config_reference']
+           'parse_overrides', 'reference_tables', 'config_reference']
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
 import difflib, re
@@ -418,14 +418,19 @@ def _reference_rows(model, group=None): # -> rows of key, default, meaning
         if field.default is None: return ''
         return f'`{yaml.safe_dump(field.default, default_flow_style=True).splitlines()[0]}`'
     fields = {name: f for name, f in model.model_fields.items() if (f.json_schema_extra or {}).get('group') == group}
-    return [(f'`{name}`', default(field), field.description) for name, field in fields.items()]
+    return [(name, default(field), field.description) for name, field in fields.items()]
 
-# %% ../../nbs/config/02_config.ipynb #ef65beef
-def config_reference() -> str: # Markdown
-    "Every key with its default and its meaning, grouped."
+# %% ../../nbs/config/02_config.ipynb #66eaac15
+def reference_tables() -> dict[str, list]: # heading -> rows of (key, default, meaning), the last two in Markdown
+    "Every key of a run, of an entry of `datasets` and of a `type`, under the headings of the reference."
     groups = dict.fromkeys(field.json_schema_extra['group'] for field in Config.model_fields.values())
     tables = {group: _reference_rows(Config, group) for group in groups}
     tables['Each entry of `datasets` and `test_datasets`'] = _reference_rows(DatasetConfig)
     tables['A `type` of your own'] = _reference_rows(UserFormat)
-    header = ['key', 'default', 'meaning']
-    return '\n\n'.join(f'### {title}\n\n{markdown_table(header, rows)}' for title, rows in tables.items())
+    return tables
+
+# %% ../../nbs/config/02_config.ipynb #ef65beef
+def config_reference() -> str: # Markdown
+    "Every key with its default and its meaning, grouped."
+    def table(rows): return markdown_table(['key', 'default', 'meaning'], [(f'`{key}`', *rest) for key, *rest in rows])
+    return '\n\n'.join(f'### {title}\n\n{table(rows)}' for title, rows in reference_tables().items())
