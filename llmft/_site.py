@@ -92,7 +92,8 @@ def reference_rows(rows, header=('key', 'default', 'meaning'), prefix=''):
     inline = MarkdownIt().renderInline
     def section(name, default, meaning):
         anchor = prefix + re.sub(r'[^\w.-]+', '-', name).strip('-')
-        cells = f'<h2><code>{escape(name)}</code></h2><div>{inline(default)}</div><div>{inline(meaning)}</div>'
+        breakable = escape(name).replace('_', '_<wbr>') # a long name wraps between its words
+        cells = f'<h2><code>{breakable}</code></h2><div>{inline(default)}</div><div>{inline(meaning)}</div>'
         return f'<section id="{escape(anchor)}" class="level2">{cells}</section>'
     head = ''.join(f'<div>{escape(title)}</div>' for title in header)
     return f'<div class="rows"><div class="rows-head">{head}</div>{"".join(section(*row) for row in rows)}</div>'
