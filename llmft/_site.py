@@ -77,6 +77,7 @@ class FoldCode:
         if _only_imports(cell):
             _fold(cell, 'Imports')
             return 'imports'
+        if cell.get('id') == 'install': _fold(cell, 'Install')
         return 'example'
 
     def __call__(self, cell): pass
