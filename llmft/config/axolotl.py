@@ -314,15 +314,16 @@ def _positive_int(value):
 # %% ../../nbs/config/03_axolotl.ipynb #322273dc
 def _batch(t):
     if 'batch_size' not in t.values: return
-    sizes = {key: _positive_int(t.values.get(key)) for key in ('micro_batch_size', 'gradient_accumulation_steps')}
-    total, given = _positive_int(t.values.pop('batch_size')), [size for size in sizes.values() if size]
-    product = given[0] * given[1] if len(given) == 2 else None
-    if not total or not given or total % given[0] or product not in (None, total):
+    total = _positive_int(t.values.pop('batch_size'))
+    micro = _positive_int(t.values.get('micro_batch_size'))
+    steps = _positive_int(t.values.get('gradient_accumulation_steps'))
+    known = micro or steps
+    is_divisible = total and known and total % known == 0
+    if not is_divisible or (micro and steps and micro * steps != total):
         t.problems['batch_size',] = ('`batch_size` must be `micro_batch_size` x `gradient_accumulation_steps`. '
             'Give those two and remove it.')
-    elif product is None:
-        key = next(key for key, size in sizes.items() if not size)
-        value = total // given[0]
+    elif not (micro and steps):
+        key, value = 'micro_batch_size' if steps else 'gradient_accumulation_steps', total // known
         t.set_key(key, value, 'batch_size',
             f'`batch_size: {total}` becomes `{key}: {value}`, {total} rows for each step.')
 
