@@ -301,7 +301,7 @@ def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
         both.use(name)
         if name == 'base': model, chat = load_base(settings(**short)), alone['two' if both.dataset.type == 'chat_template' else 'run']
         else: model, chat = alone[name].model, alone[name]
-        ids = [chat.ids(q) for q in questions]
+        ids = [chat.prompt_ids(q) for q in questions]
         assert [both.ids(q) for q in questions] == ids # each run's own format
         with torch.no_grad(): torch.testing.assert_close(both.model(torch.tensor(ids[:1])).logits, model(torch.tensor(ids[:1])).logits)
         if name == 'base': continue
@@ -331,7 +331,7 @@ def test_adapters_that_do_not_share_a_base(settings, model, tmp_path):
         out = tmp_path/f'r{len([*tmp_path.iterdir()])}'
         path = finetune(settings(output_dir=str(out), **short, **more), say=None, force=True).path
         chat = load_run(one)
-        with pytest.raises(UserError, match=part): chat.add('two', path)
+        with pytest.raises(UserError, match=part): chat.add_run('two', path)
         assert chat.adapters == ['base', 'run'] and [*chat.model.peft_config] == ['default'] and chat('Add 1', max_new_tokens=2) is not None
         return path
     refuses('was trained on .*other, not on .*model. Open it by itself', base_model=str(save_tiny(tmp_path/'other', tokenizer=small_tokenizer())))
