@@ -375,7 +375,7 @@ def _align(tables): # with the same type for a column in all of them, so that th
         tables = [cast(t) for t in tables]
     return tables
 
-# %% ../../nbs/data/02_sources.ipynb #b593850c
+# %% ../../nbs/data/02_sources.ipynb #1bb7a234
 def _all_entries(config): # of `datasets`, then of `test_datasets`: `source` of a row counts them
     return config.datasets + (config.test_datasets or [])
 

@@ -41,9 +41,10 @@ def token_table(
     columns = {c: encoded.with_format('arrow')[:][c].combine_chunks() for c in encoded.column_names}
     input_ids, labels = (columns[c].flatten().to_numpy() for c in ('input_ids', 'labels'))
     lengths = columns['input_ids'].value_lengths().to_numpy()
-    source, row, piece, cut, special = (columns[c].to_numpy() for c in ('source', 'row', 'piece', 'cut', 'spelled'))
+    names = ('source', 'row', 'piece', 'cut', 'special_in_text')
+    source, row, piece, cut, special_in_text = (columns[name].to_numpy() for name in names)
     return TokenTable(input_ids, labels != IGNORE_INDEX, np.append(0, np.cumsum(lengths)), source, row + 1,
-                      columns['reason'].to_pylist(), piece, cut, special)
+                      columns['reason'].to_pylist(), piece, cut, special_in_text)
 
 # %% ../../nbs/tokens/06_findings.ipynb #95281824
 @patch(as_prop=True)
