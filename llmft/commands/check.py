@@ -40,7 +40,7 @@ def init_empty_model(
 @dataclass
 class Check:
     "What a run would do."
-    config: Config
+    config: Config         # every setting of the run
     report: object         # `DataReport`
     hardware: object       # `Hardware`
     target_modules: object # layers that get an adapter: their names, or a regular expression

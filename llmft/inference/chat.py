@@ -64,7 +64,8 @@ def _left_padded(prompts, pad_id, device): # lists of ids -> (input_ids, attenti
 
 # %% ../../nbs/inference/01_chat.ipynb #364bb815
 def generate_ids(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     prompts,            # lists of ids, as from `prompt_ids`
     max_new_tokens=256, # longest answer
     temperature=0.0,    # 0: always the likeliest token; higher: more varied
@@ -92,7 +93,8 @@ def generate_ids(
 
 # %% ../../nbs/inference/01_chat.ipynb #a883d283
 def generate(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     prompts,      # list of texts, rows, or lists of messages
     dataset=None, # `DatasetConfig`: the format; default: the chat template if there is one, else plain text
     **sampling,   # as for `generate_ids`: `max_new_tokens`, `temperature`, `top_p`, `batch_size`, `progress`
@@ -104,7 +106,8 @@ def generate(
 
 # %% ../../nbs/inference/01_chat.ipynb #bdcbda4a
 def stream_generate(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     ids,                # list of ids, as from `prompt_ids`
     max_new_tokens=512, # longest answer
     temperature=0.0,    # 0: always the likeliest token

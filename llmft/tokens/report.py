@@ -260,9 +260,9 @@ class DataReport:
     "What a run will learn from and what is the matter with it: as text, as HTML, and with `plot` as a picture."
     summaries: list        # `SourceSummary` of each source
     lengths: dict          # source -> lengths in tokens of its rows to learn from, those that are too long too
-    sequence_len: int
+    sequence_len: int      # longest row in tokens, and the length of a packed row
     packed_lengths: list   # for each packed row the lengths of the rows in it; None without packing
-    steps_per_epoch: int
+    steps_per_epoch: int   # optimizer steps that go once through all rows
     steps: int             # in the whole run
     repeated_answers: list # (number of rows, numbers of the first three, text) of each
     findings: list         # of `Finding`, the worst first

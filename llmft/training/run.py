@@ -54,7 +54,7 @@ def environment_info(
 @dataclass(repr=False)
 class Run:
     "A run folder."
-    path: Path
+    path: Path                # the folder
     interrupted: bool = False # was it stopped before its end
 
     @property
