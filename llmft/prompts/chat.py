@@ -39,6 +39,7 @@ def _read_template(path): # a `.jinja` file
         reason = getattr(e, 'strerror', None) or 'it is not UTF-8 text'
         raise UserError(f'chat_template: {path} cannot be read: {reason}.') from None
 
+# %% ../../nbs/prompts/03_chat.ipynb #58bc598d
 def find_chat_template(
     value,                   # a name, a Jinja text, or a `.jinja` file
     tokenizer_template=None, # the tokenizer's own template
@@ -68,6 +69,7 @@ CHAT_TYPE_DEFAULTS = { # type -> the keys that it takes for granted
     'sharegpt.load_ultrachat': {},
 }
 
+# %% ../../nbs/prompts/03_chat.ipynb #ce7ee292
 def _get_key(dataset, key): # a key of the YAML, or what the type takes for granted
     defaults = CHAT_TYPE_DEFAULTS.get(dataset.type, {}) if isinstance(dataset.type, str) else {}
     return defaults[key] if key in defaults and key not in dataset.model_fields_set else getattr(dataset, key)
@@ -114,6 +116,7 @@ def _part_text(part): # the text of a part of a content
     if not isinstance(text, str) or kind != 'text': raise RowError('a part of a message is not text')
     return text
 
+# %% ../../nbs/prompts/03_chat.ipynb #fca9c23e
 def _join_parts(content): # -> text, [(start, stop, train)] or None where no part says if it is learned
     if not isinstance(content, list): return content, None
     text, spans = '', []
@@ -176,6 +179,7 @@ def _rename_properties(raw, names, roles, dataset): # the message under the name
     message['role'] = roles[message['role']]
     return message
 
+# %% ../../nbs/prompts/03_chat.ipynb #ed03b3af
 def _read_message(raw, names, roles, dataset): # a message of the row -> `Message`
     if not isinstance(raw, dict): raise RowError('a message is not a mapping')
     raw = _drop_none(raw)
@@ -224,6 +228,7 @@ def _read_tools(row, dataset): # the functions that may be called, as a list of 
 def _has_generation_blocks(template): # does it say itself what the assistant wrote
     return bool(re.search(r'\{%-?\s*generation\s*-?%\}', template))
 
+# %% ../../nbs/prompts/03_chat.ipynb #d4063fa3
 class _Renderer:
     "A chat template with everything that stays the same in a row."
     def __init__(self, tokenizer, template, tools=None, variables=None):
@@ -257,6 +262,7 @@ class _EndTokens:
     token_pattern: re.Pattern    # white space and one control token
     trailing_pattern: re.Pattern # a control token at the end of a text
 
+# %% ../../nbs/prompts/03_chat.ipynb #878bbba1
 @lru_cache(16)
 def _end_tokens(special_tokens, eos, bos, eot):
     if eot is not None and not eot: eot = (eos,)
@@ -277,6 +283,7 @@ def find_after(self: _EndTokens, text, start, stop): # -> {'eot': span, 'eos': s
         start = m.end()
     return found
 
+# %% ../../nbs/prompts/03_chat.ipynb #0cfd321e
 @patch
 def strip_trailing(self: _EndTokens, text, start, stop): # `stop` without the control tokens that stand in front of it
     while m := self.trailing_pattern.search(text, start, stop): stop = m.start()
@@ -299,6 +306,7 @@ def _add_markers(text, i): # the text of message `i` between its markers, white 
     number = ''.join(chr(_DIGIT_ZERO + int(digit)) for digit in str(i))
     return f'{text[:start]}{_OPEN}{number}{stripped}{_CLOSE}{number}{text[start + len(stripped):]}'
 
+# %% ../../nbs/prompts/03_chat.ipynb #a4b67a4d
 def _marker_spans(marked): # a text with markers -> {message: (start, stop)} in the text without them
     found, removed_chars = {}, 0 # {message: [(marker, position), …]}
     for m in _MARKERS.finditer(marked):
@@ -335,6 +343,7 @@ def _mark_content(message, i, mark_empty=True): # the message with markers aroun
     if not isinstance(content, str) or not content and not mark_empty: return message
     return message | {'content': _add_markers(content, i)}
 
+# %% ../../nbs/prompts/03_chat.ipynb #0af40f9c
 def _find_contents(chat): # {message: (start, stop)} of its content; a message that has no one place is left out
     for mark_empty in (True, False): # a template may ask whether a content is empty; then those get no markers
         messages = [_mark_content(m, i, mark_empty) for i, m in enumerate(chat.messages)]
@@ -387,6 +396,7 @@ def _turn_span(chat, i, prompt_length): # of an answer: all that it adds to its 
     _check_prefix(chat.text, text)
     return prompt_length, chat.end_tokens.strip_trailing(chat.text, prompt_length, max(prompt_length, len(text)))
 
+# %% ../../nbs/prompts/03_chat.ipynb #41915ee7
 def _message_span(chat, i, content_spans, prompt_length=0, merged=False): # (start, stop) of a learned message, or None
     if i in chat.generation_spans:
         start, stop = chat.generation_spans[i]
@@ -412,7 +422,7 @@ def _end_options(dataset): # which end tokens are learned: none, the last, of le
     return {'eos': dataset.train_on_eos, 'eot': dataset.train_on_eot or dataset.train_on_eos}
 
 # %% ../../nbs/prompts/03_chat.ipynb #e768672a
-def _end_token_spans(chat, indices, message_spans, content_spans, dataset): # (start, stop) of each end token that is learned
+def _end_token_spans(chat, indices, message_spans, content_spans, dataset): # of the end tokens that are learned
     options = _end_options(dataset)
     starts = sorted(start for spans in (content_spans, message_spans) for start, _ in spans.values())
     candidates = content_spans | message_spans if 'all' in options.values() else message_spans
@@ -437,7 +447,7 @@ def _trained_part_spans(message, span, text): # `message`: a `Message` that stan
             for first, last, train in message.part_spans if train]
 
 # %% ../../nbs/prompts/03_chat.ipynb #b95e35f9
-def _completion_spans(chat, n_prompt_messages=None): # [(start, stop)] of all behind the prompt: by default the last message
+def _completion_spans(chat, n_prompt_messages=None): # all behind the prompt; by default the last message
     n = max(len(chat.messages) - 1, 1) if n_prompt_messages is None else n_prompt_messages
     if n == 0: return [(0, len(chat.text))]
     if n >= len(chat.messages) or chat.messages[-1]['role'] != 'assistant':
@@ -453,6 +463,7 @@ def _check_any_trained(indices, messages, dataset): # `indices`: of the messages
     if dataset.roles_to_train and 'all' not in _end_options(dataset).values():
         raise RowError(f'there is no message of the role {" or ".join(dataset.roles_to_train)}')
 
+# %% ../../nbs/prompts/03_chat.ipynb #f9efdc0d
 def _trained_spans(chat, messages, dataset, n_prompt_messages=None): # [(start, stop)] of all that is learned, unsorted
     indices, no_eos = _trained_message_indices(messages, dataset), dataset.train_on_eos == 'none'
     if not indices and not dataset.roles_to_train and no_eos: return _completion_spans(chat, n_prompt_messages)
@@ -476,6 +487,7 @@ def _merge_spans(spans): # sorted, and one where they touch
         else: merged.append([start, stop])
     return merged
 
+# %% ../../nbs/prompts/03_chat.ipynb #3a1c7c54
 def _spans_to_turns(text, spans): # `spans`: what is learned -> list of `Turn`
     boundaries = [0, *(position for span in _merge_spans(spans) for position in span), len(text)]
     turns = []
@@ -517,6 +529,7 @@ def _require_template(dataset, tokenizer): # the chat template of a source; `Use
         '`type: chat_template` needs a chat template and this tokenizer has none. '
         'Give one with `chat_template:`, as a name such as `chatml`, as text or as a .jinja file.')
 
+# %% ../../nbs/prompts/03_chat.ipynb #9db75474
 def _render_chat(messages, row, dataset, tokenizer, n_escaped): # the first `n_escaped` messages are from the data
     template, special, options = _require_template(dataset, tokenizer), control_tokens(tokenizer), dataset._run_options
     for m in messages[:n_escaped]: m.message = _escape_texts(m.message, special)

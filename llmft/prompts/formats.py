@@ -34,6 +34,7 @@ def _as_text(value): # a value of the data as it stands in a prompt
         return yaml.dump({k: v for k, v in value.items() if v is not None}, default_flow_style=False)
     return '\n'.join(f'- "{v}"' for v in value) if isinstance(value, (list, tuple)) else str(value)
 
+# %% ../../nbs/prompts/02_formats.ipynb #ad549574
 def _column_text(row, columns): # the text of the first of these columns that the row has
     for c in columns:
         if (value := row.get(c)) is not None: return value if type(value) is str else _as_text(value)
@@ -48,6 +49,7 @@ def _template_fields(text): # `'{a} or {b}'` -> ('a', 'b')
         raise UserError(f'the prompt format {text!r} cannot be read: {e}. '
                         'Write a brace that is meant as text twice, as `{{`.') from None
 
+# %% ../../nbs/prompts/02_formats.ipynb #ca535780
 @lru_cache(None)
 def _field_columns(template): # a `PromptTemplate` -> ((field, columns that may fill it), …)
     texts = template.system, template.prompt, template.no_input, template.answer
@@ -60,6 +62,7 @@ def _prompt_text(template, values): # the text in front of the answer, its field
     text = template.no_input if template.no_input and not values.get('input') else template.prompt
     return (template.system if values.get('system') else '') + text
 
+# %% ../../nbs/prompts/02_formats.ipynb #1ad62ec8
 @lru_cache(64)
 def _contains_any(text, names): return any(n in text for n in names)
 
@@ -353,6 +356,7 @@ class _FactoryTemplate:
     add_bos: bool = False       # is there a beginning token
     first_with_system: str = '' # the first question of a row with a system text, where both are one text
 
+# %% ../../nbs/prompts/02_formats.ipynb #b19e2a59
 def _factory_turns(template, row, tokenizer): # a row as turns
     special = control_tokens(tokenizer) if tokenizer else ()
     def value(column): return escape_special_tokens(_as_text(row.get(column)), special)
@@ -413,6 +417,7 @@ def _segment_turns(row, dataset, tokenizer):
         raise RowError('the segments are not a list of `label` and `text`')
     return [Turn(_as_text(s['text']), trained=bool(s['label']), control=True) for s in segments]
 
+# %% ../../nbs/prompts/02_formats.ipynb #250629c1
 def _text_to_segments(text, dataset): # a row whose answer is empty
     if not isinstance(text, str): text = text[-1]['content']
     return {'segments': [{'label': False, 'text': text}, {'label': True, 'text': ''}]}
@@ -442,6 +447,7 @@ def _user_template(fmt): # a `UserFormat` -> `PromptTemplate`
     columns = tuple((f, getattr(fmt, f'field_{f}')) for f in (*_USER_FIELDS, 'output'))
     return PromptTemplate(*texts, columns=columns)
 
+# %% ../../nbs/prompts/02_formats.ipynb #e465cbd1
 def _user_turns(row, dataset, tokenizer):
     "A format that is written in the YAML."
     fmt = _user_format(dataset)

@@ -35,6 +35,7 @@ def _special_token_pattern(names): # a pattern that finds these names, the longe
     longest_first = sorted(names, key=len, reverse=True)
     return re.compile('|'.join(map(re.escape, longest_first)) or '(?!)')
 
+# %% ../../nbs/prompts/01_turns.ipynb #837986a2
 def escape_special_tokens(
     text,           # from the data
     control_tokens, # as they are spelled
@@ -82,10 +83,11 @@ class PromptFormat:
     handles_train_on_inputs: bool = False # does it obey `train_on_inputs` by itself
 
 # %% ../../nbs/prompts/01_turns.ipynb #5411cee9
-_FORMATS: dict[str, PromptFormat] = {}
-
 def _columns_function(columns): # names, or a function of the `DatasetConfig` -> such a function
     return columns if callable(columns) else lambda dataset: list(columns)
+
+# %% ../../nbs/prompts/01_turns.ipynb #c55d0f79
+_FORMATS: dict[str, PromptFormat] = {}
 
 def register_format(
     name,                 # what to write behind `type:`
@@ -115,6 +117,7 @@ def prompt_formats() -> dict[str, PromptFormat]: # by name
     _load_builtin_formats()
     return dict(_FORMATS)
 
+# %% ../../nbs/prompts/01_turns.ipynb #2781272e
 def _families(names): # `alpaca:chatml`, `alpaca_chat.load_qa` -> `alpaca`, `alpaca_chat`
     return list(dict.fromkeys(re.split(r'\.load|:', name)[0] for name in names))
 
