@@ -68,14 +68,14 @@ def _label(ax, title, x, y): # name the picture and both of its axes
     return ax
 
 # %% ../nbs/plots.ipynb #1e54ca9f
-def _outline(artist): # give a black line or mark a white rim
+def _outline(artist, width): # give a black line or mark a white rim; `width`: of both, in points
     from matplotlib.patheffects import withStroke
-    artist.set_path_effects([withStroke(linewidth=3.5, foreground='white')])
+    artist.set_path_effects([withStroke(linewidth=width, foreground='white')])
     return artist
 
 # %% ../nbs/plots.ipynb #05272c4a
 def _limit_line(ax, x, label=None): # a dashed vertical line at `x`
-    return _outline(ax.axvline(x, color='black', lw=2, ls='--', label=label))
+    return _outline(ax.axvline(x, color='black', lw=2, ls='--', label=label), 4)
 
 # %% ../nbs/plots.ipynb #ffa9cfdf
 def _series(metrics, key): # ([step], [value]) of the lines that have a finite `key`, one per step
@@ -345,7 +345,7 @@ def _draw_score(ax, x, width, passed, total, colour, label=None): # one bar with
     score, (low, high) = passed/total if total else 0, _wilson(passed, total)
     ax.bar(x, score, width*.92, color=colour, label=label)
     interval = ax.errorbar(x, score, [[max(score-low, 0)], [max(high-score, 0)]], color='black', capsize=4, lw=1.2)
-    for line in interval.get_children(): _outline(line)
+    for line in interval.get_children(): _outline(line, 3)
     ax.text(x, high + .015, f'{passed}/{total}', ha='center', va='bottom', fontsize=9)
 
 # %% ../nbs/plots.ipynb #44078885

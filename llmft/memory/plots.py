@@ -63,11 +63,14 @@ def plot_memory(
     title = f'{needed:.1f} GiB on {gpu} ({available:.3g} GiB): {_verdict(needed, available)}'
     return _label(ax, title, f'GiB (dashed: what the {gpu} has)', '')
 
+# %% ../../nbs/memory/02_plots.ipynb #8853b6ff
+_MARK = dict(marker='|', ls='', color='black', ms=11, mew=3) # what a GPU has
+
 # %% ../../nbs/memory/02_plots.ipynb #ac0af408
 def _fit_legend(ax): # what the colours and the marks of `plot_gpus` mean
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    mark = _outline(Line2D([], [], marker='|', ls='', color='black', ms=11, mew=2.5, label='what the GPU has'))
+    mark = _outline(Line2D([], [], label='what the GPU has', **_MARK), 7)
     fits, too_much = Patch(color=_COLOURS['green'], label='fits'), Patch(color=_COLOURS['red'], label='too much')
     ax.legend(handles=[fits, too_much, mark], fontsize=9, loc='lower right')
 
@@ -84,7 +87,7 @@ def plot_gpus(
     fits, ys = [need <= has for need, has in zip(needed, available)], range(len(names))
     ax = _axes(ax, (7, .8 + .21*len(names)))
     ax.barh(ys, needed, height=.7, color=[_COLOURS['green' if fit else 'red'] for fit in fits])
-    _outline(ax.plot(available, ys, '|', color='black', ms=11, mew=2.5)[0])
+    _outline(ax.plot(available, ys, **_MARK)[0], 7)
     ax.set(yticks=ys, yticklabels=names, ylim=(-.6, len(names) - .4))
     ax.tick_params(axis='y', labelsize=8)
     ax.set_xscale('log', base=2)
