@@ -3,6 +3,7 @@ import json, re, subprocess, sys
 from pathlib import Path
 import pytest
 import yaml
+from tests import links
 from tests.figures import is_exported
 from tests.rendered import faults
 
@@ -51,6 +52,10 @@ def test_map():
     sections = {entry['section']: entry['contents'] for entry in website['sidebar']['contents']}
     assert [*sections] == ['Start', 'Learn', 'How to', 'Reference', 'How it works', 'What comes with it']
     assert [wing['section'] for wing in sections['How it works']] == ['ground', *WINGS]
+
+
+def test_address_is_the_one_of_the_settings():
+    assert links.site() == (ROOT/'_quarto.yml').read_text(encoding='utf-8'), 'run `python -m tests.links`'
 
 
 def test_files_of_the_site_are_there():
