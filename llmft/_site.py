@@ -25,7 +25,7 @@ def _is_doc(cell): return cell.cell_type == 'code' and 'show_doc(' in cell.sourc
 
 def _is_data_class(cell):
     "Is this the table of a pydantic class? Its signature says nothing, and its keys have a page of their own."
-    return '(**data: Any)' in str(cell.get('outputs', ''))
+    return bool(re.search(r'\*\*data: ?Any', str(cell.get('outputs', ''))))
 
 
 def _fold(cell, summary):
@@ -42,6 +42,11 @@ def _clean_doc(cell):
     for output in cell.get('outputs', []):
         for kind, text in output.get('data', {}).items():
             output['data'][kind] = [_plain(t) for t in text] if isinstance(text, list) else _plain(text)
+
+
+def _single_links(text):
+    "nbdev makes a link of every name in backticks, also of one inside a link; there the link that was written stays."
+    return re.sub(r'\[([^\[\]]*)\[(`[^`]+`)\]\([^)]*\)([^\[\]]*)\]\(', r'[\1\2\3](', text)
 
 
 class FoldCode:
@@ -62,6 +67,7 @@ class FoldCode:
         self.nb.cells = pages + waiting
 
     def _kind(self, cell):
+        if cell.cell_type == 'markdown': cell.source = _single_links(cell.source)
         if cell.cell_type != 'code': return 'prose'
         directives = getattr(cell, 'directives_', {})
         exported = any(name in directives for name in _EXPORTS)
