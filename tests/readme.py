@@ -36,7 +36,8 @@ def relinked(markdown):
         if re.match(r'[a-z]+:|[#/]', target): return match[0]
         return before + normpath('nbs/' + target) + after
     parts = re.split(r'(^```.*?^```)', markdown, flags=re.M | re.S)
-    return ''.join(p if p.startswith('```') else re.sub(r'(\]\(|(?:src|href)=")([^)"\s]+)([)"\s])', link, p) for p in parts)
+    target = re.compile(r'(\]\(|(?:src|href)=")([^)"\s]+)([)"\s])')
+    return ''.join(p if p.startswith('```') else target.sub(link, p) for p in parts)
 
 
 def outputs(cell, pictures):

@@ -66,7 +66,7 @@ def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
 
 
 def test_parameter_report(settings):
-    report = {r[0]: r for r in parameter_report(add_adapter(load_base(settings(adapter='qlora')), settings(adapter='qlora', lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head']))).rows}
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(settings(adapter='qlora')), settings(adapter='qlora', lora_target_modules=['q_proj'], lora_modules_to_save=['lm_head']))).layers}
     assert report['q_proj'][1:] == (4 * (64 + 64) * 2, 2 * 64 * 64, {'NF4', 'float32'}) and report['k_proj'][1] == 0
     assert report['lm_head'][1] == report['lm_head'][2] == 1000 * 64
 
@@ -250,7 +250,7 @@ def test_experts_learn_and_are_the_same_elsewhere(more, settings, experts):
 
 def test_report_names_the_experts(settings, experts):
     config = settings(base_model=str(experts), **EXPERTS)
-    report = {r[0]: r for r in parameter_report(add_adapter(load_base(config), config)).rows}
+    report = {r[0]: r for r in parameter_report(add_adapter(load_base(config), config)).layers}
     gate_up, down, r = 4 * 64 * 64, 4 * 64 * 32, 4 * 4 # experts x out x in; a rank of 4 for each of 4 experts
     assert report['gate_up_proj'][1:3] == (2 * r * (64 + 64), 2 * gate_up) and report['down_proj'][1:3] == (2 * r * (32 + 64), 2 * down)
     assert {k for k, v in report.items() if v[1]} == {'gate_up_proj', 'down_proj'}
@@ -301,7 +301,7 @@ def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
         both.use(name)
         if name == 'base': model, chat = load_base(settings(**short)), alone['two' if both.dataset.type == 'chat_template' else 'run']
         else: model, chat = alone[name].model, alone[name]
-        ids = [chat.ids(q) for q in questions]
+        ids = [chat.prompt_ids(q) for q in questions]
         assert [both.ids(q) for q in questions] == ids # each run's own format
         with torch.no_grad(): torch.testing.assert_close(both.model(torch.tensor(ids[:1])).logits, model(torch.tensor(ids[:1])).logits)
         if name == 'base': continue
@@ -331,7 +331,7 @@ def test_adapters_that_do_not_share_a_base(settings, model, tmp_path):
         out = tmp_path/f'r{len([*tmp_path.iterdir()])}'
         path = finetune(settings(output_dir=str(out), **short, **more), say=None, force=True).path
         chat = load_run(one)
-        with pytest.raises(UserError, match=part): chat.add('two', path)
+        with pytest.raises(UserError, match=part): chat.add_run('two', path)
         assert chat.adapters == ['base', 'run'] and [*chat.model.peft_config] == ['default'] and chat('Add 1', max_new_tokens=2) is not None
         return path
     refuses('was trained on .*other, not on .*model. Open it by itself', base_model=str(save_tiny(tmp_path/'other', tokenizer=small_tokenizer())))

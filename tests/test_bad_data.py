@@ -1,4 +1,5 @@
-"Every broken input of `bad_data`: one message that says where and what to do, status 2, nothing written; and those that are right work."
+"""Every broken input of `bad_data`: one message that says where and what to do, status 2, nothing written;
+and those that are right work."""
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def test_other_commands_say_it_too(cases, command):
 
 def test_nothing_to_preview():
     write({'run': BASE.replace('64', '8')})
-    assert 'none of the first 8 rows can be used' in (message := message_of('preview', 'run.yml')) and 'longer than sequence_len 8 (row 1, 2, 3, …)' in message
+    message = message_of('preview', 'run.yml')
+    assert 'none of the first 8 rows can be used' in message
+    assert 'longer than sequence_len 8 (row 1, 2, 3, …)' in message
 
 
 @pytest.mark.parametrize('case', WORKS, ids=lambda c: c['id'])

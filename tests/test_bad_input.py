@@ -1,4 +1,5 @@
-"What is wrong beside the data (those are in test_bad_data): one message that says what, where and what to do; status 2; nothing written."
+"""What is wrong beside the data (that is in test_bad_data): one message that says what, where and what to do, status 2,
+nothing written."""
 import os, re, subprocess, sys
 from pathlib import Path
 
@@ -81,21 +82,26 @@ VALUES = {
     'report_to: wandb': "`report_to` must be a list, as `[wandb]`, not 'wandb'.",
     'lora_target_modules: 3': '`lora_target_modules` must be text or a list, not 3.',
     'lora_target_modules: [q_proj, 3]': 'entry 2 of `lora_target_modules` must be text, not 3.',
-    'load_in_8bit: true\nload_in_4bit: true': '`load_in_8bit`: the base weights can be kept in 4 bits or in 8, not both.',
-    'load_in_8bit: true\nadapter: qlora': '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_8bit`, or set `adapter: lora`.',
-    'adapter: qlora\nload_in_4bit: false': '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_4bit: false`, or set `adapter: lora`.',
+    'load_in_8bit: true\nload_in_4bit: true':
+        '`load_in_8bit`: the base weights can be kept in 4 bits or in 8, not both.',
+    'load_in_8bit: true\nadapter: qlora':
+        '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_8bit`, or set `adapter: lora`.',
+    'adapter: qlora\nload_in_4bit: false':
+        '`adapter`: `qlora` means 4-bit base weights. Remove `load_in_4bit: false`, or set `adapter: lora`.',
     'bf16: true\nfp16: true': '`fp16`: one number format at a time.',
     'warmup_steps: 1\nwarmup_ratio: 0.1': '`warmup_ratio`: two lengths for one warm-up.',
     'eval_steps: 1\nevals_per_epoch: 1': '`eval_steps`: two rhythms for one thing.',
     'save_steps: 1\nsaves_per_epoch: 1': '`save_steps`: two rhythms for one thing.',
     'lora_target_linear: false': '`lora_target_linear`: nothing would be trained.',
-    'val_set_size: 2\ntest_datasets: [{path: data.jsonl}]': '`val_set_size`: held-out rows come from `test_datasets` or from `val_set_size`, not both.',
+    'val_set_size: 2\ntest_datasets: [{path: data.jsonl}]':
+        '`val_set_size`: held-out rows come from `test_datasets` or from `val_set_size`, not both.',
 }
 
 
 @pytest.mark.parametrize('text', VALUES)
 def test_value(text, wrong):
-    before = ''.join(line for line in BASE.splitlines(keepends=True) if line.split(':')[0] not in re.findall(r'^\w+', text, re.M))
+    replaced = re.findall(r'^\w+', text, re.M)
+    before = ''.join(line for line in BASE.splitlines(keepends=True) if line.split(':')[0] not in replaced)
     Path('run.yml').write_text(before + text + '\n')
     message, count = wrong('train', 'run.yml'), before.count('\n')
     says(message, VALUES[text])
@@ -105,7 +111,8 @@ def test_value(text, wrong):
 
 def test_all_mistakes_at_once(wrong):
     Path('run.yml').write_text(BASE + 'lora_rank: 3\nseed: many\nlora_r: 0\n')
-    assert [line.split(': ')[0] for line in wrong('check', 'run.yml').splitlines()] == ['run.yml:6', 'run.yml:7', 'run.yml:8']
+    lines = wrong('check', 'run.yml').splitlines()
+    assert [line.split(': ')[0] for line in lines] == ['run.yml:6', 'run.yml:7', 'run.yml:8']
 
 
 def test_eight_bits_alone_is_right():
@@ -116,16 +123,22 @@ def test_eight_bits_alone_is_right():
 
 
 def test_file(wrong):
-    says(wrong('train', 'runn.yml'), 'runn.yml: there is no such file and no recipe of that name', 'Did you mean `run.yml`?', 'smollm2-135m')
+    says(wrong('train', 'runn.yml'), 'runn.yml: there is no such file and no recipe of that name',
+        'Did you mean `run.yml`?', 'smollm2-135m')
     says(wrong('train', 'nowhere/else.yml'), 'nowhere/else.yml: there is no such file')
     says(wrong('check', '.'), '. is a folder', 'Name the YAML file in it')
-    for command in ('train', 'check', 'preview', 'recipes'): says(wrong(command, 'smolm2-135m'), 'Did you mean `smollm2-135m`?')
+    for command in ('train', 'check', 'preview', 'recipes'):
+        says(wrong(command, 'smolm2-135m'), 'Did you mean `smollm2-135m`?')
 
 
-@pytest.mark.parametrize('item, part', {'seed': 'expected KEY=VALUE, as in learning_rate=1e-4', '=3': 'expected KEY=VALUE',
-    'sed=3': '`sed` is not a key that llmft knows. Did you mean `seed`?', 'seed=[1': 'the value is not valid YAML', 'seed=2001-13-41': 'the value is not valid YAML',
-    'seed=abc': "set seed=abc: `seed` must be a whole number, not 'abc'.", 'learning_rate=nan': "`learning_rate` must be a finite number, not 'nan'",
-    'datasets={path: a}': '`datasets` must be a list', 'datasets=[{pth: a}]': 'set datasets=', 'lora_r=0': '`lora_r` must be above 0, not 0.'}.items())
+@pytest.mark.parametrize('item, part', {
+    'seed': 'expected KEY=VALUE, as in learning_rate=1e-4', '=3': 'expected KEY=VALUE',
+    'sed=3': '`sed` is not a key that llmft knows. Did you mean `seed`?', 'seed=[1': 'the value is not valid YAML',
+    'seed=2001-13-41': 'the value is not valid YAML',
+    'seed=abc': "set seed=abc: `seed` must be a whole number, not 'abc'.",
+    'learning_rate=nan': "`learning_rate` must be a finite number, not 'nan'",
+    'datasets={path: a}': '`datasets` must be a list', 'datasets=[{pth: a}]': 'set datasets=',
+    'lora_r=0': '`lora_r` must be above 0, not 0.'}.items())
 def test_set(item, part, wrong):
     for command in ('train', 'check', 'preview'): says(wrong(command, 'run.yml', '--set', item), part)
 
@@ -138,7 +151,8 @@ def test_set(item, part, wrong):
     'optimizer=lomo': ['`optimizer`: `lomo` cannot be used here'],
     'lr_scheduler=cosin': ['`lr_scheduler`: there is none called `cosin`', 'Did you mean `cosine`?'],
     'lr_scheduler=warmup_stable_decay': ['`lr_scheduler`: `warmup_stable_decay` cannot be used', 'num_decay_steps'],
-    'lr_scheduler=reduce_lr_on_plateau': ['`lr_scheduler`: `reduce_lr_on_plateau` cannot be used', 'it looks at measurements'],
+    'lr_scheduler=reduce_lr_on_plateau': ['`lr_scheduler`: `reduce_lr_on_plateau` cannot be used',
+        'it looks at measurements'],
     'report_to=[wandbb]': ['`report_to`: there is none called `wandbb`', 'Did you mean `wandb`?'],
     'report_to=[dvclive]': ['`report_to`: the package of `dvclive` is not installed', 'pip install dvclive'],
     'chat_template=my.jinja': ['chat_template: my.jinja cannot be read', 'No such file'],
@@ -149,10 +163,12 @@ def test_late(item, parts, wrong, no_training, monkeypatch):
 
 
 @pytest.mark.parametrize('item, parts', {
-    'lora_target_modules=[qproj]': ['lora_target_modules: this model has no layer called `qproj`', 'Did you mean `q_proj`?'],
+    'lora_target_modules=[qproj]': ['lora_target_modules: this model has no layer called `qproj`',
+        'Did you mean `q_proj`?'],
     'lora_target_modules=xx.*': ["lora_target_modules: no layer has a name that fits 'xx.*'", 'model.layers.0.'],
     'lora_target_modules=xx(*': ["lora_target_modules: 'xx(*' is not a regular expression"],
-    'lora_modules_to_save=[embed_tokns]': ['lora_modules_to_save: this model has no layer called `embed_tokns`', 'Did you mean `embed_tokens`?'],
+    'lora_modules_to_save=[embed_tokns]': ['lora_modules_to_save: this model has no layer called `embed_tokns`',
+        'Did you mean `embed_tokens`?'],
 }.items())
 def test_layers(item, parts, wrong, monkeypatch):
     from llmft.commands.check import init_empty_model
@@ -163,9 +179,12 @@ def test_layers(item, parts, wrong, monkeypatch):
 def test_model(wrong):
     Path('mm').mkdir()
     Path('mm/x.txt').write_text('')
-    says(wrong('train', 'run.yml', '--set', 'base_model=./mm'), 'base_model: the folder mm has no config.json and no weights', 'It has: x.txt')
-    says(wrong('train', 'run.yml', '--set', 'base_model=./nowhere'), 'base_model: there is no folder', 'nowhere. Check the path.')
-    says(wrong('train', 'run.yml', '--set', 'base_model=builtin/smolm2'), "no built-in model 'smolm2'", 'Did you mean builtin/smollm2-135m?')
+    says(wrong('train', 'run.yml', '--set', 'base_model=./mm'),
+        'base_model: the folder mm has no config.json and no weights', 'It has: x.txt')
+    says(wrong('train', 'run.yml', '--set', 'base_model=./nowhere'), 'base_model: there is no folder',
+        'nowhere. Check the path.')
+    says(wrong('train', 'run.yml', '--set', 'base_model=builtin/smolm2'), "no built-in model 'smolm2'",
+        'Did you mean builtin/smollm2-135m?')
 
 
 # where it is written
@@ -176,20 +195,26 @@ def test_output(wrong, no_training):
     says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', '--resume', '--overwrite')
     says(wrong('train', 'run.yml', '--resume'), 'out', 'checkpoint', 'resume')
     says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', 'checkpoint')
-    says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written', 'is not a folder', '--out')
-    says(wrong('check', 'run.yml', '--set', 'output_dir=data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written')
+    says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written',
+        'is not a folder', '--out')
+    says(wrong('check', 'run.yml', '--set', 'output_dir=data.jsonl/run'),
+        'output_dir: data.jsonl/run cannot be written')
 
 
 @pytest.mark.skipif(os.name != 'posix' or os.getuid() == 0, reason='root may write everywhere')
 def test_output_read_only(folder, wrong, no_training):
     (folder/'locked').mkdir(mode=0o500)
-    try: says(wrong('train', 'run.yml', '--out', 'locked/run'), 'output_dir: locked/run cannot be written', 'read-only', '--out')
+    try:
+        message = wrong('train', 'run.yml', '--out', 'locked/run')
+        says(message, 'output_dir: locked/run cannot be written', 'read-only', '--out')
     finally: (folder/'locked').chmod(0o700)
 
 
 # after training
 
-@pytest.mark.parametrize('command', [['chat', 'RUN'], ['generate', 'RUN', '-p', 'x'], ['score', 'RUN', '--run-code'], ['merge', 'RUN', 'merged']], ids=lambda c: c[0])
+@pytest.mark.parametrize('command',
+    [['chat', 'RUN'], ['generate', 'RUN', '-p', 'x'], ['score', 'RUN', '--run-code'], ['merge', 'RUN', 'merged']],
+    ids=lambda c: c[0])
 def test_no_run(command, wrong):
     Path('other').mkdir()
     Path('other/hello.txt').write_text('')
@@ -204,7 +229,8 @@ def unfinished(): # a run folder without adapter
     save_config(load_config('run.yml'), 'out/config_completed.yml')
 
 
-@pytest.mark.parametrize('command', [['chat', 'out'], ['generate', 'out', '-p', 'x'], ['merge', 'out', 'merged']], ids=lambda c: c[0])
+@pytest.mark.parametrize('command', [['chat', 'out'], ['generate', 'out', '-p', 'x'], ['merge', 'out', 'merged']],
+    ids=lambda c: c[0])
 def test_no_adapter(command, wrong, no_training):
     unfinished()
     says(wrong(*command), 'out', 'no adapter', 'stopped before it could be saved')
@@ -216,7 +242,8 @@ QUESTIONS = {
     'number': ('q.jsonl', '{"instruction": "a"}\n\n3\n', 'q.jsonl:3: a row must be an object'),
     'empty': ('q.txt', '\n\n', 'there is no question'),
     'encoding': ('q.txt', 'a\nü\n'.encode('latin-1'), 'q.txt:2: this is not UTF-8 text'),
-    'column': ('q.jsonl', '{"question": "a"}\n', 'q.jsonl: a question of `type: alpaca` needs `instruction`; one row has `question`'),
+    'column': ('q.jsonl', '{"question": "a"}\n',
+        'q.jsonl: a question of `type: alpaca` needs `instruction`; one row has `question`'),
 }
 
 
@@ -250,14 +277,18 @@ def hub_raises(monkeypatch):
     return arrange
 
 
-@pytest.mark.parametrize('kind, parts', {'GatedRepoError': ['Access to me/model must be granted first', 'https://huggingface.co/me/model', 'hf auth login'],
+@pytest.mark.parametrize('kind, parts', {
+    'GatedRepoError': ['Access to me/model must be granted first', 'https://huggingface.co/me/model', 'hf auth login'],
     'RepositoryNotFoundError': ['The Hub has no model me/model', 'Check the spelling', './me/model']}.items())
 def test_hub_model(kind, parts, wrong, hub_raises):
-    for place in ('transformers.AutoTokenizer.from_pretrained', 'transformers.PretrainedConfig.get_config_dict'): hub_raises(place, kind, 'https://huggingface.co/me/model', OSError)
-    for command in ('train', 'check', 'preview'): says(wrong(command, 'run.yml', '--set', 'base_model=me/model'), *parts)
+    for function in ('AutoTokenizer.from_pretrained', 'PretrainedConfig.get_config_dict'):
+        hub_raises(f'transformers.{function}', kind, 'https://huggingface.co/me/model', OSError)
+    for command in ('train', 'check', 'preview'):
+        says(wrong(command, 'run.yml', '--set', 'base_model=me/model'), *parts)
 
 
-@pytest.mark.parametrize('kind, parts', {'GatedRepoError': ['Access to me/data must be granted first', 'https://huggingface.co/datasets/me/data'],
+@pytest.mark.parametrize('kind, parts', {
+    'GatedRepoError': ['Access to me/data must be granted first', 'https://huggingface.co/datasets/me/data'],
     'RepositoryNotFoundError': ['The Hub has no data set me/data', 'Check the spelling']}.items())
 def test_hub_data(kind, parts, wrong, hub_raises):
     from datasets.exceptions import DatasetNotFoundError
@@ -269,25 +300,30 @@ def test_hub_data(kind, parts, wrong, hub_raises):
 
 def shell(*args, **env):
     before = tree()
-    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()', *args], capture_output=True, text=True, env=os.environ | env)
+    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()', *args],
+        capture_output=True, text=True, env=os.environ | env)
     assert 'Traceback' not in run.stderr, run.stderr
     return run, tree() == before
 
 
 def test_shell():
     run, same = shell('train', 'run.yml', '--set', 'lora_r=0')
-    assert (run.returncode, run.stdout, run.stderr, same) == (2, '', 'Error: set lora_r=0: `lora_r` must be above 0, not 0.\n', True)
+    assert (run.returncode, run.stdout, same) == (2, '', True)
+    assert run.stderr == 'Error: set lora_r=0: `lora_r` must be above 0, not 0.\n'
     Path('data.jsonl').write_text(ROWS + '{"a')
     run, same = shell('train', 'run.yml')
     assert run.returncode == 2 and same
-    assert [line for line in run.stderr.splitlines() if line.strip() and 'Generating' not in line] == ['Error: data.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.']
+    lines = [line for line in run.stderr.splitlines() if line.strip() and 'Generating' not in line]
+    assert lines == ['Error: data.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.']
 
 
-NO_CONNECTION = 'No connection to the Hugging Face Hub, and files of {} are missing from the cache of this machine. Check the network'
+NO_CONNECTION = ('No connection to the Hugging Face Hub, and files of {} are missing from the cache of this machine. '
+    'Check the network')
 
 
 def test_no_network(tmp_path):
-    run, same = shell('train', 'run.yml', '--set', 'base_model=me/model', HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(tmp_path.parent/'hf'))
+    run, same = shell('train', 'run.yml', '--set', 'base_model=me/model', HF_ENDPOINT='http://127.0.0.1:9',
+        HF_HOME=str(tmp_path.parent/'hf'))
     assert run.returncode == 2 and same
     says(run.stderr, 'Error: ' + NO_CONNECTION.format('me/model'))
     assert 'Retrying' not in run.stderr and 'Offline mode' not in run.stderr, run.stderr
@@ -310,7 +346,8 @@ def test_offline_is_respected(item, name, wrong, monkeypatch):
     for module in (constants, datasets.config): monkeypatch.setattr(module, 'HF_HUB_OFFLINE', True)
     def ask(*_): raise AssertionError('the Hub was asked')
     monkeypatch.setattr('llmft.hub._hub_unreachable', ask)
-    says(wrong('train', 'run.yml', '--set', item), f'Offline mode is on (HF_HUB_OFFLINE), and files of {name} are missing')
+    says(wrong('train', 'run.yml', '--set', item),
+        f'Offline mode is on (HF_HUB_OFFLINE), and files of {name} are missing')
     assert constants.is_offline_mode()
 
 
@@ -321,7 +358,8 @@ def test_cached_model_needs_no_network(tmp_path):
     (repo/'refs'/'main').write_text(sha)
     (repo/'snapshots').mkdir()
     (repo/'snapshots'/sha).symlink_to(fetch_builtin(), target_is_directory=True)
-    run, _ = shell('check', 'run.yml', '--set', 'base_model=me/model', HF_ENDPOINT='http://127.0.0.1:9', HF_HOME=str(repo.parent.parent))
+    run, _ = shell('check', 'run.yml', '--set', 'base_model=me/model', HF_ENDPOINT='http://127.0.0.1:9',
+        HF_HOME=str(repo.parent.parent))
     assert run.returncode == 0, run.stderr
     assert 'model: me/model, 135 million weights' in run.stdout
     assert 'Retrying' not in run.stderr

@@ -16,15 +16,17 @@ CHATML = {'chat_template': 'chatml'}
 
 
 def source(config=None, **keys): # a `DatasetConfig` inside a run
-    return load_config({'base_model': 'x', 'datasets': [{'path': 'x', 'type': 'chat_template', **keys}], **(config or {})}).datasets[0]
+    dataset = {'path': 'x', 'type': 'chat_template', **keys}
+    return load_config({'base_model': 'x', 'datasets': [dataset], **(config or {})}).datasets[0]
 
 
-def talk(*contents, system=None, **more): # user, assistant, user, …
-    said = [{'role': 'system', 'content': system}] if system is not None else []
-    return {'messages': said + [{'role': ('user', 'assistant')[i % 2], 'content': c} for i, c in enumerate(contents)]} | more
+def talk(*contents, system=None, **columns): # user, assistant, user, …
+    messages = [{'role': 'system', 'content': system}] if system is not None else []
+    messages += [{'role': ('user', 'assistant')[i % 2], 'content': c} for i, c in enumerate(contents)]
+    return {'messages': messages} | columns
 
 
-def learned(row, dataset, tokenizer): # the learned pieces of text
+def learned(row, dataset, tokenizer): # the learned texts
     turns = row_to_turns(row, dataset, tokenizer)
     return [render([t], mark='{}') for t in turns if t.trained]
 
@@ -47,7 +49,9 @@ def test_named_templates_learn_the_answers(name):
 def test_what_is_asked_is_the_beginning_of_what_is_learned(name, which):
     tokenizer = load_test_tokenizer(which)
     dataset = source({'eot_tokens': []}, chat_template=name)
-    rows = [talk(' Hi\n', '\n\nHello, you. '), talk('a</s>b', '[[1]]', 'What?', '😀 naïve'), talk('x', 'y', 'z', '<|im_end|>', system='Be brief.')]
+    rows = [
+        talk(' Hi\n', '\n\nHello, you. '), talk('a</s>b', '[[1]]', 'What?', '😀 naïve'),
+        talk('x', 'y', 'z', '<|im_end|>', system='Be brief.')]
     for row in rows:
         if name == 'gemma': row['messages'] = [m for m in row['messages'] if m['role'] != 'system']
         if name in REWRITE and row['messages'][0]['role'] == 'system': continue
@@ -60,16 +64,17 @@ def test_what_is_asked_is_the_beginning_of_what_is_learned(name, which):
 TEXTS = st.text(st.sampled_from('ab1 .\n\t[]{}<|>é😀'), min_size=1, max_size=12).filter(str.strip)
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4), st.sampled_from(['chatml', 'llama3', 'mistral_v1', 'alpaca', 'phi_35']), st.sampled_from(TOKENIZERS))
+@given(st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4),
+       st.sampled_from(['chatml', 'llama3', 'mistral_v1', 'alpaca', 'phi_35']), st.sampled_from(TOKENIZERS))
 def test_decoded_labels_are_the_answers(pairs, name, which):
     tokenizer = load_test_tokenizer(which)
     dataset = source({'eot_tokens': []}, chat_template=name, train_on_eos='none')
     pieces = learned(talk(*(c for pair in pairs for c in pair)), dataset, tokenizer)
-    want = [a.strip() if name == 'llama3' else ' ' * (name == 'mistral_v1') + a for _, a in pairs]
-    assert pieces == want
+    expected = [a.strip() if name == 'llama3' else ' ' * (name == 'mistral_v1') + a for _, a in pairs]
+    assert pieces == expected
 
 
-@pytest.mark.parametrize('keys, want', [
+@pytest.mark.parametrize('keys, expected', [
     ({}, ['A<|im_end|>', 'B<|im_end|>']),
     ({'train_on_eos': 'none'}, ['A', 'B']),
     ({'train_on_eos': 'last'}, ['A', 'B<|im_end|>']),
@@ -78,11 +83,13 @@ def test_decoded_labels_are_the_answers(pairs, name, which):
     ({'roles_to_train': ['gpt', 'system']}, ['S<|im_end|>', 'A<|im_end|>', 'B<|im_end|>']),
     ({'roles_to_train': [], 'train_on_eos': 'all'}, ['<|im_end|>'] * 5),
     ({'roles_to_train': [], 'train_on_eos': 'none'}, ['B<|im_end|>\n']),
-    ({'drop_system_message': True, 'train_on_eos': 'all'}, ['<|im_end|>', 'A<|im_end|>', '<|im_end|>', 'B<|im_end|>']),
-    ({'config': {'train_on_inputs': True}}, ['S<|im_end|>', 'q<|im_end|>', 'A<|im_end|>', 'r<|im_end|>', 'B<|im_end|>']),
+    ({'drop_system_message': True, 'train_on_eos': 'all'},
+     ['<|im_end|>', 'A<|im_end|>', '<|im_end|>', 'B<|im_end|>']),
+    ({'config': {'train_on_inputs': True}},
+     ['S<|im_end|>', 'q<|im_end|>', 'A<|im_end|>', 'r<|im_end|>', 'B<|im_end|>']),
 ])
-def test_keys_that_choose_what_is_learned(keys, want, tokenizer):
-    assert learned(talk('q', 'A', 'r', 'B', system='S'), source(**CHATML | keys), tokenizer) == want
+def test_keys_that_choose_what_is_learned(keys, expected, tokenizer):
+    assert learned(talk('q', 'A', 'r', 'B', system='S'), source(**CHATML | keys), tokenizer) == expected
 
 
 def test_end_tokens_where_the_end_of_sequence_is_another():
@@ -90,28 +97,39 @@ def test_end_tokens_where_the_end_of_sequence_is_another():
     row = talk('q', 'A', 'r', 'B')
     assert learned(row, source(**CHATML), tokenizer) == ['A<|im_end|>', 'B<|im_end|>']
     assert learned(row, source({'eot_tokens': []}, **CHATML), tokenizer) == ['A', 'B'] # as Axolotl
-    assert learned(row, source({'eot_tokens': ['<|im_end|>']}, **CHATML, train_on_eot='last'), tokenizer) == ['A', 'B<|im_end|>']
+    named = source({'eot_tokens': ['<|im_end|>']}, **CHATML, train_on_eot='last')
+    assert learned(row, named, tokenizer) == ['A', 'B<|im_end|>']
 
 
 def test_messages_and_parts_may_say_what_is_learned(tokenizer):
-    row = {'messages': [{'role': 'user', 'content': 'q', 'train': True}, {'role': 'assistant', 'content': 'A', 'train': False}]}
+    row = {'messages': [
+        {'role': 'user', 'content': 'q', 'train': True}, {'role': 'assistant', 'content': 'A', 'train': False}]}
     assert learned(row, source(**CHATML, message_field_training='train'), tokenizer) == ['q<|im_end|>']
-    parts = [{'type': 'text', 'text': 'Let me think.', 'train': False}, {'type': 'text', 'text': ' Four.', 'weight': 1}]
-    row = {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'q'}]}, {'role': 'assistant', 'content': parts}]}
+    question = [{'type': 'text', 'text': 'q'}]
+    answer = [
+        {'type': 'text', 'text': 'Let me think.', 'train': False}, {'type': 'text', 'text': ' Four.', 'weight': 1}]
+    row = talk(question, answer)
     assert learned(row, source(**CHATML), tokenizer) == [' Four.<|im_end|>']
-    row = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'alpha beta', 'detail': [{'begin_offset': 0, 'end_offset': 4, 'train': True}]}]}
-    assert learned(row, source(**CHATML, message_field_training_detail='detail'), tokenizer) == ['alpha', '<|im_end|>']
+    row = talk('q', 'alpha beta')
+    row['messages'][1]['detail'] = [{'begin_offset': 0, 'end_offset': 4, 'train': True}]
+    dataset = source(**CHATML, message_field_training_detail='detail')
+    assert learned(row, dataset, tokenizer) == ['alpha', '<|im_end|>']
 
 
 def test_reasoning_and_tool_calls(tokenizer):
     call = {'type': 'function', 'function': {'name': 'add', 'arguments': '{"a": 1}'}}
     tools = [{'type': 'function', 'function': {'name': 'add', 'parameters': '{"type": "object"}'}}]
-    row = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': None, 'tool_calls': [call]},
-                        {'role': 'tool', 'content': '2', 'tool_calls': None}, {'role': 'assistant', 'content': 'Two.', 'tool_calls': None}], 'tools': tools}
+    row = {'tools': tools, 'messages': [
+        {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': None, 'tool_calls': [call]},
+        {'role': 'tool', 'content': '2', 'tool_calls': None},
+        {'role': 'assistant', 'content': 'Two.', 'tool_calls': None}]}
     first, second = learned(row, source(chat_template='qwen_25'), tokenizer)
-    assert '{"name": "add", "arguments": {"a": 1}}' in first and first.endswith('<|im_end|>') and second == 'Two.<|im_end|>'
+    assert '{"name": "add", "arguments": {"a": 1}}' in first and first.endswith('<|im_end|>')
+    assert second == 'Two.<|im_end|>'
     assert '{"type": "object"}' in row_to_turns(row, source(chat_template='qwen_25'), tokenizer)[0].text
-    jinja = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.thoughts %}<think>{{ m.thoughts }}</think>{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    jinja = ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
+             "{% if m.thoughts %}<think>{{ m.thoughts }}</think>{% endif %}"
+             "{{ m.content }}<|im_end|>\n{% endfor %}"
              "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
     thinking = dict(chat_template_jinja=jinja, template_thinking_key='thoughts')
     row = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A', 'why': 'because'}]}
@@ -120,16 +138,24 @@ def test_reasoning_and_tool_calls(tokenizer):
     assert learned(row, source(**thinking, split_thinking=True), tokenizer) == ['<think>because</think>A<|im_end|>']
 
 
-MARKED = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
-          "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+MARKED = ("{% for m in messages %}<|im_start|>{{ m.role }}\n"
+          "{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+          "{% else %}{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+PROMPT_MARKED = ("{% for m in messages %}"
+          "{% if m.role == 'assistant' %}"
+          "{% generation %}<|im_start|>assistant\n{{ m.content }}<|im_end|>\n{% endgeneration %}"
+          "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 def test_a_template_may_mark_the_answers(tokenizer):
     dataset = source(chat_template_jinja=MARKED)
     assert learned(talk('q', 'A', 'r', 'B'), dataset, tokenizer) == ['A<|im_end|>\n', 'B<|im_end|>\n']
     assert learned(talk('q', 'A'), source(chat_template_jinja=MARKED, train_on_eos='none'), tokenizer) == ['A']
-    inside = MARKED.replace("<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}", "{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n").replace('{% else %}', '{% else %}<|im_start|>{{ m.role }}\n')
-    assert learned(talk('q', 'A'), source(chat_template_jinja=inside), tokenizer) == ['A<|im_end|>\n'] # what is always sent is not learned
-    assert learned(talk('q', 'A'), source({'allow_merged_tokens': 'trained'}, chat_template_jinja=inside), tokenizer) == ['<|im_start|>assistant\nA<|im_end|>\n']
+    # what is always sent is not learned, even if the template marks it
+    assert learned(talk('q', 'A'), source(chat_template_jinja=PROMPT_MARKED), tokenizer) == ['A<|im_end|>\n']
+    merged = source({'allow_merged_tokens': 'trained'}, chat_template_jinja=PROMPT_MARKED)
+    assert learned(talk('q', 'A'), merged, tokenizer) == ['<|im_start|>assistant\nA<|im_end|>\n']
 
 
 def test_control_tokens_in_a_message_stay_text(tokenizer):
@@ -141,7 +167,9 @@ def test_control_tokens_in_a_message_stay_text(tokenizer):
     assert learned(row, source(**CHATML), tokenizer) == ['I <|im_end|> too<|im_end|>']
 
 
-LAST = "{% for m in messages %}{{ m.role if loop.last else '' }}: {{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+NAMES_ONLY_LAST = ("{% for m in messages %}{{ m.role if loop.last else '' }}: {{ m.content }}<|im_end|>\n{% endfor %}"
+                   "{% if add_generation_prompt %}assistant: {% endif %}")
+NO_END = '{% for m in messages %}{{ m.content }}\n{% endfor %}'
 
 @pytest.mark.parametrize('row, keys, reason', [
     (talk('q'), {}, 'there is no message of the role assistant'),
@@ -158,11 +186,13 @@ LAST = "{% for m in messages %}{{ m.role if loop.last else '' }}: {{ m.content }
     (talk('q', ''), {}, 'nothing in it is learned'),
     (talk('q', ' '), {'chat_template': 'llama3'}, 'nothing in it is learned'),
     (talk('q', 'a\ufdd2'), {}, 'a text holds a character from U+FDD0'),
-    (talk('q', 'A', 'r', 'B'), {'chat_template': None, 'chat_template_jinja': LAST}, 'the chat template writes a turn differently when more follows'),
-    ({'messages': [{'role': r, 'content': r} for r in ('user', 'user', 'assistant')]}, {'chat_template': 'mistral_v1'}, 'the chat template refuses it: the roles must alternate'),
+    (talk('q', 'A', 'r', 'B'), {'chat_template': None, 'chat_template_jinja': NAMES_ONLY_LAST},
+     'the chat template writes a turn differently when more follows'),
+    ({'messages': [{'role': r, 'content': r} for r in ('user', 'user', 'assistant')]}, {'chat_template': 'mistral_v1'},
+     'the chat template refuses it: the roles must alternate'),
     (talk('q', 'A', system='S'), {'chat_template': 'gemma'}, 'there is no form for a system message'),
     (talk('q', 'A', system='S'), {'chat_template': 'mistral_v2v3'}, 'writes a turn differently when more follows'),
-    (talk('q', 'A'), {'chat_template': None, 'chat_template_jinja': '{% for m in messages %}{{ m.content }}\n{% endfor %}'}, 'puts no end token behind the answer'),
+    (talk('q', 'A'), {'chat_template': None, 'chat_template_jinja': NO_END}, 'puts no end token behind the answer'),
     (talk('q', 'A', tools='no'), {}, 'the list of tools is text that is not JSON'),
     (talk('q', 'A', tools=[1]), {}, 'the tools are not a list of mappings'),
 ])
@@ -187,12 +217,14 @@ def test_templates_that_are_refused(keys, message, tokenizer):
 def test_which_template_is_used(tmp_path):
     file = tmp_path/'my.jinja'
     file.write_text('{{ bos_token }}', encoding='utf-8')
-    own = '{{ eos_token }}'
-    for keys, want in (({}, own), ({'chat_template': 'tokenizer_default'}, own), ({'chat_template': 'tokenizer_default_fallback_chatml'}, own),
-                       ({'chat_template': str(file)}, '{{ bos_token }}'), ({'chat_template_jinja': str(file)}, '{{ bos_token }}'),
-                       ({'chat_template': 'jinja', 'chat_template_jinja': 'x {{ 1 }}'}, 'x {{ 1 }}'), (CHATML, find_chat_template('chatml'))):
-        assert resolve_chat_template(source(**keys), own) == want
-    assert resolve_chat_template(source(chat_template='tokenizer_default_fallback_chatml')) == find_chat_template('chatml')
+    default, in_file, chatml = '{{ eos_token }}', '{{ bos_token }}', find_chat_template('chatml')
+    for keys, expected in (
+            ({}, default), ({'chat_template': 'tokenizer_default'}, default),
+            ({'chat_template': 'tokenizer_default_fallback_chatml'}, default),
+            ({'chat_template': str(file)}, in_file), ({'chat_template_jinja': str(file)}, in_file),
+            ({'chat_template': 'jinja', 'chat_template_jinja': 'x {{ 1 }}'}, 'x {{ 1 }}'), (CHATML, chatml)):
+        assert resolve_chat_template(source(**keys), default) == expected
+    assert resolve_chat_template(source(chat_template='tokenizer_default_fallback_chatml')) == chatml
 
 
 @pytest.mark.parametrize('type, messages', [
@@ -202,13 +234,15 @@ def test_which_template_is_used(tmp_path):
     ('sharegpt.load_guanaco', [{'role': 'prompter', 'text': 'q'}, {'role': 'assistant', 'text': 'A'}]),
 ])
 def test_old_names(type, messages, tokenizer):
-    assert learned({'conversations': messages}, source(type=type, **({} if 'chatml' in type else CHATML)), tokenizer) == ['A<|im_end|>']
+    dataset = source(type=type, **({} if 'chatml' in type else CHATML))
+    assert learned({'conversations': messages}, dataset, tokenizer) == ['A<|im_end|>']
 
 
 @pytest.mark.parametrize('template, reason', [('chatml', 'leaves out the tool calls'), ('qwen3', None)])
 def test_tool_calls_are_not_lost(template, reason, tokenizer):
-    row = {'messages': [{'role': 'user', 'content': 'Weather?'}, {'role': 'assistant', 'content': 'One moment.',
-        'tool_calls': [{'type': 'function', 'function': {'name': 'weather', 'arguments': '{"city": "Oslo"}'}}]}]}
+    row = talk('Weather?', 'One moment.')
+    row['messages'][1]['tool_calls'] = [
+        {'type': 'function', 'function': {'name': 'weather', 'arguments': '{"city": "Oslo"}'}}]
     dataset = source(chat_template=template)
     if reason:
         with pytest.raises(RowError, match=reason): row_to_turns(row, dataset, tokenizer)
@@ -221,25 +255,31 @@ def test_ends_of_turns_may_be_left_out(key): # eos is `</s>`, which ChatML does 
 
 
 def test_reasons_say_what_is_wrong(tokenizer):
-    silent = {'messages': [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'A', 'good': False}]}
-    with pytest.raises(RowError, match='it marks no message to be learned'): row_to_turns(silent, source(**CHATML, message_field_training='good'), tokenizer)
+    silent = talk('q', 'A')
+    silent['messages'][1]['good'] = False
+    with pytest.raises(RowError, match='it marks no message to be learned'):
+        row_to_turns(silent, source(**CHATML, message_field_training='good'), tokenizer)
     for segments in ('q', [{'text': 'q'}], ['q']):
-        with pytest.raises(RowError, match='not a list of `label` and `text`'): row_to_turns({'segments': segments}, source(type='input_output'), tokenizer)
+        with pytest.raises(RowError, match='not a list of `label` and `text`'):
+            row_to_turns({'segments': segments}, source(type='input_output'), tokenizer)
 
 
 def test_roles_may_keep_their_names(tokenizer):
     row = {'messages': [{'role': 'human', 'content': 'q'}, {'role': 'gpt', 'content': 'A'}]}
-    text = ''.join(t.text for t in row_to_turns(row, source(**CHATML, roles={'human': ['human'], 'gpt': ['gpt']}, roles_to_train=['gpt']), tokenizer))
+    dataset = source(**CHATML, roles={'human': ['human'], 'gpt': ['gpt']}, roles_to_train=['gpt'])
+    text = ''.join(t.text for t in row_to_turns(row, dataset, tokenizer))
     assert text.startswith('<|im_start|>human\nq')
 
 
 def test_a_system_column(tokenizer):
-    assert row_to_turns(talk('q', 'A', system=None) | {'system': 'S'}, source(**CHATML), tokenizer)[0].text.startswith('<|im_start|>system\nS<|im_end|>')
+    turns = row_to_turns(talk('q', 'A', system=None) | {'system': 'S'}, source(**CHATML), tokenizer)
+    assert turns[0].text.startswith('<|im_start|>system\nS<|im_end|>')
 
 
 def test_variables_of_the_template(tokenizer):
     jinja = '{{ mood }}' + find_chat_template('chatml')
-    assert row_to_turns(talk('q', 'A'), source({'chat_template_kwargs': {'mood': 'calm'}}, chat_template_jinja=jinja), tokenizer)[0].text.startswith('calm')
+    dataset = source({'chat_template_kwargs': {'mood': 'calm'}}, chat_template_jinja=jinja)
+    assert row_to_turns(talk('q', 'A'), dataset, tokenizer)[0].text.startswith('calm')
 
 
 def test_prompt_and_completion(tokenizer):
@@ -257,8 +297,10 @@ def test_dialogues_are_asked_as_they_are_learned(type, which):
     tokenizer, dataset = load_test_tokenizer(which), source(type=type)
     row = prompt_formats()[type].example
     whole = encode_turns(row_to_turns(row, dataset, tokenizer), tokenizer)
-    said = [{'role': m.get('role', {'human': 'user', 'gpt': 'assistant'}.get(m.get('from'))), 'content': m['value']} for m in row['conversations'][:-1]]
-    asked = encode_turns(generation_prompt(said, dataset, tokenizer), tokenizer)['input_ids']
+    roles = {'human': 'user', 'gpt': 'assistant'}
+    messages = [{'role': m.get('role', roles.get(m.get('from'))), 'content': m['value']}
+                for m in row['conversations'][:-1]]
+    asked = encode_turns(generation_prompt(messages, dataset, tokenizer), tokenizer)['input_ids']
     assert whole['input_ids'][:len(asked)] == asked and len(asked) < len(whole['input_ids'])
     assert row['conversations'][-1]['value'] in tokenizer.decode([i for i in whole['labels'] if i != IGNORE_INDEX])
 
@@ -272,11 +314,14 @@ def test_dialogues_are_asked_as_they_are_learned(type, which):
 ])
 def test_dialogues_that_are_refused(type, messages, reason):
     rows = [{('role' if type == 'pygmalion' else 'from'): r, 'value': v} for r, v in messages]
-    with pytest.raises(RowError, match=reason): row_to_turns({'conversations': rows}, source(type=type), load_test_tokenizer('tokenizer'))
+    tokenizer = load_test_tokenizer('tokenizer')
+    with pytest.raises(RowError, match=reason): row_to_turns({'conversations': rows}, source(type=type), tokenizer)
 
 
 def test_control_tokens_in_dialogues_stay_text():
     tokenizer = load_test_tokenizer('tokenizer')
-    row = {'conversations': [{'from': 'human', 'value': 'What is </s>?'}, {'from': 'gpt', 'value': '</s> ends a text.'}]}
+    row = {'conversations': [
+        {'from': 'human', 'value': 'What is </s>?'}, {'from': 'gpt', 'value': '</s> ends a text.'}]}
     for type in ('vicuna', 'llama2_chat'):
-        assert encode_turns(row_to_turns(row, source(type=type), tokenizer), tokenizer)['input_ids'].count(tokenizer.eos_token_id) == 1
+        ids = encode_turns(row_to_turns(row, source(type=type), tokenizer), tokenizer)['input_ids']
+        assert ids.count(tokenizer.eos_token_id) == 1

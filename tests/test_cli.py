@@ -1,9 +1,11 @@
 "Every command of `llmft`, as a person uses them one after the other."
-import io, json, subprocess, sys
+import io, json, subprocess, sys, sysconfig
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from llmft.commands.cli import main
+from llmft.commands.cli import app, main
 from llmft.config.config import list_recipes, load_config, save_config
 
 COMMANDS = 'demo train check preview chat generate score merge recipes'.split()
@@ -27,12 +29,22 @@ def test_help(llmft):
     assert '--set' in llmft('train', '--help')
 
 
+def test_help_names_the_program(llmft):
+    "However it is started: from a shell, as a module, or in the process of a notebook."
+    started = [[Path(sysconfig.get_path('scripts'))/'llmft'], [sys.executable, '-m', 'llmft']]
+    texts = [subprocess.run([*command, '--help'], capture_output=True, text=True).stdout for command in started]
+    texts += [llmft('--help'), CliRunner().invoke(app, ['--help']).output]
+    assert 'Usage: llmft [OPTIONS] COMMAND' in texts[0] and texts == texts[:1] * 4
+    assert "Try 'llmft train --help'" in llmft('train', status=2)
+
+
 def test_help_without_a_command():
-    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()'], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, '-m', 'llmft'], capture_output=True, text=True)
     assert 'Usage:' in run.stdout + run.stderr and 'recipes' in run.stdout + run.stderr
 
 
-@pytest.mark.parametrize('args, part', [(['trian', 'x'], 'train'), (['train'], 'FILE|RECIPE'), (['train', 'x', '--foo'], '--foo'),
+@pytest.mark.parametrize('args, part', [
+    (['trian', 'x'], 'train'), (['train'], 'FILE|RECIPE'), (['train', 'x', '--foo'], '--foo'),
     (['chat', 'x', '--temperature', '-1'], '--temperature'), (['preview', 'smollm2-135m', '-n', '0'], '-n')])
 def test_wrong_use(args, part, llmft): assert part in llmft(*args, status=2)
 
@@ -65,7 +77,8 @@ def test_preview(llmft):
 def trained(tmp_path_factory):
     "A run of two steps on six rows."
     folder = tmp_path_factory.mktemp('cli')
-    rows = [{'instruction': f'Say {i}.', 'output': f'Here it is: {i}'} for i in range(6)] + [{'instruction': 'Say nothing.', 'output': ''}]
+    rows = [{'instruction': f'Say {i}.', 'output': f'Here it is: {i}'} for i in range(6)]
+    rows.append({'instruction': 'Say nothing.', 'output': ''})
     (folder/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     (folder/'run.yml').write_text(f'''\
 base_model: builtin/smollm2-135m
@@ -81,8 +94,8 @@ sample_packing: false
 max_steps: 2
 output_dir: {folder/'unused'}
 ''')
-    run = subprocess.run([sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'train', folder/'run.yml', '--out', folder/'run', '--set', 'learning_rate=1e-3'],
-        capture_output=True, text=True)
+    command = [sys.executable, '-m', 'llmft', 'train', folder/'run.yml', '--out', folder/'run']
+    run = subprocess.run([*command, '--set', 'learning_rate=1e-3'], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     return folder, run
 
@@ -92,7 +105,8 @@ def test_train(trained):
     assert '6 rows are used.\n1 is left out: the answer is empty (row 7).' in run.stdout
     assert f'run {folder/"run"}: 2 steps' in run.stdout
     assert 'Warning' not in run.stderr and 'Failed to load' not in run.stderr, run.stderr
-    assert {'adapter', 'config.yml', 'config_completed.yml', 'metrics.jsonl', 'README.md'} <= {p.name for p in (folder/'run').iterdir()}
+    names = {p.name for p in (folder/'run').iterdir()}
+    assert {'adapter', 'config.yml', 'config_completed.yml', 'metrics.jsonl', 'README.md'} <= names
     assert not (folder/'unused').exists()
     config = load_config(folder/'run'/'config_completed.yml')
     assert (config.learning_rate, config.max_steps, config.output_dir) == (1e-3, 2, str(folder/'run'))
@@ -110,11 +124,15 @@ def test_generate(trained, llmft):
     (folder/'questions.txt').write_text('Say 1.\nSay 2.\n')
     from llmft.inference.chat import Chat
     asked = []
+    def generate(self, questions, **settings):
+        asked.append((questions, settings))
+        return ['one [red]', 'two']
     with pytest.MonkeyPatch.context() as m:
-        m.setattr(Chat, 'generate', lambda self, questions, **how: asked.append((questions, how)) or ['one [red]', 'two'])
+        m.setattr(Chat, 'generate', generate)
         assert llmft('generate', folder/'run', folder/'questions.jsonl', '--temperature', '0.5') == 'one [red]\ntwo\n'
         llmft('generate', folder/'run', folder/'questions.txt', '-p', 'Say 3.')
-    assert asked[0] == ([{'instruction': 'Say 1.'}, {'instruction': 'Say 2.', 'input': 'please'}], {'max_new_tokens': 256, 'temperature': 0.5})
+    questions = [{'instruction': 'Say 1.'}, {'instruction': 'Say 2.', 'input': 'please'}]
+    assert asked[0] == (questions, {'max_new_tokens': 256, 'temperature': 0.5})
     assert asked[1][0] == ['Say 3.', 'Say 1.', 'Say 2.']
 
 
@@ -122,7 +140,7 @@ def test_generate(trained, llmft):
 def test_chat(lines, trained, llmft, monkeypatch):
     folder, _ = trained
     monkeypatch.setattr('sys.stdin', io.StringIO(lines))
-    monkeypatch.setattr('llmft.inference.chat.stream_generate', lambda model, tokenizer, ids, **how: iter(['the ', 'answer']))
+    monkeypatch.setattr('llmft.inference.chat.stream_generate', lambda *_, **__: iter(['the ', 'answer']))
     text = llmft('chat', folder/'run')
     assert text.count('the answer\n') == 1 and text.count('/quit ends') == 2
 
@@ -130,7 +148,8 @@ def test_chat(lines, trained, llmft, monkeypatch):
 def test_score(trained, llmft, tmp_path):
     folder, _ = trained
     assert 'no held-out rows' in llmft('score', folder/'run', status=2)
-    save_config(load_config(folder/'run.yml', test_datasets=[{'path': 'builtin/python-evol-1k', 'split': 'heldout[:1]'}]), tmp_path/'config_completed.yml')
+    heldout = [{'path': 'builtin/python-evol-1k', 'split': 'heldout[:1]'}]
+    save_config(load_config(folder/'run.yml', test_datasets=heldout), tmp_path/'config_completed.yml')
     assert '--run-code' in llmft('score', tmp_path, status=2) # code is never run without being asked for
     assert [p.name for p in tmp_path.iterdir()] == ['config_completed.yml']
 
@@ -149,7 +168,8 @@ def test_merge(trained, llmft):
 
 def test_a_reader_that_goes_away():
     "`llmft recipes NAME | head -1` ends in silence."
-    run = subprocess.Popen([sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'recipes', 'smollm2-135m'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, '-m', 'llmft', 'recipes', 'smollm2-135m']
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run.stdout.close()
     err = run.stderr.read()
     run.wait()

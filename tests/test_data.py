@@ -28,7 +28,9 @@ def save(path, content):
     Path(path).write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
 def source(path, **keys): return DatasetConfig(path=str(path), **keys)
-def config(*datasets, **keys): return load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [d if isinstance(d, dict) else {'path': d} for d in datasets]} | keys)
+def config(*datasets, **keys):
+    entries = [d if isinstance(d, dict) else {'path': d} for d in datasets]
+    return load_config({'base_model': 'builtin/smollm2-135m', 'datasets': entries} | keys)
 def plain(rows, columns=('instruction', 'input', 'output')): return [{c: r[c] for c in columns} for r in rows]
 
 
@@ -41,12 +43,19 @@ def as_arrow(stream):
     return sink.getvalue().to_pybytes()
 
 
+def as_csv(**options): return pd.DataFrame(ROWS).to_csv(index=False, **options)
+
+
+BYTE_ORDER_MARK = b'\xef\xbb\xbf'
 FILES = {
-    'd.jsonl': lambda: lines(ROWS), 'd.jsonl.gz': lambda: gzip.compress(lines(ROWS)), 'd.json': lambda: json.dumps(ROWS, indent=1), 'e.json': lambda: lines(ROWS),
-    'bom.jsonl': lambda: b'\xef\xbb\xbf' + lines(ROWS), 'windows.jsonl': lambda: lines(ROWS).replace(b'\n', b'\r\n'), 'blank.jsonl': lambda: b'\n' + lines(ROWS).replace(b'\n', b'\n\n'),
-    'd.csv': lambda: pd.DataFrame(ROWS).to_csv(index=False), 'd.tsv': lambda: pd.DataFrame(ROWS).to_csv(index=False, sep='\t'), 'd.csv.gz': lambda: gzip.compress(pd.DataFrame(ROWS).to_csv(index=False).encode()),
-    'windows.csv': lambda: b'\xef\xbb\xbf' + pd.DataFrame(ROWS).to_csv(index=False, lineterminator='\r\n').encode(),
-    'd.parquet': lambda: pd.DataFrame(ROWS).to_parquet(), 'd.arrow': lambda: as_arrow(True), 'f.arrow': lambda: as_arrow(False),
+    'd.jsonl': lambda: lines(ROWS), 'd.jsonl.gz': lambda: gzip.compress(lines(ROWS)),
+    'd.json': lambda: json.dumps(ROWS, indent=1), 'e.json': lambda: lines(ROWS),
+    'bom.jsonl': lambda: BYTE_ORDER_MARK + lines(ROWS), 'windows.jsonl': lambda: lines(ROWS).replace(b'\n', b'\r\n'),
+    'blank.jsonl': lambda: b'\n' + lines(ROWS).replace(b'\n', b'\n\n'),
+    'd.csv': as_csv, 'd.tsv': lambda: as_csv(sep='\t'), 'd.csv.gz': lambda: gzip.compress(as_csv().encode()),
+    'windows.csv': lambda: BYTE_ORDER_MARK + as_csv(lineterminator='\r\n').encode(),
+    'd.parquet': lambda: pd.DataFrame(ROWS).to_parquet(),
+    'd.arrow': lambda: as_arrow(True), 'f.arrow': lambda: as_arrow(False),
 }
 
 
@@ -55,7 +64,8 @@ def test_files(name):
     content = FILES[name]()
     save(name, content)
     assert plain(load_source(source(name))) == ROWS
-    with fsspec.open(f'memory://{name}', 'wb') as f: f.write(content if isinstance(content, bytes) else content.encode())
+    with fsspec.open(f'memory://{name}', 'wb') as f:
+        f.write(content if isinstance(content, bytes) else content.encode())
     assert plain(load_source(source(f'memory://{name}'))) == ROWS
 
 
@@ -74,12 +84,15 @@ def server(folder):
         def log_message(self, *_): pass
         def do_GET(self):
             if not self.path.startswith('/cut'): return super().do_GET()
-            self.send_response(200); self.send_header('Content-Length', '9999'); self.end_headers()
+            self.send_response(200)
+            self.send_header('Content-Length', '9999')
+            self.end_headers()
             self.wfile.write(lines(ROWS)) # and then the connection ends
     server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}'
-    server.shutdown(); server.server_close()
+    server.shutdown()
+    server.server_close()
 
 
 def test_https(server):
@@ -88,15 +101,17 @@ def test_https(server):
         save(name, content)
         assert plain(load_source(source(f'{server}/{name}?download=1'))) == ROWS
     save('broken.jsonl', lines(ROWS) + b'{"a": \n')
-    for name, message in {'none.jsonl': 'none.jsonl: cannot be read: HTTP Error 404', 'broken.jsonl': 'broken.jsonl:9: this is not valid JSON', 'cut.jsonl': 'cut off before its end'}.items():
+    messages = {'none.jsonl': 'none.jsonl: cannot be read: HTTP Error 404',
+                'broken.jsonl': 'broken.jsonl:9: this is not valid JSON', 'cut.jsonl': 'cut off before its end'}
+    for name, message in messages.items():
         with pytest.raises(UserError, match=message): load_source(source(f'{server}/{name}'))
 
 
 def test_changed_file_is_read_again(server):
-    for place in ('', f'{server}/'):
+    for prefix in ('', f'{server}/'):
         for n in (3, 8):
             save('d.jsonl', lines(ROWS[:n]))
-            assert len(load_source(source(f'{place}d.jsonl'))) == n
+            assert len(load_source(source(f'{prefix}d.jsonl'))) == n
 
 
 def test_folder_and_pattern():
@@ -111,7 +126,8 @@ def test_folder_and_pattern():
     assert plain(load_source(source('mine', data_files=['test.jsonl', 'a*']))) == ROWS[6:] + ROWS[:3]
     assert plain(load_source(source('json', data_files='mine/a.jsonl'))) == ROWS[:3]
     save('mine/other.jsonl', '{"question": "a", "answer": "b"}\n')
-    with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the columns `instruction`, `output`'): load_source(source('mine'))
+    with pytest.raises(UserError, match='other.jsonl: `type: alpaca` needs the columns `instruction`, `output`'):
+        load_source(source('mine'))
 
 
 def test_tokens_are_not_taken_for_rows():
@@ -124,13 +140,20 @@ def test_saved_to_disk():
     data.save_to_disk('one')
     DatasetDict(train=data.select(range(5)), test=data.select(range(5, 8))).save_to_disk('two')
     assert plain(load_source(source('one'))) == ROWS
-    assert plain(load_source(source('two'))) == ROWS[:5] and plain(load_source(source('two'), held_out=True)) == ROWS[5:]
+    assert plain(load_source(source('two'))) == ROWS[:5]
+    assert plain(load_source(source('two'), held_out=True)) == ROWS[5:]
 
 
 @pytest.mark.parametrize('entry, message', [
-    (dict(path='s3://bucket/d.jsonl'), 'pip install s3fs'), (dict(path='gs://bucket/*.jsonl'), 'pip install gcsfs'), (dict(path='nonsense://d.jsonl'), 'nonsense://d.jsonl: cannot be read: Protocol not known'),
-    (dict(path='no/*.jsonl'), 'no/.*jsonl: there are no such files'), (dict(path='mine', data_files='b.jsonl'), 'there is no `b.jsonl`. Did you mean `a.jsonl`'),
-    (dict(path='mine', split='test'), 'there is no split `test`. There are: `train`'), (dict(path='mine', shards=3, shards_idx=3), 'counted from 0 to 2'), (dict(path='mine', shards=9), '8 rows cannot be cut into 9 shards'), (dict(path='mine', split='train[8:]'), 'there are no rows'),
+    (dict(path='s3://bucket/d.jsonl'), 'pip install s3fs'),
+    (dict(path='gs://bucket/*.jsonl'), 'pip install gcsfs'),
+    (dict(path='nonsense://d.jsonl'), 'nonsense://d.jsonl: cannot be read: Protocol not known'),
+    (dict(path='no/*.jsonl'), 'no/.*jsonl: there are no such files'),
+    (dict(path='mine', data_files='b.jsonl'), 'there is no `b.jsonl`. Did you mean `a.jsonl`'),
+    (dict(path='mine', split='test'), 'there is no split `test`. There are: `train`'),
+    (dict(path='mine', shards=3, shards_idx=3), 'counted from 0 to 2'),
+    (dict(path='mine', shards=9), '8 rows cannot be cut into 9 shards'),
+    (dict(path='mine', split='train[8:]'), 'there are no rows'),
 ])
 def test_places_that_are_wrong(entry, message):
     save('mine/a.jsonl', lines(ROWS))
@@ -157,8 +180,10 @@ def test_a_very_long_row():
 
 
 @pytest.mark.parametrize('text, message', {
-    '{"a": 1, "a": 2}': ':2: `a` is given twice', '{"a": NaN}': ':2: `NaN` is not a JSON value', '{"a": "\\ud83d"}': 'half a character', '{"a": 1},': ':2: this is not valid JSON',
-    '"text"': ':2: a row must be an object', '{"a": "\x01"}': ':2: this is not valid JSON', '[' * 99_999: 'nested too deeply'}.items())
+    '{"a": 1, "a": 2}': ':2: `a` is given twice', '{"a": NaN}': ':2: `NaN` is not a JSON value',
+    '{"a": "\\ud83d"}': 'half a character', '{"a": 1},': ':2: this is not valid JSON',
+    '"text"': ':2: a row must be an object', '{"a": "\x01"}': ':2: this is not valid JSON',
+    '[' * 99_999: 'nested too deeply'}.items())
 def test_broken_lines(text, message):
     save('d.jsonl', lines(ROWS[:1]) + text.encode() + b'\n')
     with pytest.raises(UserError, match=message): list(read_file('d.jsonl'))
@@ -170,7 +195,8 @@ def test_mixing_keeps_what_formats_read():
     save('a.jsonl', lines(ROWS[:2]))
     save('w.jsonl', lines([{'instruction': 'q', 'output': 'r', 'system': 'Be short.', 'extra': 1}]))
     save('c.jsonl', lines([{'messages': [{'role': 'user', 'content': 'Hi'}], 'input': [7]}]))
-    rows = load_rows(config('a.jsonl', {'path': 'w.jsonl', 'type': 'alpaca_w_system.load'}, {'path': 'c.jsonl', 'type': 'chat_template'}))
+    rows = load_rows(config('a.jsonl', {'path': 'w.jsonl', 'type': 'alpaca_w_system.load'},
+                            {'path': 'c.jsonl', 'type': 'chat_template'}))
     assert [(r['source'], r['row']) for r in rows] == [(0, 0), (0, 1), (1, 0), (2, 0)]
     assert rows[2]['system'] == 'Be short.' and rows[3]['messages'] == [{'role': 'user', 'content': 'Hi'}]
     assert plain(rows)[:2] == ROWS[:2] and 'extra' not in rows.column_names
@@ -191,21 +217,26 @@ def test_weights(weight, counts):
     times = [rows.count(r) for r in set(rows)]
     assert {n: times.count(n) for n in set(times)} == counts
     assert rows == prepare_rows(c).train['row'][:]
-    with pytest.raises(UserError, match='d.jsonl: `weight: 0.01` of 8 rows is no row at all'): prepare_rows(config({'path': 'd.jsonl', 'weight': 0.01}))
+    with pytest.raises(UserError, match='d.jsonl: `weight: 0.01` of 8 rows is no row at all'):
+        prepare_rows(config({'path': 'd.jsonl', 'weight': 0.01}))
 
 
-@pytest.mark.parametrize('name, head, found, expected', [('d.csv', 'instruction;output', 'semicolons', 'commas'), ('d.csv', 'instruction\toutput', 'tabs', 'commas'), ('d.tsv', 'instruction,output', 'commas', 'tabs')])
-def test_other_separators_are_named(name, head, found, expected):
-    save(name, f'{head}\n')
-    with pytest.raises(UserError, match=f'{name}:1: the columns are separated by {found}, and {expected} are expected'): load_rows(config(name))
+@pytest.mark.parametrize('name, header, found, expected', [
+    ('d.csv', 'instruction;output', 'semicolons', 'commas'), ('d.csv', 'instruction\toutput', 'tabs', 'commas'),
+    ('d.tsv', 'instruction,output', 'commas', 'tabs')])
+def test_other_separators_are_named(name, header, found, expected):
+    save(name, f'{header}\n')
+    message = f'{name}:1: the columns are separated by {found}, and {expected} are expected'
+    with pytest.raises(UserError, match=message): load_rows(config(name))
 
 
-@pytest.mark.parametrize('size, held', {0.25: 2, 0.01: 1, 3: 3}.items())
-def test_held_out(size, held):
+@pytest.mark.parametrize('size, n_heldout', {0.25: 2, 0.01: 1, 3: 3}.items())
+def test_held_out(size, n_heldout):
     save('d.jsonl', lines(ROWS))
     for shuffle in (True, False):
-        first, again = (prepare_rows(config('d.jsonl', val_set_size=size, shuffle_merged_datasets=shuffle)) for _ in range(2))
-        assert first.heldout['row'][:] == again.heldout['row'][:] and len(first.heldout) == held
+        run = config('d.jsonl', val_set_size=size, shuffle_merged_datasets=shuffle)
+        first, again = prepare_rows(run), prepare_rows(run)
+        assert first.heldout['row'][:] == again.heldout['row'][:] and len(first.heldout) == n_heldout
         assert sorted([*first.train['row'], *first.heldout['row']]) == list(range(8))
     assert first.train['row'][:] == sorted(first.train['row'])
     assert prepare_rows(config('d.jsonl', val_set_size=size, seed=7)).heldout['row'][:] != first.heldout['row'][:]
@@ -230,9 +261,12 @@ def test_wanted_repetition_stays():
 
 def test_wanted_repetition_stays_with_near():
     pytest.importorskip('rensa')
-    save('a.jsonl', lines([{'instruction': 'Say it.', 'output': ' '.join(map(str, range(90))) + end} for end in ('', ' again')] + ROWS[:1]))
+    numbers = ' '.join(map(str, range(90)))
+    alike = [{'instruction': 'Say it.', 'output': numbers + end} for end in ('', ' again')]
+    save('a.jsonl', lines(alike + ROWS[:1]))
     rows = prepare_rows(config('a.jsonl', 'a.jsonl', dedup='near'))
-    assert rows.removed == {'nearly equal to an earlier row': (2, ['a.jsonl row 2'] * 2)} and [s['used'] for s in rows.sources] == [2, 2]
+    assert rows.removed == {'nearly equal to an earlier row': (2, ['a.jsonl row 2'] * 2)}
+    assert [s['used'] for s in rows.sources] == [2, 2]
 
 
 @pytest.mark.parametrize('keys, train', [({}, 6), ({'leakage': 'keep'}, 8), ({'dedup': 'off'}, 6)])
@@ -241,8 +275,10 @@ def test_leaks(keys, train):
     save('test.jsonl', lines(ROWS[2:4] + [ROWS[0] | {'output': 'another'}]))
     rows = prepare_rows(config('a.jsonl', test_datasets=[{'path': 'test.jsonl'}], **keys))
     assert len(rows.train) == train and len(rows.heldout) == 3
-    assert (rows.kept if keys.get('leakage') else rows.removed) == {'equal to a held-out row': (2, ['a.jsonl row 3', 'a.jsonl row 4'])}
-    with pytest.raises(UserError, match='no row is left to learn from'): prepare_rows(config('a.jsonl', test_datasets=[{'path': 'a.jsonl'}]))
+    leaks = rows.kept_leaks if keys.get('leakage') else rows.removed
+    assert leaks == {'equal to a held-out row': (2, ['a.jsonl row 3', 'a.jsonl row 4'])}
+    with pytest.raises(UserError, match='no row is left to learn from'):
+        prepare_rows(config('a.jsonl', test_datasets=[{'path': 'a.jsonl'}]))
 
 
 def test_named_twice_does_not_leak():
@@ -254,25 +290,26 @@ def test_named_twice_does_not_leak():
 def test_near_pairs_are_all_pairs():
     "Against a comparison of all pairs."
     pytest.importorskip('rensa')
-    draw = random.Random(0)
+    rng = random.Random(0)
     words = [f'w{i}' for i in range(60)]
-    texts = [' '.join(draw.choices(words, k=draw.randint(20, 60))) for _ in range(60)]
+    texts = [' '.join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(60)]
     for t in texts[:40]:
         changed = t.split()
-        for _ in range(draw.randint(0, 4)): changed[draw.randrange(len(changed))] = 'changed'
+        for _ in range(rng.randint(0, 4)): changed[rng.randrange(len(changed))] = 'changed'
         texts.append(' '.join(changed))
     sets, kept, expected = [shingles(t) for t in texts], [], []
     for i, s in enumerate(sets):
-        like = next((j for j in kept if jaccard(s, sets[j]) >= .8), None)
-        if like is None: kept.append(i)
-        else: expected.append((i, like))
+        match = next((j for j in kept if jaccard(s, sets[j]) >= .8), None)
+        if match is None: kept.append(i)
+        else: expected.append((i, match))
     assert find_near_duplicates(texts) == expected and len(expected) > 10
 
 
 def test_near_rows():
     pytest.importorskip('rensa')
     text = ' '.join(f'word{i}' for i in range(40))
-    save('a.jsonl', lines([{'instruction': 'Say it.', 'output': text}, {'instruction': 'Say it!', 'output': text + ' again'}, ROWS[0]]))
+    alike = [{'instruction': 'Say it.', 'output': text}, {'instruction': 'Say it!', 'output': text + ' again'}]
+    save('a.jsonl', lines([*alike, ROWS[0]]))
     save('test.jsonl', lines([{'instruction': 'Say it?', 'output': text}]))
     rows = prepare_rows(config('a.jsonl', dedup='near'))
     assert rows.removed == {'nearly equal to an earlier row': (1, ['a.jsonl row 2'])}
@@ -282,7 +319,7 @@ def test_near_rows():
 
 def test_builtin_rows_are_all_different():
     rows = prepare_rows('smollm2-135m')
-    assert (len(rows.train), len(rows.heldout), rows.removed, rows.kept) == (1000, 100, {}, {})
+    assert (len(rows.train), len(rows.heldout), rows.removed, rows.kept_leaks) == (1000, 100, {}, {})
     assert rows.train['row'][:] == list(range(1000))
 
 
@@ -294,7 +331,8 @@ def tokenizer():
     return builtin_tokenizer()
 
 
-def streaming(*datasets, **keys): return config(*datasets, **{'streaming': True, 'max_steps': 1, 'sequence_len': 128} | keys)
+def streaming(*datasets, **keys):
+    return config(*datasets, **{'streaming': True, 'max_steps': 1, 'sequence_len': 128} | keys)
 def unpacked(row): # the rows inside a packed one
     ends = list(itertools.accumulate(row['seq_lengths']))
     return [(row['input_ids'][e - n:e], row['labels'][e - n:e]) for e, n in zip(ends, row['seq_lengths'])]
@@ -324,11 +362,13 @@ def test_streamed_places(tokenizer, server):
     for path in (f'{server}/d.csv.gz', 'saved'):
         rows = list(iterate_source(source(path, shards=2, shards_idx=1)))
         assert plain(rows) == ROWS[1::2] and [r['row'] for r in rows] == [1, 3, 5, 7]
-    with pytest.raises(UserError, match='only whole splits'): next(iterate_source(source('d.csv.gz', split='train[:3]')))
+    with pytest.raises(UserError, match='only whole splits'):
+        next(iterate_source(source('d.csv.gz', split='train[:3]')))
     save('wrong.jsonl', b'{"question": "a", "output": "b"}\n' * 2000)
     with pytest.raises(UserError, match='needs the column `instruction`'): list(iterate_source(source('wrong.jsonl')))
     save('empty.jsonl', '{"instruction": "a", "output": ""}\n')
-    with pytest.raises(UserError, match='no row of the data can be used'): list(stream_tokens(tokenizer, streaming('empty.jsonl'))[0])
+    with pytest.raises(UserError, match='no row of the data can be used'):
+        list(stream_tokens(tokenizer, streaming('empty.jsonl'))[0])
 
 
 def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
@@ -336,7 +376,8 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
     save('test.jsonl', lines(ROWS[2:4]))
     c = streaming({'path': 'a.jsonl', 'weight': 1.5}, test_datasets=[{'path': 'test.jsonl'}])
     rows = stream_sample(c)
-    assert len(rows.train) == 9 and len(rows.heldout) == 2 and rows.removed == {'equal to a held-out row': (3, ['a.jsonl row 3', 'a.jsonl row 4'])}
+    assert len(rows.train) == 9 and len(rows.heldout) == 2
+    assert rows.removed == {'equal to a held-out row': (3, ['a.jsonl row 3', 'a.jsonl row 4'])}
     assert rows.sources == [{'path': 'a.jsonl', 'read': 8, 'kept': 5, 'weight': 1.5, 'used': 9}]
     with pytest.raises(UserError, match='stream_sample'): prepare_rows(c)
     stream, counts = stream_tokens(tokenizer, c, rows.heldout)
@@ -363,7 +404,9 @@ def test_row_that_is_too_long_is_named(tokenizer):
     save('a.jsonl', lines(ROWS))
     save('b.jsonl', lines([ROWS[0], *({'instruction': str(i), 'output': 'long ' * 200} for i in range(2))]))
     c = config('a.jsonl', 'b.jsonl', excess_length_strategy='error', sequence_len=128)
-    with pytest.raises(UserError, match='^b.jsonl: row 2 is longer than sequence_len 128, and 1 more. Raise'): usable_rows(encode_rows(load_rows(c), tokenizer, c), c)
+    encoded = encode_rows(load_rows(c), tokenizer, c)
+    with pytest.raises(UserError, match='^b.jsonl: row 2 is longer than sequence_len 128, and 1 more. Raise'):
+        usable_rows(encoded, c)
 
 
 def test_streaming_needs_steps():
@@ -376,10 +419,12 @@ import resource, sys
 from llmft.tokens.stream import iterate_rows
 from llmft.data.sources import _batch_rows
 from llmft.config.config import load_config
-c = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'a.jsonl'}], 'streaming': True, 'max_steps': 1})
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == 'linux' else 1024 ** 2)
+c = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'a.jsonl'}], 'streaming': True,
+                 'max_steps': 1})
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == 'linux' else 1024 ** 2)
 batches = _batch_rows(iterate_rows(c))
-n = len(next(batches)); first = peak()
+n = len(next(batches))
+first = peak()
 n += sum(map(len, batches))
 print(n, peak() - first)
 '''
@@ -389,18 +434,21 @@ print(n, peak() - first)
 def test_streaming_takes_no_memory():
     "300 MB of rows in a few MB."
     save('a.jsonl', lines([{'instruction': 'x' * 3000, 'output': 'y'}]) * 100_000)
-    out = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True, env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)}).stdout
-    n, grown = out.split()
+    run = subprocess.run([sys.executable, '-c', MEMORY], capture_output=True, text=True, check=True,
+                         env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
+    n, grown = run.stdout.split()
     assert int(n) == 100_000 and float(grown) < 40
 
 
 def test_lists_and_mappings_reach_the_format(tokenizer):
     "What is kept as JSON is a value again when it is encoded."
     save('d.jsonl', lines([{'segments': [{'text': 'Ask. ', 'label': False}, {'text': '[1]', 'label': True}]}]))
-    c = config({'path': 'd.jsonl', 'type': 'input_output'})
+    entry = {'path': 'd.jsonl', 'type': 'input_output'}
+    c = config(entry)
     encoded = encode_rows(load_rows(c), tokenizer, c)
     assert encoded['reason'][:] == [None] and '[1]' in tokenizer.decode([l for l in encoded['labels'][0] if l >= 0])
-    assert [r['labels'] for r in stream_tokens(tokenizer, config({'path': 'd.jsonl', 'type': 'input_output'}, streaming=True, max_steps=1))[0]] == encoded['labels'][:]
+    streamed, _ = stream_tokens(tokenizer, config(entry, streaming=True, max_steps=1))
+    assert [r['labels'] for r in streamed] == encoded['labels'][:]
 
 
 def test_streamed_training(folder):
@@ -409,8 +457,10 @@ def test_streamed_training(folder):
     model = save_tiny(folder/'model', tokenizer=small_tokenizer())
     save('a.jsonl', lines(ROWS + [{'instruction': 'none', 'output': ''}]))
     save('test.jsonl', lines([{'instruction': 'another', 'output': 'one'}]))
-    said = []
-    run = finetune(tiny_config(model, 'a.jsonl', folder/'run', adapter='lora', streaming=True, max_steps=9, micro_batch_size=1, test_datasets=[{'path': 'test.jsonl'}], logging_steps=1), say=lambda x: said.append(str(x)))
+    c = tiny_config(model, 'a.jsonl', folder/'run', adapter='lora', streaming=True, max_steps=9, micro_batch_size=1,
+                    test_datasets=[{'path': 'test.jsonl'}], logging_steps=1)
+    output = []
+    run = finetune(c, say=lambda text: output.append(str(text)))
     losses = [m['loss'] for m in run.metrics if 'loss' in m]
     assert len(losses) == 9 and losses[-1] < losses[0] and any('eval_loss' in m for m in run.metrics)
-    assert any('the answer is empty' in s and 'were streamed' in s for s in said)
+    assert any('the answer is empty' in text and 'were streamed' in text for text in output)

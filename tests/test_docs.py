@@ -1,25 +1,159 @@
-import subprocess, sys
+"The site: its map, and what Quarto is given. Quarto itself is not needed."
+import json, re, subprocess, sys
 from pathlib import Path
+import pytest
 import yaml
+from tests import links
+from tests.figures import is_exported
+from tests.rendered import faults
 
 ROOT = Path(__file__).parent.parent
+WINGS = 'config prompts data tokens model memory inference evaluation export training commands'.split()
+
+
+def site(): return yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
 
 
 def pages(contents):
     for entry in contents:
         if isinstance(entry, str): yield entry
+        elif 'href' in entry: yield entry['href']
         else: yield from pages(entry['contents'])
 
 
+def notebooks():
+    found = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb')]
+    return sorted(p.as_posix() for p in found if not any(part[0] in '._' for part in p.parts))
+
+
+def cells(path): return json.loads((ROOT/path).read_text(encoding='utf-8'))['cells']
+
+
+def text(lines): return lines if isinstance(lines, str) else ''.join(lines)
+
+
+def output_texts(cell):
+    "What the outputs of a cell say, pictures left out."
+    for output in cell.get('outputs', []):
+        if 'text' in output: yield text(output['text'])
+        for kind, data in output.get('data', {}).items():
+            if kind.startswith('text/'): yield text(data)
+
+
 def test_sidebar_lists_every_notebook():
-    site = yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
-    notebooks = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb')]
-    notebooks = [p.as_posix() for p in notebooks if not any(part[0] in '._' for part in p.parts)]
-    assert sorted(pages(site['website']['sidebar']['contents'])) == sorted(notebooks)
+    assert sorted(pages(site()['website']['sidebar']['contents'])) == notebooks()
 
 
-def test_notebooks_become_pages():
+def test_map():
+    website = site()['website']
+    bar = [entry['text'] for entry in website['navbar']['left']]
+    assert bar == ['Learn', 'How to', 'YAML keys', 'Commands', 'Python']
+    assert all((ROOT/'nbs'/entry['href']).exists() for entry in website['navbar']['left'])
+    sections = {entry['section']: entry['contents'] for entry in website['sidebar']['contents']}
+    assert [*sections] == ['Start', 'Learn', 'How to', 'Reference', 'How it works', 'What comes with it']
+    assert [wing['section'] for wing in sections['How it works']] == ['ground', *WINGS]
+
+
+def test_address_is_the_one_of_the_settings():
+    assert links.site() == (ROOT/'_quarto.yml').read_text(encoding='utf-8'), 'run `python -m tests.links`'
+
+
+def test_files_of_the_site_are_there():
+    website, html = site()['website'], site()['format']['html']
+    for name in (website['favicon'], website['navbar']['logo'], html['css']): assert (ROOT/'nbs'/name).exists()
+
+
+def test_width():
+    html = site()['format']['html']
+    assert html['code-overflow'] == 'wrap' and html['grid']['body-width'] == '1000px'
+    assert 'pre-wrap' in (ROOT/'nbs/styles.css').read_text(encoding='utf-8') # for what is printed
+
+
+@pytest.mark.parametrize('path', notebooks())
+def test_stored_outputs(path):
+    for cell in cells(f'nbs/{path}'):
+        directives = re.findall(r'^#\| *([\w-]+)', text(cell['source']), re.M)
+        picture = any(kind.startswith('image/') for o in cell.get('outputs', []) for kind in o.get('data', {}))
+        assert not picture or {'fig-alt', 'hide'} & {*directives}, f'#{cell["id"]}: a picture without fig-alt'
+        for shown in output_texts(cell):
+            bad = re.search(r'/tmp/\w|__main__\.|IProgress|\w+Warning:|0%\|\s*\||\]\(/\w+\.html', shown)
+            assert not bad, f'#{cell["id"]}: {shown[max(0, bad.start() - 60):bad.end() + 60]}'
+        names = [output.get('name') for output in cell.get('outputs', [])]
+        assert 'stderr' not in names, f'#{cell["id"]}: something was written to stderr'
+
+
+@pytest.mark.parametrize('path', [p for p in notebooks() if p.split('/')[0] in WINGS])
+def test_titles_of_how_it_works(path):
+    module = re.sub(r'\d+_', '', path.removesuffix('.ipynb')).replace('/', '.')
+    title = text(cells(f'nbs/{path}')[0]['source']).split('\n')[0]
+    assert re.fullmatch(rf'# [A-Z0-9].* · `llmft\.{re.escape(module)}`', title), title
+
+
+@pytest.fixture(scope='module')
+def processed():
     "What `nbdev-docs` does before Quarto: it runs the exported cells and each cell with an import on its own."
     code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+    return {path: cells(f'_proc/{path}') for path in notebooks()}
+
+
+def test_pages_begin_with_prose(processed):
+    for path, found in processed.items():
+        kinds = [c['cell_type'] for c in found if c['cell_type'] != 'raw' and not text(c['source']).startswith('<!--')]
+        assert kinds[0] == 'markdown', path
+
+
+def test_code_that_the_prose_explains_is_on_the_page(processed):
+    for path, found in processed.items():
+        exported = [c for c in cells(f'nbs/{path}') if c['cell_type'] == 'code' and is_exported(text(c['source']))]
+        page = '\n'.join(text(c['source']) for c in found)
+        for cell in exported:
+            names = re.findall(r'^(?:def|class) (\w+)', text(cell['source']), re.M)
+            assert all(re.search(rf'^(def|class) {name}\b', page, re.M) for name in names), f'{path} #{cell["id"]}'
+        for cell in found: # nothing is exported unfolded, and no page opens with imports
+            source = text(cell['source'])
+            assert '#| export' not in source, path
+            assert cell['cell_type'] != 'code' or not re.fullmatch(r'((from|import) [^\n]*\n?)+', source), path
+
+
+def test_signatures(processed):
+    for path, found in processed.items():
+        for shown in (shown for cell in found if 'show_doc(' in text(cell['source']) for shown in output_texts(cell)):
+            assert '__main__.' not in shown and '**data' not in shown, f'{path}: {shown[:200]}'
+            assert len(shown) < 4000, f'{path}: {shown[:200]}' # no table as a default
+
+
+def test_links_are_not_doubled(processed):
+    "nbdev makes a link of each name in backticks, also inside a link."
+    for path, found in processed.items():
+        for cell in found:
+            source = text(cell['source'])
+            assert cell['cell_type'] != 'markdown' or '[[`' not in source, f'{path}: {source[:200]}'
+
+
+def test_links_lead_somewhere():
+    for path in notebooks():
+        for cell in cells(f'nbs/{path}'):
+            if cell['cell_type'] != 'markdown': continue
+            for target in re.findall(r'\]\(([^)\s:#]+\.(?:ipynb|svg|png|md))', text(cell['source'])):
+                assert (ROOT/'nbs'/path).parent.joinpath(target).exists(), f'{path}: {target}'
+
+
+@pytest.mark.parametrize('path', sorted((ROOT/'nbs/reference').glob('*.ipynb')), ids=lambda p: p.stem)
+def test_reference_pages_are_as_the_code_says(path, tmp_path):
+    code = 'import sys; from execnb.shell import CaptureShell; CaptureShell().execute(*sys.argv[1:], exc_stop=True)'
+    subprocess.run([sys.executable, '-c', code, path, tmp_path/'run.ipynb'], check=True)
+    fresh, stored = ([list(output_texts(cell)) for cell in cells(p)] for p in (tmp_path/'run.ipynb', path))
+    assert fresh == stored, f'run nbdev-test --save {path.relative_to(ROOT)}'
+
+
+def test_rendered_pages_are_looked_through(tmp_path):
+    (tmp_path/'a').mkdir()
+    targets = ['a/b.html#x', 'a/b.html#y', '/c.html', 'https://example.org', '#top']
+    links = ''.join(f'<a href="{target}"></a>' for target in targets)
+    (tmp_path/'index.html').write_text(f'<h1 id="top"></h1>{links}<img src="p.png" alt="a picture">')
+    (tmp_path/'a'/'b.html').write_text('<p id="x"></p><a href="../index.html"></a><img src="q.png">')
+    assert list(faults(tmp_path)) == [
+        'a/b.html: a picture without a text: q.png', 'index.html: a/b.html#y has no such anchor',
+        'index.html: /c.html leads nowhere']

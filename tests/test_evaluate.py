@@ -41,8 +41,12 @@ def test_detail_is_short():
     assert len(r.detail) <= 200 and '\n' not in r.detail
 
 
-@pytest.mark.parametrize('code', ['while True: pass', 'import time; time.sleep(60)', 'while True:\n    try: import time; time.sleep(60)\n    except BaseException: pass',
-    'import signal\nfor s in (2, 14, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass'])
+@pytest.mark.parametrize('code', [
+    'while True: pass',
+    'import time; time.sleep(60)',
+    'while True:\n    try: import time; time.sleep(60)\n    except BaseException: pass',
+    'import signal\nfor s in (2, 14, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass',
+])
 def test_endless(code):
     start = time.time()
     assert run_code(code, '', timeout=1).reason == 'timeout'
@@ -59,7 +63,9 @@ def test_early_exit_is_no_pass(end):
 
 
 def test_printed_marker_is_no_pass():
-    marker = 'import os\nfor fd in range(64):\n    for text in (b"ok\\n", b"ok\\nok\\n\\n\\n", b"0"*32 + b"\\nok\\nCPU\\n"):\n        try: os.write(fd, text)\n        except OSError: pass\n'
+    marker = ('import os\nfor fd in range(64):\n'
+              '    for text in (b"ok\\n", b"ok\\nok\\n\\n\\n", b"0"*32 + b"\\nok\\nCPU\\n"):\n'
+              '        try: os.write(fd, text)\n        except OSError: pass\n')
     assert not run_code(marker + 'os._exit(0)', 'assert False').ok
     assert not run_code(marker, 'assert False').ok
     assert not run_code('import os; os.write = lambda *a: None; os._exit = lambda *a: None', 'assert False').ok
@@ -87,7 +93,9 @@ def test_network():
         port = server.getsockname()[1]
         code = f'import socket; socket.create_connection(("127.0.0.1", {port}), timeout=2)'
         if sys.platform != 'win32': assert run_code(code, '').reason == 'refused'
-        p = subprocess.run([sys.executable, '-c', f'{_source("_child_offline")}\nprint(_child_offline(), flush=True)\n{code}'], capture_output=True, text=True)
+        offline = ''.join(map(_source, ('_child_leave_network', '_child_limit_processes', '_child_offline')))
+        program = f'{offline}\nprint(_child_offline(), flush=True)\n{code}'
+        p = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
         if 'NET' in HELD: assert 'NET' in p.stdout and p.returncode == 1 and 'unreachable' in p.stderr
         else: assert sandbox_report()['network'] == 'refused by Python'
 
@@ -100,13 +108,22 @@ def _source(name):
 def test_files_stay_and_vanish(tmp_path):
     note = tmp_path/'note.txt'
     note.write_text('mine')
-    r = run_code('import os, tempfile\nopen("a.txt", "w").write("a")\nos.mkdir("d"); open("d/b", "w").close()\nwith tempfile.NamedTemporaryFile() as f: f.write(b"x")\n'
-        'import shutil; shutil.rmtree("d"); os.chmod("a.txt", 0)\nraise ValueError(os.getcwd())', '')
+    r = run_code('import os, tempfile\nopen("a.txt", "w").write("a")\nos.mkdir("d"); open("d/b", "w").close()\n'
+                 'with tempfile.NamedTemporaryFile() as f: f.write(b"x")\n'
+                 'import shutil; shutil.rmtree("d"); os.chmod("a.txt", 0)\nraise ValueError(os.getcwd())', '')
     assert r.detail.startswith('ValueError: ')
     assert not Path(r.detail.removeprefix('ValueError: ')).parent.exists()
-    for bad in (f'open({str(note)!r}, "a")', f'import os; os.remove({str(note)!r})', f'import shutil; shutil.rmtree({str(tmp_path)!r})',
-        f'import os; os.rename({str(note)!r}, "x")', f'from pathlib import Path; Path({str(note)!r}).write_text("")', 'open("../report", "w")',
-        f'import os; os.symlink({str(tmp_path)!r}, "l"); open("l/x", "w")', f'import os; os.chdir({str(tmp_path)!r}); open("x", "w")'):
+    file, folder = repr(str(note)), repr(str(tmp_path))
+    for bad in (
+        f'open({file}, "a")',
+        f'import os; os.remove({file})',
+        f'import shutil; shutil.rmtree({folder})',
+        f'import os; os.rename({file}, "x")',
+        f'from pathlib import Path; Path({file}).write_text("")',
+        'open("../report", "w")',
+        f'import os; os.symlink({folder}, "l"); open("l/x", "w")',
+        f'import os; os.chdir({folder}); open("x", "w")',
+    ):
         assert run_code(bad, '').reason == 'refused', bad
     assert note.read_text() == 'mine' and len(list(tmp_path.iterdir())) == 1
 
@@ -125,8 +142,12 @@ def test_kernel_keeps_files_from_c_code(tmp_path):
     assert run_code(sub, 'assert os.path.exists("b/x")').ok
 
 
-@pytest.mark.parametrize('code', ['import os; os.fork()', 'import os; os.system("true")', 'import subprocess, sys; subprocess.run([sys.executable, "-V"])',
-    'import os, signal; os.kill(os.getppid(), 9)'])
+@pytest.mark.parametrize('code', [
+    'import os; os.fork()',
+    'import os; os.system("true")',
+    'import subprocess, sys; subprocess.run([sys.executable, "-V"])',
+    'import os, signal; os.kill(os.getppid(), 9)',
+])
 @pytest.mark.skipif(sys.platform == 'win32', reason='not on Windows')
 def test_no_other_programs(code):
     assert run_code(code, '').reason == 'refused'
@@ -136,9 +157,11 @@ def test_no_other_programs(code):
 def test_what_is_left_behind_is_killed(tmp_path):
     code = 'import ctypes, time\nif ctypes.CDLL(None).fork() == 0: time.sleep(3000.125)\n'
     assert run_code(code, '').ok
-    assert run_code('import ctypes, time\nctypes.CDLL(None).fork()\ntime.sleep(3000.125)', '', timeout=1).reason == 'timeout'
+    both = 'import ctypes, time\nctypes.CDLL(None).fork()\ntime.sleep(3000.125)'
+    assert run_code(both, '', timeout=1).reason == 'timeout'
     time.sleep(.2)
-    assert not [p for p in Path('/proc').glob('[0-9]*/cmdline') if b'3000.125' in _read(p) or b'_child_main' in _read(p)]
+    commands = [_read(p) for p in Path('/proc').glob('[0-9]*/cmdline')]
+    assert not [command for command in commands if b'3000.125' in command or b'_child_main' in command]
 
 
 def _read(p):
@@ -162,11 +185,14 @@ def test_crash():
 @pytest.mark.parametrize('code', [
     'from dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1\nassert A().x == 1',
     'from __future__ import annotations\nimport asyncio\nasync def f(): return 1\nassert asyncio.run(f()) == 1',
-    'from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(8) as p: assert sum(p.map(int, "12345678")) == 36',
-    'import sqlite3\nc = sqlite3.connect(":memory:"); c.execute("create table t (x)"); sqlite3.connect("a.db").execute("create table t (x)")',
+    'from concurrent.futures import ThreadPoolExecutor\n'
+    'with ThreadPoolExecutor(8) as p: assert sum(p.map(int, "12345678")) == 36',
+    'import sqlite3\nc = sqlite3.connect(":memory:"); c.execute("create table t (x)")\n'
+    'sqlite3.connect("a.db").execute("create table t (x)")',
     'import pickle\nclass A: pass\nassert type(pickle.loads(pickle.dumps(A()))) is A',
     'import tempfile, os\nwith tempfile.TemporaryDirectory() as d: open(os.path.join(d, "x"), "w").write("x")',
-    'import collections, datetime, decimal, functools, heapq, itertools, json, logging, random, re, statistics, string, typing, unittest, uuid',
+    'import collections, datetime, decimal, functools, heapq, itertools, json, logging, random, re, statistics\n'
+    'import string, typing, unittest, uuid',
     'assert __name__ != "__main__"\nif __name__ == "__main__": input()',
     'import os\nopen(os.devnull, "w").write("x")',
 ])
@@ -190,7 +216,8 @@ def test_many_are_fast_and_in_order():
 
 @pytest.mark.parametrize('text, code', [
     ('x = 1', 'x = 1'), ('', ''), ('    x = 1\n', '    x = 1\n'),
-    ('a\n```python\nx = 1\n```\nb', 'x = 1'), ('```\nx = 1', 'x = 1'), ('~~~py\nx\n~~~', 'x'), ('````\n```\n````', '```'),
+    ('a\n```python\nx = 1\n```\nb', 'x = 1'), ('```\nx = 1', 'x = 1'), ('~~~py\nx\n~~~', 'x'),
+    ('````\n```\n````', '```'),
     ('```bash\npip install x\n```\n```python\nx = 1\n```', 'x = 1'), ('```js\nx\n```', 'x'),
     ('```python\r\nx = 1\r\n```\r\n', 'x = 1\r'), ('use ```x``` here', 'use ```x``` here'),
     ('- a\n  ```python\n  if x:\n      y\n\n  z\n  ```', 'if x:\n    y\n\nz'), ('``` python title="a.py"\nx\n```', 'x'),

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parent.parent
 def wheel(tmp_path_factory):
     "The files of the wheel that is built from the source archive, by name."
     out = tmp_path_factory.mktemp('wheel')
-    done = subprocess.run([sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, ROOT], capture_output=True, text=True)
+    command = [sys.executable, '-m', 'build', '--no-isolation', '--outdir', out, ROOT]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with ZipFile(next(out.glob('*.whl'))) as archive: return {name: archive.read(name) for name in archive.namelist()}
 
@@ -32,7 +33,8 @@ def settings():
 def test_needs_what_settings_say(metadata):
     ini = settings()
     needs = ini['package']['requirements'].split()
-    needs += [f'{package}; extra == "{extra}"' for extra, packages in ini['extras'].items() for package in packages.split()]
+    for extra, packages in ini['extras'].items():
+        needs += [f'{package}; extra == "{extra}"' for package in packages.split()]
     assert {Requirement(r) for r in metadata.get_all('Requires-Dist')} == {Requirement(r) for r in needs}
     assert metadata.get_all('Provides-Extra') == list(ini['extras'])
     assert metadata['Requires-Python'] == '>=' + ini['package']['min_python']
@@ -44,7 +46,8 @@ def test_version(metadata): assert metadata['Version'] == llmft.__version__
 def test_holds_the_whole_package(wheel):
     here = {p.relative_to(ROOT).as_posix() for p in (ROOT/'llmft').rglob('*') if p.is_file() and p.suffix != '.pyc'}
     assert {name for name in wheel if name.startswith('llmft/')} == here
-    for pattern in ('recipes/*.yml', 'prompts/templates/*.jinja', 'builtin/**/*.jsonl.gz', 'builtin/**/README.md'): assert list((ROOT/'llmft').glob(pattern)), pattern
+    for pattern in ('recipes/*.yml', 'prompts/templates/*.jinja', 'builtin/**/*.jsonl.gz', 'builtin/**/README.md'):
+        assert list((ROOT/'llmft').glob(pattern)), pattern
 
 
 def test_command(wheel):

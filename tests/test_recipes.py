@@ -29,12 +29,15 @@ def test_paged_optimizers_need_a_gpu():
             assert chosen in known and (chosen == name) == (why is None) and (device == 'cuda' or 'paged' not in chosen)
 
 
-@pytest.mark.parametrize('name', ['paged_adamw_32bit', 'paged_adamw_8bit', 'paged_ademamix_32bit', 'paged_ademamix_8bit', 'paged_lion_32bit', 'paged_lion_8bit'])
+@pytest.mark.parametrize('name', ['paged_adamw_32bit', 'paged_adamw_8bit', 'paged_ademamix_32bit',
+    'paged_ademamix_8bit', 'paged_lion_32bit', 'paged_lion_8bit'])
 def test_what_stands_in_for_a_paged_optimizer_makes_steps_on_a_cpu(name, tmp_path):
     from transformers import Trainer, TrainingArguments
     weight = torch.nn.Parameter(torch.full((16, 576), 0.5))
-    kind, settings = Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(tmp_path, optim=choose_optimizer('cpu', name)[0], learning_rate=0.01, report_to='none', use_cpu=True))
-    optimizer = kind([weight], **settings)
+    optim, _ = choose_optimizer('cpu', name)
+    args = TrainingArguments(tmp_path, optim=optim, learning_rate=0.01, report_to='none', use_cpu=True)
+    optimizer_class, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    optimizer = optimizer_class([weight], **settings)
     for _ in range(3):
         optimizer.zero_grad()
         weight.square().sum().backward()
@@ -44,10 +47,11 @@ def test_what_stands_in_for_a_paged_optimizer_makes_steps_on_a_cpu(name, tmp_pat
 
 def test_code_llama_7b_in_small(tmp_path):
     "The recipe itself on a model of its kind: no shared key heads, an output layer of its own."
-    model = save_tiny(tmp_path/'model', tokenizer=builtin_tokenizer(), hidden_size=256, intermediate_size=688, num_attention_heads=8, num_key_value_heads=8)
+    model = save_tiny(tmp_path/'model', tokenizer=builtin_tokenizer(), hidden_size=256, intermediate_size=688,
+        num_attention_heads=8, num_key_value_heads=8)
     data = save_rows(tmp_path/'rows.jsonl', alpaca_rows(100))
-    config = load_config('code-llama-7b', base_model=str(model), datasets=[{'path': data, 'type': 'alpaca'}], output_dir=str(tmp_path/'run'),
-        sequence_len=256, gradient_accumulation_steps=2, max_steps=3)
+    config = load_config('code-llama-7b', base_model=str(model), datasets=[{'path': data, 'type': 'alpaca'}],
+        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=2, max_steps=3)
     said = []
     run = finetune(config, say=lambda x: said.append(str(x)))
     assert run.last('step') == 3 and run.first('eval_loss') > run.last('eval_loss')
@@ -68,15 +72,18 @@ def qwen(tmp_path_factory):
     "A folder with a small Qwen3 that has Qwen3's own chat template."
     tokenizer = builtin_tokenizer()
     tokenizer.chat_template = (Path(trl.__file__).parent/'chat_templates'/'qwen3.jinja').read_text(encoding='utf-8')
-    return save_tiny(tmp_path_factory.mktemp('qwen'), Qwen3ForCausalLM, Qwen3Config, tokenizer, head_dim=16, tie_word_embeddings=True)
+    return save_tiny(tmp_path_factory.mktemp('qwen'), Qwen3ForCausalLM, Qwen3Config, tokenizer, head_dim=16,
+        tie_word_embeddings=True)
 
 
 CHATS = [[('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'A prime?'), ('assistant', '7')],
-         [('system', 'Be short.'), ('user', 'One?'), ('assistant', '  1\n'), ('user', 'Two \U0001f389?'), ('assistant', '2')]]
+         [('system', 'Be short.'), ('user', 'One?'), ('assistant', '  1\n'),
+          ('user', 'Two \U0001f389?'), ('assistant', '2')]]
 
 def test_qwen3_learns_the_answers_only(qwen, tmp_path):
     messages = [[{'role': r, 'content': c} for r, c in chat] for chat in CHATS]
-    config = load_config('qwen3-1.7b-chat', base_model=str(qwen), datasets=[{'path': save_rows(tmp_path/'chats.jsonl', [{'messages': m} for m in messages] * 20), 'type': 'chat_template'}],
+    path = save_rows(tmp_path/'chats.jsonl', [{'messages': m} for m in messages] * 20)
+    config = load_config('qwen3-1.7b-chat', base_model=str(qwen), datasets=[{'path': path, 'type': 'chat_template'}],
         output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2, dedup='off')
     tokenizer = load_tokenizer(config)
     data = prepare_data(load_config(config, sample_packing=False, val_set_size=0))

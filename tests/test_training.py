@@ -1,16 +1,17 @@
-import hashlib, json, os, signal, subprocess, sys, time
+import hashlib, itertools, json, os, signal, subprocess, sys, time
 import pytest, torch
 from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
 from llmft.training import train
 from llmft.config.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
 from llmft.inference.chat import load_run, prompt_ids
 from llmft.model.adapters import add_adapter
 from llmft.model.base import detect_hardware, load_base
-from llmft.prompts.turns import RowError, row_to_turns
+from llmft.prompts.turns import row_to_turns
 from llmft.tokens.tokenize import IGNORE_INDEX, encode_turns, load_tokenizer
 from llmft.model.loss import chunked_cross_entropy
 from llmft.tokens.packing import pack
@@ -32,7 +33,9 @@ def small(): return small_tokenizer()
 def rows(folder): return save_rows(folder/'rows.jsonl', alpaca_rows(40))
 
 @pytest.fixture(scope='module')
-def tokenizer(): return load_tokenizer(load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'builtin/python-evol-1k'}]}))
+def tokenizer():
+    datasets = [{'path': 'builtin/python-evol-1k'}]
+    return load_tokenizer(load_config({'base_model': 'builtin/smollm2-135m', 'datasets': datasets}))
 
 @pytest.fixture
 def config(model, rows, tmp_path): return tiny_config(model, rows, tmp_path/'run')
@@ -72,16 +75,18 @@ def test_layers_are_nf4_and_the_adapter_is_float32(config):
     linear = {n for n, m in base.named_modules() if isinstance(m, Linear4bit)}
     assert len(linear) == 2 * 7 and not any('lm_head' in n or 'norm' in n for n in linear)
     for m in base.modules():
-        if isinstance(m, Linear4bit): assert (m.weight.quant_state.quant_type, m.weight.quant_state.nested, m.weight.dtype) == ('nf4', True, torch.uint8)
+        if not isinstance(m, Linear4bit): continue
+        state = m.weight.quant_state
+        assert (state.quant_type, state.nested, m.weight.dtype) == ('nf4', True, torch.uint8)
     def trained(): return {(n.split('.')[-3], p.dtype) for n, p in model.named_parameters() if p.requires_grad}
     expected = {('lora_A', torch.float32), ('lora_B', torch.float32)}
     assert trained() == expected
     data = prepare_data(config)
     make_trainer(config, model, data, config.output_dir)
     assert trained() == expected
-    from trl import SFTConfig, SFTTrainer
-    SFTTrainer(model=model, train_dataset=data.train, processing_class=data.tokenizer,
-        args=SFTConfig(config.output_dir, dataset_kwargs={'skip_prepare_dataset': True}, report_to='none', use_cpu=True, bf16=False))
+    args = SFTConfig(
+        config.output_dir, dataset_kwargs={'skip_prepare_dataset': True}, report_to='none', use_cpu=True, bf16=False)
+    SFTTrainer(model=model, train_dataset=data.train, processing_class=data.tokenizer, args=args)
     assert trained() == {('lora_A', torch.bfloat16), ('lora_B', torch.bfloat16)} # what TRL does by itself
 
 
@@ -129,41 +134,49 @@ def test_packing_changes_nothing(both_ways):
     batch = Collator(0)(packed)
     a, b = (value_and_gradient(model, lambda: chunked_cross_entropy(model, b)) for b in (Collator(0)(single), batch))
     assert_same(b, a)
-    lost = batch | {'position_ids': torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])}
-    assert chunked_cross_entropy(model, lost).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
+    mixed = batch | {'position_ids': torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])}
+    assert chunked_cross_entropy(model, mixed).item() != pytest.approx(a[0], rel=1e-3) # the rows see each other
 
 
 @pytest.fixture(scope='module')
 def gemma(folder, small):
     from transformers import Gemma2Config, Gemma2ForCausalLM
-    return save_tiny(folder/'gemma', Gemma2ForCausalLM, Gemma2Config, small, head_dim=16, query_pre_attn_scalar=16, sliding_window=24)
+    return save_tiny(folder/'gemma', Gemma2ForCausalLM, Gemma2Config, small,
+        head_dim=16, query_pre_attn_scalar=16, sliding_window=24)
 
 def test_gemma_2_gets_eager(gemma, config): # sdpa would leave out the limit on its attention scores
-    for wanted in ('auto', 'sdpa', 'flash_attention_2'):
-        hw = detect_hardware(load_config(config, base_model=str(gemma), attn_implementation=wanted))
+    for kernel in ('auto', 'sdpa', 'flash_attention_2'):
+        hw = detect_hardware(load_config(config, base_model=str(gemma), attn_implementation=kernel))
         assert hw.attention == 'eager' and any('limits its attention scores' in c.why for c in hw.choices)
 
 
+def texts_of(rows):
+    "(row, start, stop) of each text in each row."
+    for i, row in enumerate(rows):
+        start = 0
+        for n in row.get('seq_lengths') or [len(row['input_ids'])]:
+            yield i, start, start + n
+            start += n
+
 @pytest.mark.parametrize('kind', ['llama sdpa', 'llama eager', 'gemma 2'])
 def test_packed_logits_and_gradients(kind, exact, gemma):
-    "Every kernel and layout that can be chosen on a CPU; Gemma 2 also has windows of attention and a limit on its scores."
-    config = load_config(exact, base_model=str(gemma)) if kind == 'gemma 2' else load_config(exact, attn_implementation=kind.split()[1])
-    data, model = prepare_data(load_config(config, sample_packing=False)), stirred(add_adapter(load_base(config), config))
+    "Every kernel and layout that can be chosen on a CPU; Gemma 2 also has windows of attention and limits its scores."
+    is_gemma = kind == 'gemma 2'
+    config = load_config(exact, **{'base_model': str(gemma)} if is_gemma else {'attn_implementation': kind.split()[1]})
+    data = prepare_data(load_config(config, sample_packing=False))
+    model = stirred(add_adapter(load_base(config), config))
     assert model.config._attn_implementation == ('sdpa' if kind == 'llama sdpa' else 'eager')
     single, packed = list(data.train)[:12], list(pack(data.train.select(range(12)), config.sequence_len))
-    def run(rows, lose=False): # logits of each text, by its ids; gradient of all
-        batch, found = Collator(0)(rows), {}
-        if lose: batch['position_ids'] = torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])
+    def run(rows, mix=False): # logits of each text, by its ids; gradient of all
+        batch = Collator(0)(rows)
+        if mix: batch['position_ids'] = torch.arange(batch['input_ids'].shape[1]).expand_as(batch['input_ids'])
         model.zero_grad()
         logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction='sum').backward()
-        for i, row in enumerate(rows):
-            at = 0
-            for n in row.get('seq_lengths') or [len(row['input_ids'])]:
-                found[tuple(row['input_ids'][at:at + n])] = logits[i, at:at + n].detach()
-                at += n
-        return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-    (a, ga), (b, gb), (c, gc) = run(single), run(packed), run(packed, lose=True)
+        scores, labels = logits[:, :-1].flatten(0, 1), batch['labels'][:, 1:].flatten()
+        torch.nn.functional.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction='sum').backward()
+        by_ids = {tuple(rows[i]['input_ids'][a:b]): logits[i, a:b].detach() for i, a, b in texts_of(rows)}
+        return by_ids, torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
+    (a, ga), (b, gb), (c, gc) = run(single), run(packed), run(packed, mix=True)
     assert len(packed) < 12 and a.keys() == b.keys()
     far = {k: (a[k] - c[k]).abs().max() for k in a}
     for k in a: torch.testing.assert_close(b[k], a[k], atol=1e-4, rtol=1e-4)
@@ -172,7 +185,8 @@ def test_packed_logits_and_gradients(kind, exact, gemma):
 
 
 def test_first_token_of_a_packed_text_is_not_learned():
-    row = {'input_ids': [5, 6, 7, 8, 9], 'labels': [5, 6, 7, 8, 9], 'seq_lengths': [3, 2]} # 8 would be told from the text before it
+    # 8 would be predicted from the text before it
+    row = {'input_ids': [5, 6, 7, 8, 9], 'labels': [5, 6, 7, 8, 9], 'seq_lengths': [3, 2]}
     assert Collator(0)([row])['labels'][0, :5].tolist() == [IGNORE_INDEX, 6, 7, IGNORE_INDEX, 9]
 
 
@@ -184,13 +198,16 @@ def test_loss_is_the_loss(both_ways, exact):
     n = (batch['labels'][:, 1:] != IGNORE_INDEX).sum()
     def plain():
         logits = model(batch['input_ids'], position_ids=batch['position_ids'], use_cache=False).logits[:, :-1]
-        return torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch['labels'][:, 1:].flatten(), ignore_index=IGNORE_INDEX, reduction='sum') / n
-    trl = type(trainer).__mro__[1].compute_loss
+        scores, labels = logits.flatten(0, 1), batch['labels'][:, 1:].flatten()
+        return torch.nn.functional.cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, reduction='sum') / n
+    trl = SFTTrainer.compute_loss
     expected = value_and_gradient(model, plain)
-    assert_same(value_and_gradient(model, lambda: chunked_cross_entropy(model, batch) / n), expected)
-    assert_same(value_and_gradient(model, lambda: chunked_cross_entropy(model, batch, chunk_size=7) / n), expected)
-    assert_same(value_and_gradient(model, lambda: trl(trainer, model, dict(batch), num_items_in_batch=n)), expected)
-    assert_same(value_and_gradient(model, lambda: trainer.compute_loss(model, dict(batch), num_items_in_batch=n)), expected)
+    for loss in (
+        lambda: chunked_cross_entropy(model, batch) / n,
+        lambda: chunked_cross_entropy(model, batch, chunk_size=7) / n,
+        lambda: trl(trainer, model, dict(batch), num_items_in_batch=n),
+        lambda: trainer.compute_loss(model, dict(batch), num_items_in_batch=n),
+    ): assert_same(value_and_gradient(model, loss), expected)
 
 
 def test_held_out_loss_counts_tokens(both_ways, exact):
@@ -205,19 +222,25 @@ def test_held_out_loss_counts_tokens(both_ways, exact):
 
 # -- what is learned
 
-CHAT = [{'role': r, 'content': c} for r, c in [('user', 'Hi'), ('assistant', 'Hello!'), ('user', 'A prime?'), ('assistant', '7')]]
-EXAMPLES = {'alpaca': ({'instruction': 'Say it', 'input': '', 'output': 'it'}, ['it']), 'completion': ({'text': 'Once upon'}, ['Once upon']), 'chat_template': ({'messages': CHAT}, ['Hello!', '7'])}
+CHAT = [
+    {'role': 'user', 'content': 'Hi'},
+    {'role': 'assistant', 'content': 'Hello!'},
+    {'role': 'user', 'content': 'A prime?'},
+    {'role': 'assistant', 'content': '7'},
+]
+EXAMPLES = { # type -> (row, what is learned of it)
+    'alpaca': ({'instruction': 'Say it', 'input': '', 'output': 'it'}, ['it']),
+    'completion': ({'text': 'Once upon'}, ['Once upon']),
+    'chat_template': ({'messages': CHAT}, ['Hello!', '7']),
+}
 
 def encoded(row, kind, tokenizer):
     return encode_turns(row_to_turns(row, DatasetConfig(path='', type=kind), tokenizer), tokenizer)
 
 def learned(ids, labels, tokenizer): # the learned pieces as text
-    out, open_ = [], False
-    for i, l in zip(ids, labels):
-        if l == IGNORE_INDEX: open_ = False; continue
-        assert i == l
-        out, open_ = (out[:-1] + [out[-1] + [i]] if open_ else out + [[i]]), True
-    return [tokenizer.decode(o) for o in out]
+    assert all(label in (id, IGNORE_INDEX) for id, label in zip(ids, labels))
+    groups = itertools.groupby(zip(ids, labels), key=lambda pair: pair[1] != IGNORE_INDEX)
+    return [tokenizer.decode([id for id, _ in pairs]) for is_learned, pairs in groups if is_learned]
 
 
 @pytest.mark.parametrize('kind', EXAMPLES)
@@ -233,25 +256,27 @@ def test_answers_and_their_ends_are_learned(kind, tokenizer):
     labels = batch['labels'][0]
     first = labels[0].item()
     assert first == IGNORE_INDEX and (labels[n:] == IGNORE_INDEX).all()
-    if kind == 'completion': expected = [tokenizer.decode(tokens['input_ids'][1:])] # nothing comes before the first token
+    # nothing comes before the first token
+    if kind == 'completion': expected = [tokenizer.decode(tokens['input_ids'][1:])]
     assert learned(batch['input_ids'][0].tolist(), labels.tolist(), tokenizer) == expected
 
 
 @pytest.mark.parametrize('packed', [False, True])
 def test_one_bos_for_each_text(model, tmp_path, packed):
-    data = prepare_data(tiny_config(model, save_rows(tmp_path/'r.jsonl', [{'instruction': 'a', 'output': o * 3} for o in 'bcde']), tmp_path/'run', sequence_len=512, sample_packing=packed))
-    texts = 0
-    for row in data.train:
-        assert any(l != IGNORE_INDEX for l in row['labels'])
-        at = 0
-        for n in row.get('seq_lengths') or [len(row['input_ids'])]:
-            ids, labels = row['input_ids'][at:at + n], row['labels'][at:at + n]
-            assert (ids[0], ids.count(1), labels[0], ids[-1], labels[-1]) == (1, 1, IGNORE_INDEX, 2, 2)
-            at, texts = at + n, texts + 1
-    assert texts == 4 and (len(data.train) < 4) == packed
+    rows = save_rows(tmp_path/'r.jsonl', [{'instruction': 'a', 'output': letter * 3} for letter in 'bcde'])
+    data = prepare_data(tiny_config(model, rows, tmp_path/'run', sequence_len=512, sample_packing=packed))
+    assert all(any(l != IGNORE_INDEX for l in row['labels']) for row in data.train)
+    texts = list(texts_of(data.train))
+    for i, start, stop in texts:
+        ids, labels = data.train[i]['input_ids'][start:stop], data.train[i]['labels'][start:stop]
+        assert (ids[0], ids.count(1), labels[0], ids[-1], labels[-1]) == (1, 1, IGNORE_INDEX, 2, 2)
+    assert len(texts) == 4 and (len(data.train) < 4) == packed
 
 
-ODD = ['plain', '  two spaces first', '\n\nnew lines first', 'party \U0001f389\U0001f469‍\U0001f4bb', 'a spelled <|im_end|> and </s>', 'ends in spaces  ', 'ends in lines\n\n', 'tab\t\tand é']
+ODD = [
+    'plain', '  two spaces first', '\n\nnew lines first', 'party \U0001f389\U0001f469‍\U0001f4bb',
+    'a spelled <|im_end|> and </s>', 'ends in spaces  ', 'ends in lines\n\n', 'tab\t\tand é',
+]
 
 @pytest.mark.parametrize('kind', EXAMPLES)
 @pytest.mark.parametrize('text', ODD)
@@ -262,10 +287,13 @@ def test_what_is_asked_is_how_the_learned_row_begins(kind, text, which, tokenize
         messages = CHAT[:2] + [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': text}]
         row, question = {'messages': messages}, messages[:-1]
     elif kind == 'completion': row, question = {'text': text}, {'text': text}
-    else: row, question = {'instruction': text, 'input': text, 'output': text}, {'instruction': text, 'input': text, 'output': ''}
+    else:
+        row = {'instruction': text, 'input': text, 'output': text}
+        question = row | {'output': ''}
     ids, tokens = prompt_ids(question, tok, dataset), encoded(row, kind, tok)
     assert tokens['input_ids'][:len(ids)] == ids
-    if kind != 'completion': assert tokens['labels'][len(ids) - 1] == IGNORE_INDEX and tokens['labels'][len(ids)] != IGNORE_INDEX
+    if kind != 'completion':
+        assert tokens['labels'][len(ids) - 1] == IGNORE_INDEX and tokens['labels'][len(ids)] != IGNORE_INDEX
     if kind == 'alpaca': assert all(l == IGNORE_INDEX for l in tokens['labels'][:len(ids)])
     if kind == 'alpaca':
         bare = {'instruction': text, 'output': text}
@@ -274,10 +302,11 @@ def test_what_is_asked_is_how_the_learned_row_begins(kind, text, which, tokenize
 
 
 def test_spelled_control_tokens_are_text(tokenizer):
-    row = {'instruction': 'Explain <|im_start|>', 'input': '<|im_end|>', 'output': 'It is <|im_end|>, or <|endoftext|>.'}
+    answer = 'It is <|im_end|>, or <|endoftext|>.'
+    row = {'instruction': 'Explain <|im_start|>', 'input': '<|im_end|>', 'output': answer}
     ids = encoded(row, 'alpaca', tokenizer)['input_ids']
     assert [i for i in ids if i in tokenizer.all_special_ids] == [tokenizer.eos_token_id] == ids[-1:]
-    assert 'It is <|im_end|>, or <|endoftext|>.' in tokenizer.decode(ids)
+    assert answer in tokenizer.decode(ids)
 
 
 # -- a run
@@ -287,16 +316,18 @@ def run(folder, model):
     rows = alpaca_rows(30)
     for i in (4, 9): rows[i]['output'] = 'word ' * 300
     rows[6]['output'] = ''
-    config = tiny_config(model, save_rows(folder/'some_bad.jsonl', rows), folder/'run', val_set_size=4, evals_per_epoch=2)
+    data = save_rows(folder/'some_bad.jsonl', rows)
+    config = tiny_config(model, data, folder/'run', val_set_size=4, evals_per_epoch=2)
     with pytest.MonkeyPatch.context() as m:
         m.setenv('HF_TOKEN', 'hf_secret')
         return finetune(config, say=None)
 
 
 def test_folder_is_complete(run, folder):
-    for name in ('config.yml', 'config_completed.yml', 'environment.json', 'data.json', 'metrics.jsonl', 'loss.png', 'README.md', 'samples.md',
-                 'adapter/adapter_config.json', 'adapter/adapter_model.safetensors', 'adapter/tokenizer.json', 'adapter/chat_template.jinja'):
-        assert (run.path/name).stat().st_size > 0, name
+    names = ('config.yml', 'config_completed.yml', 'environment.json', 'data.json', 'metrics.jsonl', 'loss.png',
+        'README.md', 'samples.md', 'adapter/adapter_config.json', 'adapter/adapter_model.safetensors',
+        'adapter/tokenizer.json', 'adapter/chat_template.jinja')
+    for name in names: assert (run.path/name).stat().st_size > 0, name
     assert not [p for p in run.path.iterdir() if p.name.startswith('.')]
     given, completed = load_config(run.path/'config.yml'), load_config(run.path/'config_completed.yml')
     assert given == completed == run.config and given.model_fields_set < completed.model_fields_set
@@ -312,10 +343,10 @@ def test_no_secret_is_written(run):
 
 def test_left_out_rows_are_counted(run, folder):
     data = json.loads((run.path/'data.json').read_text())
-    both = [data['rows_left_out'], data['held_out_left_out']]
-    first = sorted(n for part in both for reason, d in part.items() if 'sequence_len' in reason for n in d['first'])
-    assert first == [5, 10] # counted from 1
-    assert [n for part in both for reason, d in part.items() if 'empty' in reason for n in d['first']] == [7]
+    reasons = [*data['rows_left_out'].items(), *data['held_out_left_out'].items()]
+    def first_rows(word): return [n for reason, left_out in reasons if word in reason for n in left_out['first']]
+    assert sorted(first_rows('sequence_len')) == [5, 10] # counted from 1
+    assert first_rows('empty') == [7]
     assert data['rows_used'] + data['held_out'] == 27
     assert data['sources'][0]['sha256'] == {'some_bad.jsonl': sha(folder/'some_bad.jsonl')}
 
@@ -333,21 +364,28 @@ def test_adapter_loads_without_llmft(run, model):
     row = {'instruction': 'Add 3 to a number', 'output': ''}
     [expected] = chat.generate([row], max_new_tokens=12)
     base = AutoModelForCausalLM.from_pretrained(model, dtype=chat.model.dtype)
-    plain, tok = PeftModel.from_pretrained(base, run.path/'adapter').eval(), AutoTokenizer.from_pretrained(run.path/'adapter')
-    prompt = ('Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
-              '### Instruction:\nAdd 3 to a number\n\n### Response:\n')
+    plain = PeftModel.from_pretrained(base, run.path/'adapter').eval()
+    tok = AutoTokenizer.from_pretrained(run.path/'adapter')
+    prompt = (
+        'Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n'
+        '### Instruction:\nAdd 3 to a number\n\n### Response:\n')
     ids = tok(prompt, return_tensors='pt')
-    answer = plain.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=tok.pad_token_id)[0, ids['input_ids'].shape[1]:]
-    assert expected and tok.decode(answer, skip_special_tokens=True) == expected
-    with plain.disable_adapter(): other = plain.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=tok.pad_token_id)[0, ids['input_ids'].shape[1]:]
-    assert other.tolist() != answer.tolist()
+    def answer():
+        out = plain.generate(**ids, max_new_tokens=12, do_sample=False, pad_token_id=tok.pad_token_id)
+        return out[0, ids['input_ids'].shape[1]:]
+    tuned = answer()
+    assert expected and tok.decode(tuned, skip_special_tokens=True) == expected
+    with plain.disable_adapter(): other = answer()
+    assert other.tolist() != tuned.tolist()
 
 
 def test_seed_decides(folder, rows, config, tmp_path):
     "Real weights in real NF4."
     def train_it(config, name, seed):
-        return sha(adapter(finetune(load_config(config, seed=seed, max_steps=2, lora_dropout=.1, output_dir=str(tmp_path/name)), say=None)))
-    real = load_config(config, base_model='builtin/smollm2-135m', micro_batch_size=1, sample_packing=False, lora_target_modules=['q_proj', 'down_proj'])
+        config = load_config(config, seed=seed, max_steps=2, lora_dropout=.1, output_dir=str(tmp_path/name))
+        return sha(adapter(finetune(config, say=None)))
+    real = load_config(config, base_model='builtin/smollm2-135m', micro_batch_size=1, sample_packing=False,
+        lora_target_modules=['q_proj', 'down_proj'])
     first = train_it(real, 'first', 1)
     torch.rand(3) # whatever happened before
     assert train_it(real, 'second', 1) == first
@@ -355,11 +393,11 @@ def test_seed_decides(folder, rows, config, tmp_path):
 
 
 def test_layouts_and_checkpointing_train(config, tmp_path):
-    usual = finetune(load_config(config, max_steps=3), say=None)
-    saving = finetune(load_config(config, max_steps=3, gradient_checkpointing=True, output_dir=str(tmp_path/'saving')), say=None)
+    def train_it(name, **keys):
+        return finetune(load_config(config, max_steps=3, output_dir=str(tmp_path/name), **keys), say=None)
+    usual, saving = train_it('run'), train_it('saving', gradient_checkpointing=True)
     assert losses(saving) == pytest.approx(losses(usual), abs=1e-3)
-    sorted_ = finetune(load_config(config, max_steps=3, sample_packing=False, group_by_length=True, output_dir=str(tmp_path/'sorted')), say=None)
-    assert len(losses(sorted_)) == 3
+    assert len(losses(train_it('sorted', sample_packing=False, group_by_length=True))) == 3
 
 
 def test_broken_numbers_stop_the_run(config, small, tmp_path):
@@ -368,7 +406,8 @@ def test_broken_numbers_stop_the_run(config, small, tmp_path):
     broken.save_pretrained(tmp_path/'model'); small.save_pretrained(tmp_path/'model')
     config = load_config(config, base_model=str(tmp_path/'model'), load_in_4bit=False, adapter='lora')
     with pytest.raises(UserError, match='the loss is nan at step 1'): finetune(config, say=None)
-    with pytest.raises(UserError, match='eval_loss is nan at step 0'): finetune(load_config(config, val_set_size=4), overwrite=True, say=None)
+    config = load_config(config, val_set_size=4)
+    with pytest.raises(UserError, match='eval_loss is nan at step 0'): finetune(config, overwrite=True, say=None)
 
 
 # -- stopping and going on
@@ -387,29 +426,36 @@ def stop_after(steps, monkeypatch):
 
 @pytest.mark.parametrize('stop', [2, 5]) # in the first and in the second epoch
 def test_going_on_is_as_never_stopped(stop, config, tmp_path, monkeypatch):
-    config = load_config(config, num_epochs=2, sample_packing=False, gradient_accumulation_steps=6, lora_dropout=.1, val_set_size=4, save_total_limit=1)
+    config = load_config(config, num_epochs=2, sample_packing=False, gradient_accumulation_steps=6, lora_dropout=.1,
+        val_set_size=4, save_total_limit=1)
     straight = finetune(load_config(config, output_dir=str(tmp_path/'straight')), say=None)
     with monkeypatch.context() as m:
         stop_after(stop, m)
         stopped = finetune(config, say=None)
     assert stopped.interrupted and stopped.last('step') == stop and adapter(stopped).is_file()
     assert 'stopped before its end' in (stopped.path/'README.md').read_text()
-    with open(stopped.path/'metrics.jsonl', 'a') as f: f.write(json.dumps({'step': stop + 1, 'seconds': 9, 'loss': 99.0}) + '\n{"step": ') # a step after the checkpoint, a line cut off
+    after = json.dumps({'step': stop + 1, 'seconds': 9, 'loss': 99.0}) # a step after the checkpoint
+    with open(stopped.path/'metrics.jsonl', 'a') as f: f.write(after + '\n{"step": ') # and a line cut off
     with pytest.raises(UserError, match='`lora_r` was'): finetune(load_config(config, lora_r=4), resume=True, say=None)
     resumed = finetune(config, resume=True, say=None)
     assert not resumed.interrupted and 'stopped before' not in (resumed.path/'README.md').read_text()
     assert [m['step'] for m in resumed.metrics if 'loss' in m] == list(losses(straight))
     assert losses(resumed) == pytest.approx(losses(straight), abs=1e-3)
-    assert [(m['step'], round(m['eval_loss'], 3)) for m in resumed.metrics if 'eval_loss' in m] == [(m['step'], round(m['eval_loss'], 3)) for m in straight.metrics if 'eval_loss' in m]
+    def measured(run): return [(m['step'], round(m['eval_loss'], 3)) for m in run.metrics if 'eval_loss' in m]
+    assert measured(resumed) == measured(straight)
     a, b = load_file(adapter(resumed)), load_file(adapter(straight))
     assert a.keys() == b.keys()
     for k in a: torch.testing.assert_close(a[k], b[k], atol=1e-4, rtol=1e-3)
     again = finetune(config, resume=True, say=None) # nothing is left to do
-    def told(run): return [(m['step'], m.get('loss'), m.get('eval_loss')) for m in run.metrics if 'loss' in m or 'eval_loss' in m]
-    assert told(again) == told(resumed)
+    def numbers(run): return [(m['step'], m.get('loss'), m.get('eval_loss')) for m in run.metrics]
+    def with_loss(run): return [n for n in numbers(run) if n[1:] != (None, None)]
+    assert with_loss(again) == with_loss(resumed)
 
 
-def command(*args): return [sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'train', *map(str, args)]
+def start_training(file):
+    "`llmft train` as a process of its own."
+    return subprocess.Popen([sys.executable, '-c', 'from llmft.commands.cli import main; main()', 'train', str(file)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
 
 def until(process, out, steps):
     "Wait until the run in `out` has made so many steps."
@@ -424,7 +470,7 @@ def until(process, out, steps):
 
 def test_ctrl_c_saves(config, tmp_path):
     file = save_config(load_config(config, num_epochs=500), tmp_path/'long.yml')
-    process = subprocess.Popen(command(file), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    process = start_training(file)
     out = tmp_path/'run'
     until(process, out, 2)
     process.send_signal(signal.SIGINT)
@@ -436,7 +482,7 @@ def test_ctrl_c_saves(config, tmp_path):
 
 def test_killed_run_goes_on(config, tmp_path):
     config = load_config(config, num_epochs=6, save_steps=1)
-    process = subprocess.Popen(command(save_config(config, tmp_path/'run.yml')), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    process = start_training(save_config(config, tmp_path/'run.yml'))
     until(process, tmp_path/'run', 3)
     process.kill()
     process.communicate()

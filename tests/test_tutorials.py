@@ -69,22 +69,28 @@ def test_stored_outputs_hold_nothing_of_this_machine(path):
     assert path.stat().st_size < 100 * 1024
     for cell in cells(path):
         outputs = cell.get('outputs', [])
-        if any(IMAGES & {*o.get('data', {})} for o in outputs): assert re.match(r'(#\|.*\n)*#\| fig-alt: ".+"', source(cell)), source(cell)
+        if any(IMAGES & {*o.get('data', {})} for o in outputs):
+            assert re.match(r'(#\|.*\n)*#\| fig-alt: ".+"', source(cell)), source(cell)
         for output in outputs:
             assert output['output_type'] != 'error' and output.get('name') != 'stderr', source(cell)
-            text = json.dumps({k: v for k, v in output.get('data', {}).items() if k not in IMAGES} or output.get('text', ''))
-            for word in ('/tmp/', '__main__.', 'IProgress', 'Warning:', 'it/s]'): assert word not in text, (word, source(cell))
+            shown = {kind: value for kind, value in output.get('data', {}).items() if kind not in IMAGES}
+            text = json.dumps(shown or output.get('text', ''))
+            for word in ('/tmp/', '__main__.', 'IProgress', 'Warning:', 'it/s]'):
+                assert word not in text, (word, source(cell))
 
 
 @pytest.mark.parametrize('path', USER_PAGES, ids=name)
 def test_lines_can_be_read_without_scrolling(path):
     for cell in cells(path):
         text = source(cell)
-        if cell['cell_type'] == 'code': assert not [l for l in text.splitlines() if len(l) > 120 and not l.startswith('#|')]
-        for language, body in re.findall(r'^`{3,}(\w*)\n(.*?)^`{3,}$', text if cell['cell_type'] == 'markdown' else '', re.M | re.S):
+        if cell['cell_type'] == 'code':
+            assert not [line for line in text.splitlines() if len(line) > 120 and not line.startswith('#|')]
+            continue
+        for language, body in re.findall(r'^`{3,}(\w*)\n(.*?)^`{3,}$', text, re.M | re.S):
             for line in body.splitlines():
                 assert len(line) <= 88, line
-                assert language != 'sh' or line.startswith('#') or ' # ' not in line, line # a comment has a line of its own
+                # a comment has a line of its own
+                assert language != 'sh' or line.startswith('#') or ' # ' not in line, line
 
 
 def anchors(path):

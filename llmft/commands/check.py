@@ -9,17 +9,19 @@ __all__ = ['init_empty_model', 'Check', 'check_run', 'preview_rows']
 from collections import Counter
 from dataclasses import dataclass
 
+from fastcore.basics import patch
+
 from ..config.config import Config, load_config
 from ..core import UserError
 from ..data.sources import load_rows
 from ..hub import hub_errors, resolve_model
-from ..model.adapters import target_modules
-from ..training.arguments import check_training_options
 from ..memory.plan import plan_summary
+from ..model.adapters import target_modules
 from ..model.base import detect_hardware, load_hf_config
+from ..tokens.report import data_report
 from ..tokens.stream import stream_sample
 from ..tokens.tokenize import count_rows, encode_rows, load_tokenizer, show_mask
-from ..tokens.report import data_report
+from ..training.arguments import check_training_options
 from ..training.run import check_output
 
 # %% ../../nbs/commands/01_check.ipynb #855e1832
@@ -30,45 +32,63 @@ def init_empty_model(
     import torch
     from transformers import AutoModelForCausalLM
     resolve_model(config.base_model, config.revision_of_model)
-    with torch.device('meta'), hub_errors(config.base_model): return AutoModelForCausalLM.from_config(load_hf_config(config), trust_remote_code=config.trust_remote_code)
+    with torch.device('meta'), hub_errors(config.base_model):
+        hf_config = load_hf_config(config)
+        return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/commands/01_check.ipynb #cb7f292c
 @dataclass
 class Check:
     "What a run would do."
-    config: Config
-    report: object    # `DataReport`
-    hardware: object  # `Hardware`
-    targets: object   # layers that get an adapter
-    weights: int      # weights of the base model
-    memory: str       # the memory plan in one line
+    config: Config         # every setting of the run
+    report: object         # `DataReport`
+    hardware: object       # `Hardware`
+    target_modules: object # layers that get an adapter: their names, or a regular expression
+    n_params: int          # weights of the base model
+    memory: str            # the memory plan in one line
 
-    def __str__(self):
-        c = self.config
-        targets = self.targets if isinstance(self.targets, str) else ', '.join(self.targets)
-        return '\n'.join([*c.notes, f'model: {c.base_model}, {self.weights / 1e6:,.0f} million weights, {c.adapter} rank {c.lora_r} on {targets}',
-            str(self.hardware), f'memory: {self.memory}', f'{self.report.steps:,} steps of {c.micro_batch_size} x {c.gradient_accumulation_steps} rows, {c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}',
-            f'output: {c.output_dir}', '', str(self.report)])
+# %% ../../nbs/commands/01_check.ipynb #fb1c19a9
+@patch
+def __str__(self: Check):
+    c, targets = self.config, self.target_modules
+    if not isinstance(targets, str): targets = ', '.join(targets)
+    epochs = f'{c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}'
+    rows = f'{c.micro_batch_size} x {c.gradient_accumulation_steps} rows'
+    return '\n'.join([
+        *c.notes,
+        f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
+            f'{c.adapter} rank {c.lora_r} on {targets}',
+        str(self.hardware),
+        f'memory: {self.memory}',
+        f'{self.report.steps:,} steps of {rows}, {epochs}',
+        f'output: {c.output_dir}',
+        '',
+        str(self.report)])
 
-    __repr__ = __str__
+@patch
+def __repr__(self: Check): return str(self)
 
 # %% ../../nbs/commands/01_check.ipynb #4bc6835e
 def check_run(
     config,         # `Config`, or what `load_config` takes
     overwrite=True, # is a run folder that exists all right
 ) -> Check:
-    "Check everything that can be checked without the model's weights; what makes the run impossible is a `UserError`, what was found in the data stands in the report."
+    "Check all that needs no weights; a `UserError` says what makes the run impossible, the report what is in the data."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
     check_training_options(config)
-    hw, report, skeleton = detect_hardware(config), data_report(config), init_empty_model(config)
-    targets, weights = target_modules(skeleton, config), sum(p.numel() for p in skeleton.parameters())
-    return Check(config, report, hw, targets, weights, plan_summary(config))
+    hardware, report, model = detect_hardware(config), data_report(config), init_empty_model(config)
+    n_params = sum(p.numel() for p in model.parameters())
+    return Check(config, report, hardware, target_modules(model, config), n_params, plan_summary(config))
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
-def _in_turns(sources): # index of the source of each row -> positions: the first row of each source, the second of each, …
-    seen = Counter()
-    return [i for _, i in sorted((seen.update([s]) or seen[s], i) for i, s in enumerate(sources))]
+def _round_robin(sources): # source of each row -> positions of the rows
+    "The first row of each source, the second of each, …"
+    n_seen, turns = Counter(), []
+    for position, source in enumerate(sources):
+        turns.append((n_seen[source], position))
+        n_seen[source] += 1
+    return [position for _, position in sorted(turns)]
 
 # %% ../../nbs/commands/01_check.ipynb #e735c0e4
 def preview_rows(
@@ -77,9 +97,9 @@ def preview_rows(
 ) -> list: # of `Mask`
     "The first rows of each source in turns, as the model will see them; what cannot be used is passed over."
     config = config if isinstance(config, Config) else load_config(config)
-    few, tokenizer = max(10 * n, 100), load_tokenizer(config)
-    rows = stream_sample(config, few).train if config.streaming else load_rows(config)
-    encoded = encode_rows(rows.select(_in_turns(rows['source'][:])[:few]), tokenizer, config)
-    good = [i for i, reason in enumerate(encoded['reason']) if reason is None][:n]
-    if not good: raise UserError(f'none of the first {len(encoded)} rows can be used.\n{count_rows(encoded)}')
-    return [show_mask(encoded[i], tokenizer) for i in good]
+    n_read, tokenizer = max(10 * n, 100), load_tokenizer(config)
+    rows = stream_sample(config, n_read).train if config.streaming else load_rows(config)
+    encoded = encode_rows(rows.select(_round_robin(rows['source'][:])[:n_read]), tokenizer, config)
+    usable = [i for i, reason in enumerate(encoded['reason']) if reason is None][:n]
+    if not usable: raise UserError(f'none of the first {len(encoded)} rows can be used.\n{count_rows(encoded)}')
+    return [show_mask(encoded[i], tokenizer) for i in usable]

@@ -15,18 +15,21 @@ from ..data.sources import load_rows
 from ..evaluation.scores import BeforeAfter, extract_code, score_model
 from ..inference.chat import load_run
 from ..model.base import load_base
-from ..tokens.tokenize import encode_turns, load_tokenizer, show_mask
+from ..plots import plot_loss_text, plot_run
 from ..prompts.turns import row_to_turns
+from ..tokens.tokenize import encode_turns, load_tokenizer, show_mask
 from ..training.train import check_output, finetune
 
 # %% ../../nbs/commands/02_demo.ipynb #55ea261c
 _PLAN = '''\
 llmft demo: a small language model (135 million weights) learns to solve short Python exercises.
-On two CPU cores this takes about 5 minutes: fetching the model (93 MB, once), asking it 100 questions, training, asking again.
+On two CPU cores this takes about 5 minutes: fetching the model (93 MB, once), asking it 100 questions, \
+training, asking again.
 
 1. the data    2. the model before    3. training    4. the model after    5. what to do next
 '''
 
+# %% ../../nbs/commands/02_demo.ipynb #d63885d8
 _NEXT = '''\
 Everything is in {0}: README.md tells what is there, scores.png shows how it went.
 
@@ -35,53 +38,73 @@ Try:
   llmft merge {0} {0}-merged
   llmft train smollm2-135m --set lora_r=32 --set num_epochs=2 --out runs/second'''
 
-def _title(say, text): say(f'\n=== {text} ' + '=' * max(0, 70 - len(text)))
+# %% ../../nbs/commands/02_demo.ipynb #75929a1f
+def _title(say, text):
+    say(f'\n=== {text} ' + '=' * max(0, 70 - len(text)))
 
-def _show_data(config, tokenizer, say): # one row as the model sees it
+# %% ../../nbs/commands/02_demo.ipynb #b88eeeab
+def _show_data(config, tokenizer, say):
     rows = load_rows(config)
-    row = rows[0]
+    turns = row_to_turns(rows[0], config.datasets[0])
     say(f'{len(rows):,} exercises with answers. One of them, as the model sees it; only the marked part is learned:\n')
-    say(show_mask(encode_turns(row_to_turns(row, config.datasets[0]), tokenizer), tokenizer))
+    say(show_mask(encode_turns(turns, tokenizer), tokenizer))
 
 # %% ../../nbs/commands/02_demo.ipynb #77837805
-def _score(model, tokenizer, config, rows, what): # the built-in tests are ours, so running the answers is allowed
-    return score_model(model, tokenizer, rows, config.test_datasets[0], run_code=True, progress=f'Asking the {what} model')
+def _score(model, tokenizer, config, rows, name): # -> (`Scores`, answers)
+    dataset, progress = config.test_datasets[0], f'Asking the {name} model'
+    return score_model(model, tokenizer, rows, dataset, run_code=True, progress=progress)
 
-def _wrong(answers, scores): # the first row that failed; rather one with a function in it, which says more than an empty answer
-    failed = [i for i, r in enumerate(scores.results) if not r.ok]
-    return next((i for i in failed if 'def ' in extract_code(answers[i])), failed[0] if failed else None)
+# %% ../../nbs/commands/02_demo.ipynb #4ff76786
+def _first_failure(answers, scores):
+    "The number of the first row that failed, if possible of one whose answer has a function; `None` if all passed."
+    failed = [i for i, result in enumerate(scores.results) if not result.ok]
+    with_function = [i for i in failed if 'def ' in extract_code(answers[i])]
+    return next(iter(with_function or failed), None)
 
-def _mended(base, tuned): # the first row that failed before and passes now
-    return next((i for i, (b, t) in enumerate(zip(base.results, tuned.results)) if t.ok and not b.ok), None)
+# %% ../../nbs/commands/02_demo.ipynb #5c20eac8
+def _newly_passed(base, tuned):
+    "The number of the first row that failed before and passes now, or `None`."
+    pairs = enumerate(zip(base.results, tuned.results))
+    return next((i for i, (old, new) in pairs if new.ok and not old.ok), None)
 
 # %% ../../nbs/commands/02_demo.ipynb #072f3b06
 def _show_answer(say, row, answer, result):
-    say(f'{row["instruction"]}' + (f'\n{row["input"]}' if row['input'] else '') + '\n')
-    say('\n'.join('    ' + line for line in extract_code(answer).strip().splitlines()[:14]))
-    say(f'\n-> {"passes its tests" if result.ok else f"fails: {result.reason} {result.detail}"}')
-
-def _keep(run, scores, answers): # scores.json and scores.png in the run folder
-    write_atomic(run.path/'scores.json', json.dumps({'base': scores.base.to_dict(), 'tuned': scores.tuned.to_dict(), 'answers': answers}, indent=1))
-    from llmft.plots import plot_run
-    plot_run(run.metrics, scores.counts(), run.path/'scores.png')
+    question = f'{row["instruction"]}\n{row["input"]}' if row['input'] else row['instruction']
+    code = extract_code(answer).strip().splitlines()[:14]
+    outcome = 'passes its tests' if result.ok else f'fails: {result.reason} {result.detail}'
+    say(f'{question}\n')
+    say('\n'.join(f'    {line}' for line in code))
+    say(f'\n-> {outcome}')
 
 # %% ../../nbs/commands/02_demo.ipynb #dd73bdac
-def _ask_before(config, tokenizer, rows, say): # (`Scores`, answers) of the base model, told
-    base, before = _score(load_base(config), tokenizer, config, rows, 'base')
+def _tell_before(say, rows, base, before):
+    "The `Scores` `base` of the base model, and one of its answers `before` that is wrong."
     say(str(base))
-    if (i := _wrong(before, base)) is not None:
+    if (i := _first_failure(before, base)) is not None:
         say('\nA wrong answer:\n')
         _show_answer(say, rows[i], before[i], base.results[i])
-    return base, before
 
-def _ask_after(run, config, tokenizer, rows, base, before, say): # score the run, keep and tell it
-    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned')
-    scores, loss = BeforeAfter(base, tuned), (run.first('eval_loss'), run.last('eval_loss'))
-    _keep(run, scores, {'base': before, 'tuned': after})
-    say(f'{scores}\nloss on the held-out answers: {loss[0]:.3f} before, {loss[1]:.3f} after ({1 - loss[1] / loss[0]:.0%} less)')
-    if (i := _mended(base, tuned)) is not None:
+# %% ../../nbs/commands/02_demo.ipynb #00ed5573
+def _tell_training(say, run):
+    if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.')
+    else: say(plot_loss_text(run.metrics))
+
+# %% ../../nbs/commands/02_demo.ipynb #9051068a
+def _save_scores(run, scores, answers):
+    "Write scores.json and scores.png into the folder of `run`."
+    values = {'base': scores.base.to_dict(), 'tuned': scores.tuned.to_dict(), 'answers': answers}
+    write_atomic(run.path/'scores.json', json.dumps(values, indent=1))
+    plot_run(run.metrics, scores.counts(), run.path/'scores.png')
+
+# %% ../../nbs/commands/02_demo.ipynb #31a038ea
+def _tell_after(say, run, rows, scores, after):
+    "What the training has changed: `scores` before and after, the loss, and one of the answers `after` it."
+    loss, new_loss = run.first('eval_loss'), run.last('eval_loss')
+    say(f'{scores}\nloss on the held-out answers: {loss:.3f} before, {new_loss:.3f} after '
+        f'({1 - new_loss / loss:.0%} less)')
+    if (i := _newly_passed(scores.base, scores.tuned)) is not None:
         say('\nA right answer, to a question that was answered wrongly before:\n')
-        _show_answer(say, rows[i], after[i], tuned.results[i])
+        _show_answer(say, rows[i], after[i], scores.tuned.results[i])
 
 # %% ../../nbs/commands/02_demo.ipynb #4569f72e
 def run_demo(
@@ -90,9 +113,9 @@ def run_demo(
     say=print,       # where text goes
 ): # `Run`
     "Train the recipe `smollm2-135m` between two measurements and tell what happens."
-    from llmft.plots import plot_loss_text
     config = load_config('smollm2-135m', output_dir=str(out))
-    if Path(out).exists() and not overwrite: raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
+    if Path(out).exists() and not overwrite:
+        raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
     check_output(config, overwrite)
     say(_PLAN)
     _title(say, '1. The data')
@@ -100,15 +123,17 @@ def run_demo(
     _show_data(config, tokenizer, say)
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
-    base, before = _ask_before(config, tokenizer, rows, say)
+    base, before = _score(load_base(config), tokenizer, config, rows, 'base')
+    _tell_before(say, rows, base, before)
     _title(say, '3. Training')
     run = finetune(config, overwrite=overwrite, say=lambda x: say(str(x)))
-    if run.interrupted:
-        say(f'\nStopped. What was trained so far is saved in {run.path}.')
-        return run
-    say(plot_loss_text(run.metrics))
+    _tell_training(say, run)
+    if run.interrupted: return run
     _title(say, '4. The model after')
-    _ask_after(run, config, tokenizer, rows, base, before, say)
+    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned')
+    scores = BeforeAfter(base, tuned)
+    _save_scores(run, scores, {'base': before, 'tuned': after})
+    _tell_after(say, run, rows, scores, after)
     _title(say, '5. What to do next')
     say(_NEXT.format(run.path))
     return run

@@ -15,40 +15,58 @@ from fnmatch import fnmatchcase
 @dataclass(frozen=True)
 class AxolotlKey:
     "What llmft does with a key of Axolotl."
-    kind: str  # `honoured`, `harmless` or `unsupported`
-    text: str  # what becomes of it, why it does not matter, or what to do instead
+    status: str   # `honoured`, `harmless` or `unsupported`
+    message: str  # what becomes of it, why it does not matter, or what to do instead
 
-def _keys(kind, groups): # {text: names} -> {name: `AxolotlKey`}
-    return {name: AxolotlKey(kind, text) for text, names in groups.items() for name in names.split()}
+# %% ../../nbs/config/03_axolotl.ipynb #f69303cc
+def _keys(status, groups): # `groups`: {message: names} -> {name: `AxolotlKey`}
+    "Keys of one class, written down by what is to be said of them."
+    return {name: AxolotlKey(status, message) for message, names in groups.items() for name in names.split()}
 
 # %% ../../nbs/config/03_axolotl.ipynb #4ac4251e
-_SAME = _keys('honoured', {'the same here': '''
-    base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs overrides_of_model_config
-    model_kwargs device_map max_memory attn_implementation bf16 fp16 bfloat16 float16 float32 tf32
-    tokenizer_config tokenizer_legacy special_tokens tokens resize_token_embeddings_to_32x mean_resizing_embeddings chat_template chat_template_jinja
-    adapter lora_model_dir lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_target_parameters lora_modules_to_save
-    lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out peft_use_rslora peft_use_dora peft_init_lora_weights peft_layers_to_transform
-    peft_layers_pattern peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype
+_SAME_HERE = 'the same here'
+
+_SAME = _keys('honoured', {_SAME_HERE: '''
+    base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs
+    overrides_of_model_config model_kwargs device_map max_memory attn_implementation
+    bf16 fp16 bfloat16 float16 float32 tf32
+    tokenizer_config tokenizer_legacy special_tokens tokens resize_token_embeddings_to_32x mean_resizing_embeddings
+    chat_template chat_template_jinja
+    adapter lora_model_dir lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_target_parameters
+    lora_modules_to_save lora_rank_pattern lora_alpha_pattern lora_fan_in_fan_out
+    peft_use_rslora peft_use_dora peft_init_lora_weights peft_layers_to_transform peft_layers_pattern
+    peft_layer_replication peft_trainable_token_indices peft_ensure_weight_tying peft_autocast_adapter_dtype
     loraplus_lr_ratio loraplus_lr_embedding
     datasets test_datasets val_set_size sequence_len excess_length_strategy min_sample_len sample_packing streaming
-    shuffle_merged_datasets eot_tokens chat_template_kwargs train_on_inputs group_by_length
-    micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps learning_rate lr_scheduler
-    lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio optimizer optim_args optim_target_modules adam_beta1 adam_beta2
-    adam_epsilon weight_decay max_grad_norm neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
+    shuffle_merged_datasets eot_tokens chat_template_kwargs train_on_inputs group_by_length'''})
+
+# %% ../../nbs/config/03_axolotl.ipynb #11bc7cbd
+_SAME |= _keys('honoured', {_SAME_HERE: '''
+    micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps
+    learning_rate lr_scheduler lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio
+    optimizer optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm
+    neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
     curriculum_sampling loss_watchdog_threshold loss_watchdog_patience dataloader_num_workers seed
-    fsdp fsdp_config fsdp_version deepspeed ddp_find_unused_parameters ddp_timeout ddp_bucket_cap_mb ddp_broadcast_buffers
-    output_dir logging_steps eval_strategy evals_per_epoch eval_steps save_strategy saves_per_epoch save_steps save_total_limit
-    save_only_model save_first_step load_best_model_at_end early_stopping_patience metric_for_best_model greater_is_better
-    use_wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model use_tensorboard
-    use_trackio trackio_project_name trackio_run_name trackio_space_id hub_model_id hub_strategy hub_revision'''})
+    fsdp fsdp_config fsdp_version deepspeed ddp_find_unused_parameters ddp_timeout ddp_bucket_cap_mb
+    ddp_broadcast_buffers
+    output_dir logging_steps eval_strategy evals_per_epoch eval_steps
+    save_strategy saves_per_epoch save_steps save_total_limit save_only_model save_first_step
+    load_best_model_at_end early_stopping_patience metric_for_best_model greater_is_better
+    use_wandb wandb_project wandb_entity wandb_name wandb_run_id wandb_mode wandb_watch wandb_log_model
+    use_tensorboard use_trackio trackio_project_name trackio_run_name trackio_space_id
+    hub_model_id hub_strategy hub_revision'''})
 
 # %% ../../nbs/config/03_axolotl.ipynb #730b5f0b
-RENAMED_KEYS = {'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
-    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy', 'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation'}
-
-_TRANSLATED = {old: AxolotlKey('honoured', f'becomes `{new}`') for old, new in RENAMED_KEYS.items()} | _keys('honoured', {
+RENAMED_KEYS = {
+    'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
+    'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy',
+    'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation',
+}
+_TRANSLATED = {old: AxolotlKey('honoured', f'becomes `{new}`') for old, new in RENAMED_KEYS.items()}
+_TRANSLATED |= _keys('honoured', {
     'becomes `gradient_accumulation_steps`': 'batch_size',
-    'becomes `attn_implementation`': 'flash_attention xformers_attention flex_attention sdp_attention eager_attention',
+    'becomes `attn_implementation`':
+        'flash_attention xformers_attention flex_attention sdp_attention eager_attention',
     'becomes `dedup`': 'dataset_exact_deduplication',
     'becomes `shards` and `shards_idx` of each source': 'dataset_shard_num dataset_shard_idx',
     'becomes `max_memory`': 'gpu_memory_limit',
@@ -56,16 +74,26 @@ _TRANSLATED = {old: AxolotlKey('honoured', f'becomes `{new}`') for old, new in R
 
 # %% ../../nbs/config/03_axolotl.ipynb #2227e42a
 _HARMLESS = _keys('harmless', {
-    'it only changes speed': '''use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
-        lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention flex_attn_compile_kwargs
-        liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope liger_cross_entropy liger_fused_linear_cross_entropy
-        cut_cross_entropy chunked_cross_entropy* flash_attn_cross_entropy flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
-        dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save dataloader_*''',
-    'it only changes how memory is used': '''low_cpu_mem_usage experimental_skip_move_to_device lora_on_cpu embeddings_skip_upcast
+    'it only changes speed': '''
+        use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
+        lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
+        flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
+        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy*
+        flash_attn_cross_entropy flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
+        dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save
+        dataloader_*''',
+    'it only changes how memory is used': '''
+        low_cpu_mem_usage experimental_skip_move_to_device lora_on_cpu embeddings_skip_upcast
         qlora_sharded_model_loading selective_checkpointing layer_offloading tiled_mlp*
         gc_steps gc_collect_steps torch_empty_cache_steps''',
-    'padding is never learned, and how rows are grouped is chosen here': '''pad_to_sequence_len pad_to_multiple_of sample_packing_group_size
-        sample_packing_bin_size sample_packing_eff_est sample_packing_mp_start_method total_num_tokens multipack_real_batches batch_flattening''',
+    'padding is never learned, and how rows are grouped is chosen here': '''
+        pad_to_sequence_len pad_to_multiple_of sample_packing_group_size sample_packing_bin_size
+        sample_packing_eff_est sample_packing_mp_start_method total_num_tokens multipack_real_batches
+        batch_flattening''',
+})
+
+# %% ../../nbs/config/03_axolotl.ipynb #44c9ac04
+_HARMLESS |= _keys('harmless', {
     'the model itself says which class it needs': 'model_type tokenizer_type cls_model_config',
     'tokenizers are always the fast ones': 'tokenizer_use_fast',
     'held-out rows are never packed, their loss is the same': 'eval_sample_packing',
@@ -75,37 +103,52 @@ _HARMLESS = _keys('harmless', {
     'weights are always saved as safetensors': 'save_safetensors',
     '`llmft train --resume` does it': 'auto_resume_from_checkpoints',
     'the chat template is always saved with the tokenizer': 'tokenizer_save_jinja_files',
-    'nothing reads it': '''lr_div_factor debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
+    'nothing reads it': '''
+        lr_div_factor debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
         device is_preprocess preprocess_iterable total_supervised_tokens''',
 })
 
 # %% ../../nbs/config/03_axolotl.ipynb #865c8605
 _HARMLESS |= _keys('harmless', {
-    'it is a report, the weights do not change': '''do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_* eval_table_size
-        eval_max_new_tokens eval_table_max_new_tokens generate_samples generation_* num_generation_samples profiler_* include_tkps
+    'it is a report, the weights do not change': '''
+        do_causal_lm_eval eval_causal_lm_metrics do_bench_eval bench_* eval_table_size eval_max_new_tokens
+        eval_table_max_new_tokens generate_samples generation_* num_generation_samples profiler_* include_tkps
         include_tokens_per_second dynamic_checkpoint''',
-    'this tracker is not used, see `report_to`': '''use_mlflow mlflow_* use_comet comet_* use_swanlab swanlab_* use_otel_metrics otel_*''',
+    'this tracker is not used, see `report_to`': '''
+        use_mlflow mlflow_* use_comet comet_* use_swanlab swanlab_* use_otel_metrics otel_*''',
     'it is a web page of Axolotl': 'gradio_*',
     'it only changes what a tracker or the Hub is told': 'wandb_* trackio_* hub_*',
-    'several processes are set up by the launcher (`accelerate launch`, `torchrun`)': 'fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size',
+    'several processes are set up by the launcher (`accelerate launch`, `torchrun`)': '''
+        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size''',
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
 # %% ../../nbs/config/03_axolotl.ipynb #a84bfaec
 _UNSUPPORTED = _keys('unsupported', {
-    'Take the tokenizer of the model\'s repository: remove it.': 'tokenizer_use_mistral_common added_tokens_overrides',
+    "Take the tokenizer of the model's repository: remove it.":
+        'tokenizer_use_mistral_common added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
-    'Take a dense model, or one whose experts are kept in 16 bits.': '''quantize_moe_experts llama4_linearized_experts dsv4_fp4_grouped_mode
+    'Take a dense model, or one whose experts are kept in 16 bits.': '''
+        quantize_moe_experts llama4_linearized_experts dsv4_fp4_grouped_mode
         nvfp4_merge_aware use_dsv4_kernels use_glm_dsa_kernels expert_parallel_*''',
-    'Take the 16-bit copy of the model with `adapter: qlora`.': 'gptq gptq_* model_quantization_config model_quantization_config_kwargs',
-    'Base weights stay as they are. Choose what is trained with `lora_target_modules`.': 'unfrozen_parameters freeze_mm_modules reinit_weights fix_untrained_tokens',
+    'Take the 16-bit copy of the model with `adapter: qlora`.':
+        'gptq gptq_* model_quantization_config model_quantization_config_kwargs',
+    'Base weights stay as they are. Choose what is trained with `lora_target_modules`.':
+        'unfrozen_parameters freeze_mm_modules reinit_weights fix_untrained_tokens',
     'Use plain `adapter: lora` or `qlora`.': 'peft relora relora_* jagged_restart_* lisa_*',
-    'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.': 'pretraining_dataset pretraining_sample_concatenation pretrain_multipack_*',
+    'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.':
+        'pretraining_dataset pretraining_sample_concatenation pretrain_multipack_*',
     'Rows are prepared and kept on this machine: remove it.': 'push_dataset_to_hub skip_prepare_dataset',
-    'Packed rows are put together best fit first. For a fixed order use `curriculum_sampling` without packing.': 'sample_packing_sequentially',
+    'Packed rows are put together best fit first. For a fixed order use `curriculum_sampling` without packing.':
+        'sample_packing_sequentially',
     'Write the system text into the rows, or use `type: {system_prompt: …}`.': 'default_system_message',
+})
+
+# %% ../../nbs/config/03_axolotl.ipynb #75b80f51
+_UNSUPPORTED |= _keys('unsupported', {
     'Held-out rows are cut at `sequence_len`: remove it.': 'eval_sequence_len',
-    'Use `sample_packing` with the `sequence_len` that you need.': 'max_packed_sequence_len rope_scaling s2_attention use_pose pose_* scaling_softmax*',
+    'Use `sample_packing` with the `sequence_len` that you need.':
+        'max_packed_sequence_len rope_scaling s2_attention use_pose pose_* scaling_softmax*',
     'Use `optimizer: adamw_torch`.': 'adam_beta3 adam_epsilon2 dion_* qgalore_*',
     'Use `lr_scheduler: cosine`.': 'cosine_constant_lr_ratio lr_quadratic_warmup',
     'Use one `learning_rate`.': 'embedding_lr embedding_lr_scale lr_groups',
@@ -114,13 +157,16 @@ _UNSUPPORTED = _keys('unsupported', {
 
 # %% ../../nbs/config/03_axolotl.ipynb #7c3f467d
 _UNSUPPORTED |= _keys('unsupported', {
-    'Use `bf16: auto`.': 'fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*',
+    'Use `bf16: auto`.': '''
+        fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*''',
     'It is not exact. Use `attn_implementation: auto`.': 'sage_attention',
-    'One GPU holds the whole model here: remove it.': '''context_parallel_size sequence_parallel_degree
-        tensor_parallel_size dp_shard_size dp_replicate_size ring_attn_func heads_k_stride''',
+    'One GPU holds the whole model here: remove it.': '''
+        context_parallel_size sequence_parallel_degree tensor_parallel_size dp_shard_size dp_replicate_size
+        ring_attn_func heads_k_stride''',
     'Start several processes with `accelerate launch`.': 'use_ray ray_*',
-    'llmft learns from given answers only.': '''rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model num_labels
-        center_rewards_coefficient ebft''',
+    'llmft learns from given answers only.': '''
+        rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model
+        num_labels center_rewards_coefficient ebft''',
     'Use `llmft train --resume`.': 'resume_from_checkpoint',
     'llmft does not pass it on to peft: remove it.': 'peft_*',
     'llmft tunes models of text only.': 'processor_type processor_kwargs image_* is_multimodal',
@@ -131,12 +177,16 @@ AXOLOTL_KEYS = _SAME | _TRANSLATED | _HARMLESS | _UNSUPPORTED
 
 # %% ../../nbs/config/03_axolotl.ipynb #cff54146
 AXOLOTL_DATASET_KEYS = _keys('honoured', {
-    'the same here': '''path split name revision data_files ds_type type field shards shards_idx field_messages message_property_mappings
-        roles roles_to_train train_on_eos train_on_eot message_field_training message_field_training_detail chat_template chat_template_jinja
-        drop_system_message field_thinking split_thinking template_thinking_key field_tools''',
+    _SAME_HERE: '''
+        path split name revision data_files ds_type type field shards shards_idx field_messages
+        message_property_mappings roles roles_to_train train_on_eos train_on_eot message_field_training
+        message_field_training_detail chat_template chat_template_jinja drop_system_message field_thinking
+        split_thinking template_thinking_key field_tools''',
     'becomes `message_property_mappings`': 'message_field_role message_field_content',
     'becomes `chat_template` or `type`': 'conversation',
-}) | _keys('harmless', {'it only changes speed': 'preprocess_shards'}) | _keys('unsupported', {
+})
+AXOLOTL_DATASET_KEYS |= _keys('harmless', {'it only changes speed': 'preprocess_shards'})
+AXOLOTL_DATASET_KEYS |= _keys('unsupported', {
     'Rows come from files that no program has to read: remove it.': 'trust_remote_code',
     'Name the properties of a message in `message_property_mappings`.': 'field_human field_model',
     'Use `split`.': 'train_on_split',
@@ -147,232 +197,312 @@ AXOLOTL_DATASET_KEYS = _keys('honoured', {
 
 # %% ../../nbs/config/03_axolotl.ipynb #181f6ed5
 def find_key(
-    name,       # as it stands in a file
-    keys=AXOLOTL_KEYS,  # `AXOLOTL_KEYS` or `AXOLOTL_DATASET_KEYS`
+    name,               # as it stands in a file
+    table=AXOLOTL_KEYS, # `AXOLOTL_KEYS` or `AXOLOTL_DATASET_KEYS`
 ) -> AxolotlKey | None:
     "What the table says of a key; `None` if Axolotl has no such key."
-    return keys.get(name) or next((key for pattern, key in keys.items() if '*' in pattern and fnmatchcase(name, pattern)), None)
+    if name in table: return table[name]
+    patterns = (pattern for pattern in table if '*' in pattern)
+    return next((table[pattern] for pattern in patterns if fnmatchcase(name, pattern)), None)
 
 # %% ../../nbs/config/03_axolotl.ipynb #401eb388
 UNSUPPORTED_VALUES = { # {key: {pattern of a refused value: what to do}}
-    'optimizer': {'muon': 'Use `adamw_torch`.', 'dion': 'Use `adamw_torch`.', 'optimi_adamw': 'Use `adamw_torch`.',
-        'adopt_adamw': 'Use `adamw_torch`.', 'came_pytorch': 'Use `adafactor`.', 'ao_adamw_fp8': 'Use `adamw_torch_8bit`.',
-        'flash_*': 'Use `adamw_torch_fused`.', 'q_galore_*': 'Use `adamw_bnb_8bit`.'},
+    'optimizer': {
+        'muon': 'Use `adamw_torch`.', 'dion': 'Use `adamw_torch`.', 'optimi_adamw': 'Use `adamw_torch`.',
+        'adopt_adamw': 'Use `adamw_torch`.', 'came_pytorch': 'Use `adafactor`.',
+        'ao_adamw_fp8': 'Use `adamw_torch_8bit`.', 'flash_*': 'Use `adamw_torch_fused`.',
+        'q_galore_*': 'Use `adamw_bnb_8bit`.'},
     'lr_scheduler': dict.fromkeys(['one_cycle', 'rex', 'log_sweep'], 'Use `cosine`.'),
     'attn_implementation': dict.fromkeys(['sage', 'fp8'], 'It is not exact. Use `auto`.'),
     'adapter': dict.fromkeys(['ia3', 'llama-adapter', 'oft', 'vera'], 'Use `lora` or `qlora`.'),
     'bf16': {'full': 'Use `bf16: true`.'},
     'gradient_checkpointing': {'offload_disk': 'Use `offload`.'},
     'save_safetensors': {'false': 'Weights are only saved as safetensors: remove it.'},
-    'plugins': {p: 'Remove it.' for p in '*ExpertParallel* *Spectrum* *KDPlugin* *Diffusion* *Grokfast* *MoRA* *DenseMixer* *LLMCompressor*'.split()},
-    'type': dict.fromkeys(['_synthetic', 'pretrain', 'stepwise_supervised', 'bradley_terry*'], 'Use `chat_template` or `completion`.'),
+    'plugins': dict.fromkeys(['*ExpertParallel*', '*Spectrum*', '*KDPlugin*', '*Diffusion*', '*Grokfast*', '*MoRA*',
+        '*DenseMixer*', '*LLMCompressor*'], 'Remove it.'),
+    'type': dict.fromkeys(['_synthetic', 'pretrain', 'stepwise_supervised', 'bradley_terry*'],
+        'Use `chat_template` or `completion`.'),
 }
 
-def _advice(key, value): # what to do instead of such a value; None if it is in order
-    texts = [str(v).lower() if isinstance(v, bool) else str(v) for v in (value if isinstance(value, list) else [value])]
-    return next((advice for pattern, advice in UNSUPPORTED_VALUES.get(key, {}).items() for t in texts if fnmatchcase(t, pattern)), None)
+# %% ../../nbs/config/03_axolotl.ipynb #2cdc28ca
+def _scalar_text(value):
+    "A single value as YAML has it."
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+# %% ../../nbs/config/03_axolotl.ipynb #5a4549ae
+def _advice(key, value):
+    "What to do instead of such a value, also in a list; `None` if it is in order."
+    texts = [_scalar_text(v) for v in (value if isinstance(value, list) else [value])]
+    for pattern, advice in UNSUPPORTED_VALUES.get(key, {}).items():
+        if any(fnmatchcase(text, pattern) for text in texts): return advice
+    return None
 
 # %% ../../nbs/config/03_axolotl.ipynb #be12fd2e
 OFF_VALUES = (None, False, 0, '', [], {})
 
-def _only_there(name): # is it a key of Axolotl that llmft writes otherwise or not at all
-    return (key := find_key(name)) is not None and key.text != 'the same here'
+def _is_axolotl_only(name):
+    "Is `name` a key of Axolotl that llmft writes otherwise or not at all?"
+    key = find_key(name)
+    return key is not None and key.message != _SAME_HERE
 
+# %% ../../nbs/config/03_axolotl.ipynb #b92f171b
 def drop_none(value):
     "`value` without the keys that have none: a blank means \"not given\"."
     if isinstance(value, dict): return {k: drop_none(v) for k, v in value.items() if v is not None}
     return [drop_none(v) for v in value] if isinstance(value, list) else value
 
+# %% ../../nbs/config/03_axolotl.ipynb #7542f1b6
 @dataclass
 class Translation:
     "The values of a file while they are translated."
     values: dict
-    notes: list = field(default_factory=list)    # lines to tell at the start of a run
-    problems: dict = field(default_factory=dict) # {place, as ('datasets', 0, 'type'): message}
-    moved: dict = field(default_factory=dict)    # {place of a new key: place in the file}
-
-    def give(self, key, value, source, note=None): # a value that comes from the key `source`
-        self.values[key] = value
-        self.moved[key,] = (source,)
-        if note: self.notes.append(note)
+    notes: list = field(default_factory=list)       # lines to tell at the start of a run
+    problems: dict = field(default_factory=dict)    # {loc, as ('datasets', 0, 'type'): message}
+    key_origins: dict = field(default_factory=dict) # {loc of a new key: loc in the file}
 
     def __post_init__(self):
-        self.foreign = any(_only_there(name) for name in self.values) # was it written for Axolotl
-        self.blank = {k for k, v in self.values.items() if v in (None, '')}
+        self.is_axolotl = any(_is_axolotl_only(name) for name in self.values) # was it written for Axolotl
+        self.blank_keys = {k for k, v in self.values.items() if v in (None, '')}
         self.values = {k: v for k, v in drop_none(self.values).items() if v != ''}
 
+    def set_key(self, key, value, source, note=None):
+        "Give `key` a value that comes from the key `source`."
+        self.values[key] = value
+        self.key_origins[key,] = (source,)
+        if note: self.notes.append(note)
+
 # %% ../../nbs/config/03_axolotl.ipynb #b2d68d97
-def _rename(r): # older spellings
+def _rename(t): # older spellings
     for old, new in RENAMED_KEYS.items():
-        if old not in r.values: continue
-        value = r.values.pop(old)
-        if new in r.values: r.problems[old,] = f'`{old}` is another name of `{new}`, which is given too. Keep one of them.'
-        else: r.give(new, value, old)
+        if old not in t.values: continue
+        value = t.values.pop(old)
+        if new not in t.values: t.set_key(new, value, old)
+        else: t.problems[old,] = f'`{old}` is another name of `{new}`, which is given too. Keep one of them.'
 
 # %% ../../nbs/config/03_axolotl.ipynb #152a025a
-_KERNELS = {'xformers_attention': 'sdpa', 'flex_attention': 'flex_attention', 'flash_attention': 'flash_attention_2', 'sdp_attention': 'sdpa', 'eager_attention': 'eager'}
+_ATTENTION_KEYS = {'xformers_attention': 'sdpa', 'flex_attention': 'flex_attention',
+    'flash_attention': 'flash_attention_2', 'sdp_attention': 'sdpa', 'eager_attention': 'eager'}
 
-def _attention(r):
-    on = [key for key in _KERNELS if r.values.pop(key, None)]
-    if on and 'attn_implementation' in r.values: r.problems[on[0],] = f'`{on[0]}` and `attn_implementation` say the same twice. Keep `attn_implementation`.'
-    elif on: r.give('attn_implementation', _KERNELS[on[0]], on[0])
+def _attention(t):
+    switched_on = [key for key in _ATTENTION_KEYS if t.values.pop(key, None)]
+    if not switched_on: return
+    key = switched_on[0]
+    if 'attn_implementation' not in t.values: t.set_key('attn_implementation', _ATTENTION_KEYS[key], key)
+    else: t.problems[key,] = f'`{key}` and `attn_implementation` say the same twice. Keep `attn_implementation`.'
 
 # %% ../../nbs/config/03_axolotl.ipynb #a27bd002
-_TWINS = {
-    'attn_implementation': {'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2',
+_EQUIVALENT_VALUES = { # {key: {pattern of a value: its name here}}
+    'attn_implementation': {
+        'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2',
         'flash': 'flash_attention_2', 'flex': 'flex_attention', 'sdp': 'sdpa'},
     'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit'},
     'gradient_checkpointing': {'unsloth': 'offload'},
 }
 
-def _twins(r):
-    for key, names in _TWINS.items():
-        wanted = str(r.values.get(key))
-        twin = next((twin for pattern, twin in names.items() if fnmatchcase(wanted, pattern)), None)
-        if twin: r.give(key, twin, key, f'`{key}: {wanted}` becomes `{twin}`, which computes the same.')
+def _equivalents(t):
+    for key, names in _EQUIVALENT_VALUES.items():
+        value = str(t.values.get(key))
+        new = next((new for pattern, new in names.items() if fnmatchcase(value, pattern)), None)
+        if new: t.set_key(key, new, key, f'`{key}: {value}` becomes `{new}`, which computes the same.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #31b14945
-def _whole(value): # a whole number, or None
+def _positive_int(value):
+    "A whole number above 0, or `None`."
     try: return int(value) if float(value) == int(float(value)) > 0 else None
     except (TypeError, ValueError): return None
 
-def _batch(r):
-    if 'batch_size' not in r.values: return
-    total, micro, steps = (_whole(r.values.get(k)) for k in ('batch_size', 'micro_batch_size', 'gradient_accumulation_steps'))
+# %% ../../nbs/config/03_axolotl.ipynb #322273dc
+def _batch(t):
+    if 'batch_size' not in t.values: return
+    total = _positive_int(t.values.pop('batch_size'))
+    micro = _positive_int(t.values.get('micro_batch_size'))
+    steps = _positive_int(t.values.get('gradient_accumulation_steps'))
     known = micro or steps
-    if not total or not known or total % known or (micro and steps and total != micro * steps):
-        r.problems['batch_size',] = '`batch_size` must be `micro_batch_size` x `gradient_accumulation_steps`. Give those two and remove it.'
-    elif not steps: r.give('gradient_accumulation_steps', total // micro, 'batch_size', f'`batch_size: {total}` becomes `gradient_accumulation_steps: {total // micro}`, {total} rows for each step.')
-    elif not micro: r.give('micro_batch_size', total // steps, 'batch_size', f'`batch_size: {total}` becomes `micro_batch_size: {total // steps}`, {total} rows for each step.')
-    del r.values['batch_size']
+    is_divisible = total and known and total % known == 0
+    if not is_divisible or (micro and steps and micro * steps != total):
+        t.problems['batch_size',] = ('`batch_size` must be `micro_batch_size` x `gradient_accumulation_steps`. '
+            'Give those two and remove it.')
+    elif not (micro and steps):
+        key, value = 'micro_batch_size' if steps else 'gradient_accumulation_steps', total // known
+        t.set_key(key, value, 'batch_size',
+            f'`batch_size: {total}` becomes `{key}: {value}`, {total} rows for each step.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #25c3dfaf
+def _is_true(value): return str(value).lower() == 'true'
+
+def _qlora(t):
+    if str(t.values.get('adapter')) == 'lora' and _is_true(t.values.get('load_in_4bit')):
+        t.set_key('adapter', 'qlora', 'adapter',
+            '`adapter: lora` with `load_in_4bit: true` is trained as `adapter: qlora`.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #adff8647
-def _adapter(r):
-    v = r.values
-    if str(v.get('adapter')) == 'lora' and str(v.get('load_in_4bit')).lower() == 'true':
-        r.give('adapter', 'qlora', 'adapter', '`adapter: lora` with `load_in_4bit: true` is trained as `adapter: qlora`.')
-    if 'adapter' in v or not r.foreign: return
-    lora = [key for key in v if key.startswith('lora_') and not _only_there(key) and v[key] not in OFF_VALUES]
-    if lora and 'adapter' not in r.blank: r.problems['adapter',] = f'`adapter` is missing, but `{lora[0]}` is given. Write `adapter: qlora` or `lora`; or `adapter: full`, which trains all weights, as Axolotl would here.'
-    else:
-        for key in lora: del v[key]
-        r.give('adapter', 'full', 'adapter', 'There is no `adapter`, so all weights are trained, as in Axolotl (`adapter: full`).' + (f' Not used: {", ".join(lora)}.' if lora else ''))
+def _no_adapter(t):
+    if 'adapter' in t.values or not t.is_axolotl: return
+    lora_keys = [key for key, value in t.values.items()
+        if key.startswith('lora_') and not _is_axolotl_only(key) and value not in OFF_VALUES]
+    if lora_keys and 'adapter' not in t.blank_keys:
+        t.problems['adapter',] = (f'`adapter` is missing, but `{lora_keys[0]}` is given. Write `adapter: qlora` or '
+            '`lora`; or `adapter: full`, which trains all weights, as Axolotl would here.')
+        return
+    for key in lora_keys: del t.values[key]
+    unused = f' Not used: {", ".join(lora_keys)}.' if lora_keys else ''
+    t.set_key('adapter', 'full', 'adapter',
+        f'There is no `adapter`, so all weights are trained, as in Axolotl (`adapter: full`).{unused}')
 
 # %% ../../nbs/config/03_axolotl.ipynb #a12d3602
-_LAYERS = {'lora_target_linear', 'lora_target_modules', 'lora_target_parameters'}
+_LAYER_KEYS = ('lora_target_linear', 'lora_target_modules', 'lora_target_parameters')
 
-def _size(r): # an adapter needs a rank, a scale and layers
-    v = r.values
-    if not r.foreign or v.get('adapter') not in ('lora', 'qlora') or v.get('lora_model_dir'): return
-    missing = [f'{key}: 16' for key in ('lora_r', 'lora_alpha') if key not in v]
-    if not any(v.get(key) not in OFF_VALUES for key in _LAYERS): missing.append('lora_target_linear: true')
-    if missing: r.problems['adapter',] = '`adapter` is not complete: Axolotl has no default for the rest. Add it, as ' + ', '.join(f'`{m}`' for m in missing) + '.'
+def _adapter_size(t):
+    if not t.is_axolotl or t.values.get('adapter') not in ('lora', 'qlora') or t.values.get('lora_model_dir'): return
+    missing = [f'`{key}: 16`' for key in ('lora_r', 'lora_alpha') if key not in t.values]
+    if all(t.values.get(key) in OFF_VALUES for key in _LAYER_KEYS): missing.append('`lora_target_linear: true`')
+    if missing:
+        t.problems['adapter',] = ('`adapter` is not complete: Axolotl has no default for the rest. '
+            f'Add it, as {", ".join(missing)}.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #e7a28f21
 AXOLOTL_DEFAULTS = {'sequence_len': 512, 'sample_packing': False, 'micro_batch_size': 1}
 
-def _defaults(r):
-    if not r.foreign: return
-    missing = {key: value for key, value in AXOLOTL_DEFAULTS.items() if key not in r.values}
-    r.values |= missing
-    shown = ', '.join(f'`{key}: {str(value).lower()}`' for key, value in missing.items())
-    if shown: r.notes.append(f'This file was written for Axolotl. What it does not say is as there: {shown}.')
-    if not {'warmup_steps', 'warmup_ratio'} & {*r.values}: r.notes.append('No warm-up is given: it takes 3% of the steps, also where that is more than the 100 steps of Axolotl.')
+def _defaults(t):
+    if not t.is_axolotl: return
+    missing = {key: value for key, value in AXOLOTL_DEFAULTS.items() if key not in t.values}
+    t.values |= missing
+    if missing:
+        lines = ', '.join(f'`{key}: {_scalar_text(value)}`' for key, value in missing.items())
+        t.notes.append(f'This file was written for Axolotl. What it does not say is as there: {lines}.')
+    if 'warmup_steps' not in t.values and 'warmup_ratio' not in t.values:
+        t.notes.append('No warm-up is given: it takes 3% of the steps, '
+            'also where that is more than the 100 steps of Axolotl.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #6f8cbbb5
-def _data(r):
-    if 'dataset_exact_deduplication' in r.values:
-        exact = str(r.values.pop('dataset_exact_deduplication')).lower() == 'true'
-        if 'dedup' not in r.values: r.give('dedup', 'exact' if exact else 'off', 'dataset_exact_deduplication')
-    if r.values.get('eval_sequence_len') == r.values.get('sequence_len'): r.values.pop('eval_sequence_len', None)
-    if str(r.values.get('shuffle_merged_datasets')).lower() == 'false' and r.values.get('shuffle_before_merging_datasets') not in OFF_VALUES:
-        r.problems['shuffle_before_merging_datasets',] = '`shuffle_before_merging_datasets` without `shuffle_merged_datasets` is not supported. Remove one of the two.'
+def _data(t):
+    v = t.values
+    if 'dataset_exact_deduplication' in v:
+        dedup = 'exact' if _is_true(v.pop('dataset_exact_deduplication')) else 'off'
+        if 'dedup' not in v: t.set_key('dedup', dedup, 'dataset_exact_deduplication')
+    if v.get('eval_sequence_len') == v.get('sequence_len'): v.pop('eval_sequence_len', None)
+    mixes_each_source = v.get('shuffle_before_merging_datasets') not in OFF_VALUES
+    if mixes_each_source and str(v.get('shuffle_merged_datasets')).lower() == 'false':
+        t.problems['shuffle_before_merging_datasets',] = ('`shuffle_before_merging_datasets` without '
+            '`shuffle_merged_datasets` is not supported. Remove one of the two.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #48dddc41
-def _tokens(r):
-    if isinstance(r.values.get('tokens'), dict):
-        r.give('special_tokens', r.values.pop('tokens') | r.values.get('special_tokens', {}), 'tokens', '`tokens` with names of tokens becomes `special_tokens`.')
+def _tokens(t):
+    if not isinstance(t.values.get('tokens'), dict): return
+    special_tokens = t.values.pop('tokens') | t.values.get('special_tokens', {})
+    t.set_key('special_tokens', special_tokens, 'tokens', '`tokens` with names of tokens becomes `special_tokens`.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #7859a2c4
-def _shares(r):
-    part = {new: r.values.pop(old) for old, new in (('dataset_shard_num', 'shards'), ('dataset_shard_idx', 'shards_idx')) if old in r.values}
-    if part.get('shards'):
-        r.values['datasets'] = [part | e if isinstance(e, dict) else e for e in r.values.get('datasets', [])]
-        r.notes.append(f'`dataset_shard_num: {part["shards"]}` becomes `shards` of each source.')
-    if limit := r.values.pop('gpu_memory_limit', None):
-        r.give('max_memory', {'0': f'{limit}GiB' if isinstance(limit, int) else limit}, 'gpu_memory_limit')
+def _shards(t):
+    renamed = {'dataset_shard_num': 'shards', 'dataset_shard_idx': 'shards_idx'}
+    shards = {new: t.values.pop(old) for old, new in renamed.items() if old in t.values}
+    if not shards.get('shards'): return
+    t.values['datasets'] = [shards | e if isinstance(e, dict) else e for e in t.values.get('datasets', [])]
+    t.notes.append(f'`dataset_shard_num: {shards["shards"]}` becomes `shards` of each source.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #70b8cb15
+def _gpu_memory(t):
+    if limit := t.values.pop('gpu_memory_limit', None):
+        t.set_key('max_memory', {'0': f'{limit}GiB' if isinstance(limit, int) else limit}, 'gpu_memory_limit')
 
 # %% ../../nbs/config/03_axolotl.ipynb #3cad4d25
-_CLASSES = {'model_type': r'Auto\w*|\w*ForCausalLM', 'tokenizer_type': r'\w*Tokenizer\w*'}
+_CLASS_PATTERNS = {'model_type': r'Auto\w*|\w*ForCausalLM', 'tokenizer_type': r'\w*Tokenizer\w*'}
 
-def _classes(r):
-    for key, pattern in _CLASSES.items():
-        if key in r.values and not re.fullmatch(pattern, str(r.values[key])):
-            r.problems[key,] = f'`{key}: {r.values.pop(key)}` is not a class that transformers loads as a causal language model. llmft tunes those only.'
+def _classes(t):
+    for key, pattern in _CLASS_PATTERNS.items():
+        if key in t.values and not re.fullmatch(pattern, str(t.values[key])):
+            t.problems[key,] = (f'`{key}: {t.values.pop(key)}` is not a class that transformers loads '
+                'as a causal language model. llmft tunes those only.')
 
-# %% ../../nbs/config/03_axolotl.ipynb #123530e7
-_CONVERSATIONS = {'chatml': ('chat_template', 'chatml'), 'llama-3': ('chat_template', 'llama3'), 'llama3': ('chat_template', 'llama3'), 'gemma': ('chat_template', 'gemma'),
-    'mistral': ('chat_template', 'mistral_v1'), 'llama-2': ('type', 'llama2_chat')} | dict.fromkeys(['vicuna_v1.1', 'vicuna', 'chat'], ('type', 'vicuna_v1.1'))
-
-def _conversation(entry): # -> what is wrong, or None
-    kind, _, style = str(entry.get('type', '')).partition(':')
-    shared = kind.partition('.')[0] in ('sharegpt', 'sharegpt_simple')
-    asked = str(entry.pop('conversation', '') or '')
-    name = asked or (style if shared else '')
-    if shared: entry['type'] = kind.replace('_simple', '')
-    if not name: return
-    if kind in ('alpaca_chat', 'alpaca_chat.load') and name in ('instruct', 'chat', 'chatml', 'phi'): entry['type'] = f'alpaca:{name}'
-    elif not shared or name not in _CONVERSATIONS: return f'`{"conversation: " if asked else f"type: {kind}:"}{name}` is not supported. Use `type: chat_template` with `chat_template`.'
-    elif _CONVERSATIONS[name][0] == 'type': entry['type'] = _CONVERSATIONS[name][1]
-    else: entry.setdefault(*_CONVERSATIONS[name])
-
-# %% ../../nbs/config/03_axolotl.ipynb #e13453d2
-def _messages(entry): # -> what is wrong, or None
-    names = {part: entry.pop(f'message_field_{part}') for part in ('role', 'content') if f'message_field_{part}' in entry}
-    known = entry.get('message_property_mappings') or {}
-    clash = [part for part, name in names.items() if known.get(part, name) != name]
-    if clash: return f'`message_field_{clash[0]}` and `message_property_mappings` do not agree. Keep the second.'
-    if names: entry['message_property_mappings'] = known | names
-    roles = entry.get('roles')
-    if isinstance(roles, dict) and roles.keys() <= {'input', 'output'}: # of the old sharegpt
-        entry['roles'] = {{'input': 'user', 'output': 'assistant'}[name]: values for name, values in roles.items()}
-
-# %% ../../nbs/config/03_axolotl.ipynb #a3139818
-def _entries(r):
-    for name in ('datasets', 'test_datasets'):
-        entries = r.values.get(name)
-        if not isinstance(entries, list): continue
-        r.values[name] = entries = [dict(e) if isinstance(e, dict) else e for e in entries]
-        for i, entry in enumerate(entries):
-            if isinstance(entry, dict): _entry(r, entry, (name, i))
-
-def _entry(r, entry, place):
-    if r.foreign and 'type' not in entry:
-        r.problems[*place, 'type'] = '`type` is missing: Axolotl would look for ready-made tokens. Name the prompt format, as `type: alpaca`.'
-    for rule in (_conversation, _messages):
-        if problem := rule(entry): r.problems[*place, problem.split('`')[1].split(':')[0]] = problem
-    _sort(r, entry, AXOLOTL_DATASET_KEYS, place)
+# %% ../../nbs/config/03_axolotl.ipynb #80ad24de
+def _format_value(value):
+    "A value as it is written in a message."
+    return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #f110d15b
-def _sort(r, values, keys, place=()): # drop what is harmless or off, tell what is refused
-    for name in [*values]:
-        key, value = find_key(name, keys), values[name]
-        if advice := _advice(name, value): r.problems[*place, name] = f'`{name}: {_shown(value)}` is not supported. {advice}'
-        elif key is None or key.kind == 'honoured': continue
-        elif key.kind == 'harmless': r.notes.append(f'`{name}` is left out: {key.text}.')
-        elif value not in OFF_VALUES and not (name in _ONE and value == 1): r.problems[*place, name] = f'`{name}` is not supported. {key.text}'
+_OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size', 'dp_shard_size',
+    'dp_replicate_size', 'expert_parallel_size')
+
+def _apply_table(t, values, table, loc=()): # `values`: those of the file, or of its entry at `loc`
+    "Drop what is harmless or off, and tell what is refused."
+    for name, value in list(values.items()):
+        key, advice = find_key(name, table), _advice(name, value)
+        is_off = value in OFF_VALUES or (name in _OFF_AT_ONE and value == 1)
+        if advice: t.problems[*loc, name] = f'`{name}: {_format_value(value)}` is not supported. {advice}'
+        elif key is None or key.status == 'honoured': continue
+        elif key.status == 'harmless': t.notes.append(f'`{name}` is left out: {key.message}.')
+        elif not is_off: t.problems[*loc, name] = f'`{name}` is not supported. {key.message}'
         del values[name]
 
-_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size', 'dp_shard_size', 'dp_replicate_size', 'expert_parallel_size') # 1 is off
+# %% ../../nbs/config/03_axolotl.ipynb #123530e7
+_CONVERSATIONS = { # {style: (key, value)}
+    'chatml': ('chat_template', 'chatml'), 'llama-3': ('chat_template', 'llama3'),
+    'llama3': ('chat_template', 'llama3'), 'gemma': ('chat_template', 'gemma'),
+    'mistral': ('chat_template', 'mistral_v1'), 'llama-2': ('type', 'llama2_chat'),
+    'vicuna_v1.1': ('type', 'vicuna_v1.1'), 'vicuna': ('type', 'vicuna_v1.1'), 'chat': ('type', 'vicuna_v1.1'),
+}
 
-def _shown(value): return ', '.join(map(str, value)) if isinstance(value, list) else str(value).lower() if isinstance(value, bool) else value
+# %% ../../nbs/config/03_axolotl.ipynb #5d066678
+def _conversation(entry): # -> what is wrong, or `None`
+    base, _, suffix = str(entry.get('type', '')).partition(':')
+    is_sharegpt = base.partition('.')[0] in ('sharegpt', 'sharegpt_simple')
+    conversation = str(entry.pop('conversation', '') or '')
+    style = conversation or (suffix if is_sharegpt else '')
+    if is_sharegpt: entry['type'] = base.replace('_simple', '')
+    if not style: return
+    if base in ('alpaca_chat', 'alpaca_chat.load') and style in ('instruct', 'chat', 'chatml', 'phi'):
+        entry['type'] = f'alpaca:{style}'
+    elif is_sharegpt and style in _CONVERSATIONS:
+        key, value = _CONVERSATIONS[style]
+        if key == 'type': entry['type'] = value
+        else: entry.setdefault(key, value)
+    else:
+        source = 'conversation: ' if conversation else f'type: {base}:'
+        return f'`{source}{style}` is not supported. Use `type: chat_template` with `chat_template`.'
+
+# %% ../../nbs/config/03_axolotl.ipynb #e13453d2
+def _message_fields(entry): # -> what is wrong, or `None`
+    keys = {part: f'message_field_{part}' for part in ('role', 'content')}
+    fields = {part: entry.pop(key) for part, key in keys.items() if key in entry}
+    mappings = entry.get('message_property_mappings') or {}
+    for part, name in fields.items():
+        if mappings.get(part, name) != name:
+            return f'`{keys[part]}` and `message_property_mappings` do not agree. Keep the second.'
+    if fields: entry['message_property_mappings'] = mappings | fields
+    roles = entry.get('roles')
+    if isinstance(roles, dict) and roles.keys() <= {'input', 'output'}: # of the old sharegpt
+        names = {'input': 'user', 'output': 'assistant'}
+        entry['roles'] = {names[name]: values for name, values in roles.items()}
+
+# %% ../../nbs/config/03_axolotl.ipynb #a3139818
+def _entry(t, entry, loc):
+    if t.is_axolotl and 'type' not in entry:
+        t.problems[*loc, 'type'] = ('`type` is missing: Axolotl would look for ready-made tokens. '
+            'Name the prompt format, as `type: alpaca`.')
+    for rule in (_conversation, _message_fields):
+        if problem := rule(entry):
+            key = problem.split('`')[1].split(':')[0] # a message begins with its key
+            t.problems[*loc, key] = problem
+    _apply_table(t, entry, AXOLOTL_DATASET_KEYS, loc)
+
+# %% ../../nbs/config/03_axolotl.ipynb #b29d4cc1
+def _entries(t):
+    for name in ('datasets', 'test_datasets'):
+        entries = t.values.get(name)
+        if not isinstance(entries, list): continue
+        t.values[name] = entries = [dict(e) if isinstance(e, dict) else e for e in entries]
+        for i, entry in enumerate(entries):
+            if isinstance(entry, dict): _entry(t, entry, (name, i))
 
 # %% ../../nbs/config/03_axolotl.ipynb #9ee7d75e
+_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _defaults, _data, _tokens,
+    _shards, _gpu_memory, _classes, _entries)
+
 def translate_axolotl(
     values, # a file's keys and values, also blank ones
 ) -> Translation:
     "Axolotl's words in llmft's; a file of llmft comes out as it went in."
-    r = Translation(values)
-    for rule in (_rename, _attention, _twins, _batch, _adapter, _size, _defaults, _data, _tokens, _shares, _classes, _entries): rule(r)
-    _sort(r, r.values, AXOLOTL_KEYS)
-    return r
+    t = Translation(values)
+    for rule in _RULES: rule(t)
+    _apply_table(t, t.values, AXOLOTL_KEYS)
+    return t

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES_DIR', 'read_yaml', 'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config', 'save_config',
-           'parse_overrides', 'config_reference']
+           'parse_overrides', 'reference_tables', 'config_reference']
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
 import difflib, re
@@ -15,31 +15,38 @@ import yaml
 from pydantic import ValidationError, model_validator
 
 from .axolotl import AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, translate_axolotl
-from ..core import UserError, write_atomic
-from .keys import (_Loader, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
+from .keys import (
+    _Loader, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
     PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
+from ..core import UserError, markdown_table, write_atomic
+
+# %% ../../nbs/config/02_config.ipynb #96ed75f6
+def _children(node): # -> [(key or position, line, node)]
+    "What stands directly in the YAML mapping or list `node`."
+    if isinstance(node, yaml.MappingNode):
+        return [(key.value, key.start_mark.line + 1, value) for key, value in node.value]
+    if isinstance(node, yaml.SequenceNode):
+        return [(i, value.start_mark.line + 1, value) for i, value in enumerate(node.value)]
+    return []
 
 # %% ../../nbs/config/02_config.ipynb #2ef3396d
-def _key_lines(node, where, path=()): # {('datasets', 0, 'path'): 3, ...}
+def _key_lines(node, source_name, path=()): # -> {('datasets', 0, 'path'): 3, ...}
     "The line of every key below a YAML `node`; two equal keys in one mapping are a `UserError`."
     lines = {}
-    if isinstance(node, yaml.MappingNode):
-        seen = {}
-        for key, value in node.value:
-            line, name = key.start_mark.line + 1, key.value
-            if name in seen: raise UserError(f'{where}:{line}: `{name}` is given twice (first in line {seen[name]}). Keep one of them.')
-            seen[name] = lines[(*path, name)] = line
-            lines |= _key_lines(value, where, (*path, name))
-    elif isinstance(node, yaml.SequenceNode):
-        for i, value in enumerate(node.value):
-            lines[(*path, i)] = value.start_mark.line + 1
-            lines |= _key_lines(value, where, (*path, i))
+    for name, line, child in _children(node):
+        loc = (*path, name)
+        if loc in lines:
+            raise UserError(f'{source_name}:{line}: `{name}` is given twice (first in line {lines[loc]}). '
+                'Keep one of them.')
+        lines[loc] = line
+        lines |= _key_lines(child, source_name, loc)
     return lines
 
 # %% ../../nbs/config/02_config.ipynb #054e9571
-_PLAIN = { # pyyaml's words -> ours
+_YAML_PROBLEMS = { # {pattern in pyyaml's message: the same in plain words}
     r"'\\t'": 'a tab stands where only spaces may be. Indent with spaces.',
-    'mapping values are not allowed': 'there is a second colon in this line, or the line above is indented otherwise. Put text that holds `: ` in quotes.',
+    'mapping values are not allowed': 'there is a second colon in this line, or the line above is indented otherwise. '
+        'Put text that holds `: ` in quotes.',
     'another document': 'a second document begins here (`---`). One file describes one run.',
     'stream end|end of stream': 'what is opened here is never closed. Add the missing quote or bracket.',
     'special characters': 'there is a character that cannot stand in text. Save the file as plain text.',
@@ -48,61 +55,43 @@ _PLAIN = { # pyyaml's words -> ours
     'could not find expected': 'a key without a colon. Write `key: value`, with a space behind the colon.',
 }
 
-def _yaml_problem(e, text): # pyyaml's exception -> (line or None, what is wrong)
-    problem = getattr(e, 'problem', None) or getattr(e, 'reason', None) or str(e)
-    mark, begun = getattr(e, 'problem_mark', None), getattr(e, 'context_mark', None)
-    if re.search('stream end|end of stream', problem) and begun: mark = begun
-    line = min(mark.line, text.rstrip().count('\n')) + 1 if mark else text.count('\n', 0, e.position) + 1 if hasattr(e, 'position') else None
-    return line, next((plain for pattern, plain in _PLAIN.items() if re.search(pattern, problem)), f'{problem}. Check the indentation, the colons and the quotes there.')
+# %% ../../nbs/config/02_config.ipynb #07a6480d
+def _yaml_problem(error, text): # -> (line or `None`, what is wrong)
+    "What pyyaml's exception `error` means for the document `text`."
+    problem = getattr(error, 'problem', None) or getattr(error, 'reason', None) or str(error)
+    mark = getattr(error, 'problem_mark', None)
+    if re.search('stream end|end of stream', problem): # the line of what was opened helps more than the last one
+        mark = getattr(error, 'context_mark', None) or mark
+    if mark: line = min(mark.line, text.rstrip().count('\n')) + 1
+    elif hasattr(error, 'position'): line = text.count('\n', 0, error.position) + 1
+    else: line = None
+    for pattern, explanation in _YAML_PROBLEMS.items():
+        if re.search(pattern, problem): return line, explanation
+    return line, f'{problem}. Check the indentation, the colons and the quotes there.'
+
+# %% ../../nbs/config/02_config.ipynb #8333226d
+def _content(node): # a YAML node that is no mapping
+    if node is None: return 'it is empty'
+    return 'it holds a list' if isinstance(node, yaml.SequenceNode) else 'it holds one text'
 
 # %% ../../nbs/config/02_config.ipynb #e2efa26c
 def read_yaml(
-    text,            # the YAML document
-    source_name='<text>',  # its name in messages
+    text,                 # the YAML document
+    source_name='<text>', # its name in messages
 ): # (`dict`, lines of its keys)
     "The mapping in a YAML document and the line number of each key."
     try: node, values = yaml.compose(text, _Loader), yaml.load(text, _Loader)
     except yaml.YAMLError as e:
         line, problem = _yaml_problem(e, text)
         raise UserError(f'{source_name}{f":{line}" if line else ""}: this is not valid YAML: {problem}') from None
-    except ValueError as e: raise UserError(f'{source_name}: a value cannot be read: {e}. If it is meant as text, put it in quotes.') from None
+    except ValueError as e:
+        raise UserError(f'{source_name}: a value cannot be read: {e}. '
+            'If it is meant as text, put it in quotes.') from None
     except RecursionError: raise UserError(f'{source_name}: lists or mappings are nested too deeply.') from None
     if not isinstance(node, yaml.MappingNode):
-        held = 'it is empty' if node is None else 'it holds a list' if isinstance(node, yaml.SequenceNode) else 'it holds one text'
-        raise UserError(f'{source_name}: a run is described by lines of the form `key: value`, but {held}. `llmft recipes smollm2-135m` prints an example.')
+        raise UserError(f'{source_name}: a run is described by lines of the form `key: value`, but {_content(node)}. '
+            '`llmft recipes smollm2-135m` prints an example.')
     return values, _key_lines(node, source_name)
-
-# %% ../../nbs/config/02_config.ipynb #ae0dc469
-def _model_conflicts(c): # (is it so, key to point at, message)
-    formats = [key for key, on in dict(bf16=c.bf16 is True or c.bfloat16, fp16=c.fp16 or c.float16, float32=c.float32).items() if on]
-    layers = c.lora_target_linear or c.lora_target_modules or c.lora_target_parameters
-    return [
-        (c.load_in_4bit and c.load_in_8bit, 'load_in_8bit', 'the base weights can be kept in 4 bits or in 8, not both. Remove one of `load_in_4bit`, `load_in_8bit`.'),
-        (c.adapter == 'qlora' and not c.load_in_4bit and 'adapter' in c.model_fields_set, 'adapter', '`qlora` means 4-bit base weights. '
-            f'Remove `{"load_in_8bit" if c.load_in_8bit else "load_in_4bit: false"}`, or set `adapter: lora`.'),
-        (c.adapter == 'full' and (c.load_in_4bit or c.load_in_8bit), 'adapter', '`full` trains the weights themselves, and weights of 4 or 8 bits cannot be trained. Remove `load_in_4bit` and `load_in_8bit`, or set `adapter: qlora`.'),
-        (c.adapter == 'full' and c.lora_model_dir, 'lora_model_dir', 'without an adapter there is none to go on with. Set `adapter: lora` or `qlora`.'),
-        (c.adapter != 'full' and not layers, 'lora_target_linear', 'nothing would be trained. Set `lora_target_linear: true` or name `lora_target_modules`.'),
-        (len(formats) > 1, formats[-1] if formats else '', f'one number format at a time. Remove one of {", ".join(f"`{f}`" for f in formats)}.'),
-    ]
-
-# %% ../../nbs/config/02_config.ipynb #be0ba4c8
-def _time_conflicts(c): # (is it so, key to point at, message)
-    best = 'early_stopping_patience' if c.early_stopping_patience else 'load_best_model_at_end'
-    twice = 'two rhythms for one thing. Remove `{0}_steps` or `{0}s_per_epoch`.'
-    return [
-        (c.warmup_steps is not None and c.warmup_ratio is not None, 'warmup_ratio', 'two lengths for one warm-up. Remove `warmup_steps` or `warmup_ratio`.'),
-        (c.test_datasets and c.val_set_size > 0, 'val_set_size', 'held-out rows come from `test_datasets` or from `val_set_size`, not both.'),
-        (c.val_set_size > 1 and c.val_set_size % 1, 'val_set_size', 'above 1 it is a number of rows and must be whole.'),
-        (c.val_set_size == 1, 'val_set_size', '1 would hold out everything. Give a share below 1 or a number of rows above 1.'),
-        (c.streaming and not c.max_steps, 'streaming', 'how long streamed data are is not known. Give `max_steps`.'),
-        (c.streaming and c.val_set_size > 0, 'val_set_size', 'rows cannot be drawn from data that are not read yet. Give `test_datasets` with `streaming`.'),
-        (c.eval_steps and c.evals_per_epoch, 'eval_steps', twice.format('eval')),
-        (c.save_steps and c.saves_per_epoch, 'save_steps', twice.format('save')),
-        *((value and value > 1 and value % 1, key, 'above 1 it is a number of steps and must be whole.') for key, value in [('eval_steps', c.eval_steps), ('save_steps', c.save_steps)]),
-        (best in c.model_fields_set and c.load_best_model_at_end and not (c.val_set_size or c.test_datasets), best, 'there is nothing to compare without held-out rows. Set `val_set_size`.'),
-        (c.greater_is_better, 'greater_is_better', 'what is compared is a loss, which is better when it is lower. Remove it.'),
-    ]
 
 # %% ../../nbs/config/02_config.ipynb #7ec659c3
 class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
@@ -110,15 +99,11 @@ class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKe
     "One run: everything that decides what it does."
 
     @model_validator(mode='after')
-    def _together(self):
-        known = self.__dict__
-        if self.load_in_4bit is None: known['load_in_4bit'] = self.adapter == 'qlora' and not self.load_in_8bit
-        if self.lora_target_linear is None: known['lora_target_linear'] = not (self.lora_target_modules or self.lora_target_parameters)
-        if self.early_stopping_patience: known['load_best_model_at_end'] = True
-        if self.curriculum_sampling and 'shuffle_merged_datasets' not in self.model_fields_set: known['shuffle_merged_datasets'] = False
-        for wrong, key, message in _model_conflicts(self) + _time_conflicts(self):
-            if wrong: raise ValueError(f'@{key}@{message}')
-        if self.adapter != 'full': known['adapter'] = 'qlora' if self.load_in_4bit else 'lora'
+    def _check_conflicts(self):
+        _fill_in(self)
+        conflict = next((conflict for rule in _CONFLICTS for conflict in rule(self)), None)
+        if conflict: raise ValueError('@{}@{}'.format(*conflict)) # key and message; `_group_by_loc` reads the key
+        if self.adapter != 'full': self.__dict__['adapter'] = 'qlora' if self.load_in_4bit else 'lora'
         return self
 
     @cached_property
@@ -126,12 +111,97 @@ class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKe
 
     def _repr_markdown_(self): return f'```yaml\n{dump_yaml(self.model_dump())}```'
 
+# %% ../../nbs/config/02_config.ipynb #bf1a6124
+def _fill_in(config):
+    "Set the keys that are not given and follow from others; `model_fields_set` stays what the file gave."
+    c, fields = config, config.__dict__
+    if c.load_in_4bit is None: fields['load_in_4bit'] = c.adapter == 'qlora' and not c.load_in_8bit
+    if c.lora_target_linear is None:
+        fields['lora_target_linear'] = not (c.lora_target_modules or c.lora_target_parameters)
+    if c.early_stopping_patience: fields['load_best_model_at_end'] = True
+    if c.curriculum_sampling and 'shuffle_merged_datasets' not in c.model_fields_set:
+        fields['shuffle_merged_datasets'] = False
+
+# %% ../../nbs/config/02_config.ipynb #ae0dc469
+def _quantization_conflicts(c):
+    if c.load_in_4bit and c.load_in_8bit:
+        yield 'load_in_8bit', ('the base weights can be kept in 4 bits or in 8, not both. '
+            'Remove one of `load_in_4bit`, `load_in_8bit`.')
+    if c.adapter == 'qlora' and not c.load_in_4bit and 'adapter' in c.model_fields_set:
+        obstacle = 'load_in_8bit' if c.load_in_8bit else 'load_in_4bit: false'
+        yield 'adapter', f'`qlora` means 4-bit base weights. Remove `{obstacle}`, or set `adapter: lora`.'
+    if c.adapter == 'full' and (c.load_in_4bit or c.load_in_8bit):
+        yield 'adapter', ('`full` trains the weights themselves, and weights of 4 or 8 bits cannot be trained. '
+            'Remove `load_in_4bit` and `load_in_8bit`, or set `adapter: qlora`.')
+
+# %% ../../nbs/config/02_config.ipynb #3b80478c
+def _adapter_conflicts(c):
+    if c.adapter == 'full' and c.lora_model_dir:
+        yield 'lora_model_dir', 'without an adapter there is none to go on with. Set `adapter: lora` or `qlora`.'
+    if c.adapter != 'full' and not (c.lora_target_linear or c.lora_target_modules or c.lora_target_parameters):
+        yield 'lora_target_linear', ('nothing would be trained. '
+            'Set `lora_target_linear: true` or name `lora_target_modules`.')
+
+# %% ../../nbs/config/02_config.ipynb #a48417b2
+def _precision_conflicts(c):
+    requested = {'bf16': c.bf16 is True or c.bfloat16, 'fp16': c.fp16 or c.float16, 'float32': c.float32}
+    formats = [key for key, is_on in requested.items() if is_on]
+    if len(formats) > 1:
+        names = ', '.join(f'`{name}`' for name in formats)
+        yield formats[-1], f'one number format at a time. Remove one of {names}.'
+
+# %% ../../nbs/config/02_config.ipynb #2621de11
+def _warmup_conflicts(c):
+    if c.warmup_steps is not None and c.warmup_ratio is not None:
+        yield 'warmup_ratio', 'two lengths for one warm-up. Remove `warmup_steps` or `warmup_ratio`.'
+
+# %% ../../nbs/config/02_config.ipynb #149c6510
+def _heldout_conflicts(c):
+    if c.test_datasets and c.val_set_size > 0:
+        yield 'val_set_size', 'held-out rows come from `test_datasets` or from `val_set_size`, not both.'
+    if c.val_set_size > 1 and c.val_set_size % 1:
+        yield 'val_set_size', 'above 1 it is a number of rows and must be whole.'
+    if c.val_set_size == 1:
+        yield 'val_set_size', '1 would hold out everything. Give a share below 1 or a number of rows above 1.'
+
+# %% ../../nbs/config/02_config.ipynb #3d8d5cd4
+def _streaming_conflicts(c):
+    if c.streaming and not c.max_steps:
+        yield 'streaming', 'how long streamed data are is not known. Give `max_steps`.'
+    if c.streaming and c.val_set_size > 0:
+        yield 'val_set_size', ('rows cannot be drawn from data that are not read yet. '
+            'Give `test_datasets` with `streaming`.')
+
+# %% ../../nbs/config/02_config.ipynb #2d03598d
+def _interval_conflicts(c):
+    message = 'two rhythms for one thing. Remove `{0}_steps` or `{0}s_per_epoch`.'
+    if c.eval_steps and c.evals_per_epoch: yield 'eval_steps', message.format('eval')
+    if c.save_steps and c.saves_per_epoch: yield 'save_steps', message.format('save')
+    for key, steps in {'eval_steps': c.eval_steps, 'save_steps': c.save_steps}.items():
+        if steps and steps > 1 and steps % 1: yield key, 'above 1 it is a number of steps and must be whole.'
+
+# %% ../../nbs/config/02_config.ipynb #be0ba4c8
+def _best_checkpoint_conflicts(c):
+    key = 'early_stopping_patience' if c.early_stopping_patience else 'load_best_model_at_end'
+    if key in c.model_fields_set and c.load_best_model_at_end and not (c.val_set_size or c.test_datasets):
+        yield key, 'there is nothing to compare without held-out rows. Set `val_set_size`.'
+    if c.greater_is_better:
+        yield 'greater_is_better', 'what is compared is a loss, which is better when it is lower. Remove it.'
+
+# %% ../../nbs/config/02_config.ipynb #f0ac91a5
+_CONFLICTS = (_quantization_conflicts, _adapter_conflicts, _precision_conflicts, _warmup_conflicts,
+    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts)
+
 # %% ../../nbs/config/02_config.ipynb #5dc33422
 class _Dumper(yaml.SafeDumper):
     "YAML's safe writer with `|` in front of texts of several lines."
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar('tag:yaml.org,2002:str', text, style='|' if '\n' in text else None))
+def _represent_text(dumper, text):
+    return dumper.represent_scalar('tag:yaml.org,2002:str', text, style='|' if '\n' in text else None)
 
+_Dumper.add_representer(str, _represent_text)
+
+# %% ../../nbs/config/02_config.ipynb #c169c8fa
 def dump_yaml(
     values, # what `read_yaml` returns
 ) -> str:
@@ -139,79 +209,126 @@ def dump_yaml(
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 # %% ../../nbs/config/02_config.ipynb #d001d09f
-def _model_at(loc): # the class whose fields stand at a place such as ('datasets', 0, 'path')
+def _did_you_mean(name, names, lead='Did you mean', cutoff=0.6):
+    "` Did you mean …?` with the most similar of `names`, or nothing."
+    similar = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
+    return f' {lead} `{similar[0]}`?' if similar else ''
+
+# %% ../../nbs/config/02_config.ipynb #3dcf737a
+def _model_at(loc):
+    "The class whose field stands at `loc`."
     if loc[0] not in ('datasets', 'test_datasets') or len(loc) == 1: return Config
     return UserFormat if len(loc) > 3 and loc[2] == 'type' else DatasetConfig
 
-def _did_you_mean(name, names, lead='Did you mean', cutoff=0.6):
-    "` Did you mean …?` with the most similar of `names`, or nothing."
-    near = difflib.get_close_matches(str(name), list(names), n=1, cutoff=cutoff)
-    return f' {lead} `{near[0]}`?' if near else ''
-
-def _did_you_mean_key(loc): # one of llmft, unless one of Axolotl is written nearly the same
+# %% ../../nbs/config/02_config.ipynb #24f774a9
+def _did_you_mean_key(loc):
+    "The nearest key of llmft, unless one of Axolotl is written nearly the same."
     model, name = _model_at(loc), loc[-1]
-    known, axolotl = model.model_fields, AXOLOTL_KEYS if model is Config else AXOLOTL_DATASET_KEYS if model is DatasetConfig else ()
-    return _did_you_mean(name, [*known, *axolotl], cutoff=0.88) or _did_you_mean(name, known) or _did_you_mean(name, axolotl)
+    known = model.model_fields
+    axolotl = {Config: AXOLOTL_KEYS, DatasetConfig: AXOLOTL_DATASET_KEYS}.get(model, ())
+    hint = _did_you_mean(name, [*known, *axolotl], cutoff=0.88)
+    return hint or _did_you_mean(name, known) or _did_you_mean(name, axolotl)
 
 # %% ../../nbs/config/02_config.ipynb #33874289
-_WANTED = dict(greater_than='above {gt:g}', greater_than_equal='at least {ge:g}', less_than='below {lt:g}', less_than_equal='at most {le:g}',
-    literal_error='{expected}', finite_number='a finite number', too_short='a list of at least one entry, as `- path: my.jsonl`',
-    list_type='a list', dict_type='a mapping, as `key: value`', model_type='a mapping, as `path: my.jsonl`', model_attributes_type='a mapping, as `path: my.jsonl`',
-    bool_type='true or false', bool_parsing='true or false', string_type='text', float_type='a number', float_parsing='a number',
-    int_type='a whole number', int_parsing='a whole number', int_from_float='a whole number')
+_EXPECTED_VALUES = {
+    'greater_than': 'above {gt:g}', 'greater_than_equal': 'at least {ge:g}',
+    'less_than': 'below {lt:g}', 'less_than_equal': 'at most {le:g}',
+    'literal_error': '{expected}', 'finite_number': 'a finite number',
+    'too_short': 'a list of at least one entry, as `- path: my.jsonl`', 'list_type': 'a list',
+    'dict_type': 'a mapping, as `key: value`', 'model_type': 'a mapping, as `path: my.jsonl`',
+    'model_attributes_type': 'a mapping, as `path: my.jsonl`',
+    'bool_type': 'true or false', 'bool_parsing': 'true or false', 'string_type': 'text',
+    'float_type': 'a number', 'float_parsing': 'a number',
+    'int_type': 'a whole number', 'int_parsing': 'a whole number', 'int_from_float': 'a whole number',
+}
 
-def _wanted(error, loc): # one of pydantic's errors -> what would be right
-    kind, ctx = error['type'], error.get('ctx', {})
-    if kind == 'list_type' and loc[-1] in ('datasets', 'test_datasets'): return 'a list (begin each entry with `- path:`)'
+# %% ../../nbs/config/02_config.ipynb #790c1c9a
+def _expected_value(error, loc): # `error`: one of pydantic's, as a dict
+    "What would be right at `loc`, in a few words."
+    kind = error['type']
+    if kind == 'list_type' and loc[-1] in ('datasets', 'test_datasets'):
+        return 'a list (begin each entry with `- path:`)'
     if kind == 'list_type' and isinstance(error['input'], str): return f'a list, as `[{error["input"]}]`'
-    return _WANTED[kind].format(**ctx) if kind in _WANTED else error['msg']
+    return _EXPECTED_VALUES[kind].format(**error.get('ctx', {})) if kind in _EXPECTED_VALUES else error['msg']
 
-def _shown(value): # a value as it may stand in the file
-    text = repr(value) if isinstance(value, str) else str(value).lower() if isinstance(value, bool) else str(value)
+# %% ../../nbs/config/02_config.ipynb #bf60f855
+def _format_value(value):
+    "`value` as it may stand in the file, shortened to 60 characters."
+    if isinstance(value, bool): text = str(value).lower()
+    else: text = repr(value) if isinstance(value, str) else str(value)
     return text if len(text) < 60 else text[:57] + '...'
 
+# %% ../../nbs/config/02_config.ipynb #7294948c
+def _value_message(errors, name, loc):
+    "What is to be said of a value that has the wrong type or is out of its bounds."
+    value = errors[0]['input']
+    expected = ' or '.join(dict.fromkeys(_expected_value(e, loc) for e in errors))
+    is_text_only = [e['type'] for e in errors] == ['string_type']
+    hint = ' Put it in quotes.' if is_text_only and isinstance(value, (int, float)) else ''
+    choices = ' '.join(e['ctx']['expected'] for e in errors if e['type'] == 'literal_error')
+    hint += _did_you_mean(value, re.findall(r"'(.+?)'", choices))
+    return f'{name} must be {expected}, not {_format_value(value)}.{hint}'
+
 # %% ../../nbs/config/02_config.ipynb #cebe5800
-def _advice(errors, loc, blank): # pydantic's errors about one place -> text; `blank`: the key stands there without a value
-    error, key = errors[0], f'entry {loc[-1] + 1} of `{loc[-2]}`' if isinstance(loc[-1], int) else f'`{loc[-1]}`'
-    kind = error['type']
-    if kind == 'extra_forbidden': return f'{key} is not a key that llmft knows.{_did_you_mean_key(loc)}'
-    if kind == 'missing': return f'{key} {"has no value" if blank else "is missing"}. {_model_at(loc).model_fields[loc[-1]].description}'
-    if kind == 'value_error': return f'{key}: {str(error["ctx"]["error"]).split("@", 2)[-1]}'
-    names = re.findall(r"'(.+?)'", ' '.join(e['ctx']['expected'] for e in errors if e['type'] == 'literal_error'))
-    wanted = ' or '.join(dict.fromkeys(_wanted(e, loc) for e in errors))
-    quotes = ' Put it in quotes.' if kind == 'string_type' and len(errors) == 1 and isinstance(error['input'], (int, float)) else ''
-    return f'{key} must be {wanted}, not {_shown(error["input"])}.{quotes}{_did_you_mean(error["input"], names)}'
+def _error_message(errors, loc, is_blank): # `is_blank`: the key stands there without a value
+    "What is to be said of pydantic's `errors` about `loc`."
+    error = errors[0]
+    name = f'entry {loc[-1] + 1} of `{loc[-2]}`' if isinstance(loc[-1], int) else f'`{loc[-1]}`'
+    if error['type'] == 'extra_forbidden': return f'{name} is not a key that llmft knows.{_did_you_mean_key(loc)}'
+    if error['type'] == 'missing':
+        meaning = _model_at(loc).model_fields[loc[-1]].description
+        return f'{name} {"has no value" if is_blank else "is missing"}. {meaning}'
+    if error['type'] == 'value_error': return f'{name}: {str(error["ctx"]["error"]).split("@", 2)[-1]}'
+    return _value_message(errors, name, loc)
 
 # %% ../../nbs/config/02_config.ipynb #ab04f37f
-def _place(loc): # a place as the file has it, without the names that pydantic gives to the members of a union
-    return tuple(l for i, l in enumerate(loc) if l != '[key]' and
-        (i == 0 or isinstance(l, int) or isinstance(loc[i-1], int) or loc[i-1] in ('roles', 'message_property_mappings', 'UserFormat')))
+def _yaml_loc(loc):
+    "The loc of an error as the file has it, without the types that pydantic names in it."
+    def is_key(i):
+        if loc[i] == '[key]': return False
+        if i == 0 or isinstance(loc[i], int): return True
+        parent = loc[i - 1]
+        return isinstance(parent, int) or parent in ('roles', 'message_property_mappings', 'UserFormat')
+    return tuple(part for i, part in enumerate(loc) if is_key(i))
 
-def _by_place(errors): # {place: errors}; where an entry of a list is wrong, it does not matter that the list is no text
-    found = {}
+# %% ../../nbs/config/02_config.ipynb #3009dc19
+def _group_by_loc(errors): # -> {loc: errors}
+    "Errors by the key they belong to; where an entry of a list is wrong, it does not matter that the list is no text."
+    groups = {}
     for error in errors:
-        loc = _place(error['loc']) or (str(error['ctx']['error']).split('@')[1],)
-        found.setdefault(loc, []).append(error)
-    return {loc: errors for loc, errors in found.items() if not any(other[:len(loc)] == loc and len(other) > len(loc) for other in found)}
+        # keys that do not agree have no loc: `_check_conflicts` writes the key into the message
+        loc = _yaml_loc(error['loc']) or (str(error['ctx']['error']).split('@')[1],)
+        groups.setdefault(loc, []).append(error)
+    def has_errors_below(loc): return any(other[:len(loc)] == loc and len(other) > len(loc) for other in groups)
+    return {loc: errors for loc, errors in groups.items() if not has_errors_below(loc)}
 
-def _messages(e, lines): # pydantic's ValidationError -> {place: message}
-    return {loc: _advice(errors, loc, loc in lines) for loc, errors in _by_place(e.errors()).items()}
+# %% ../../nbs/config/02_config.ipynb #c258d434
+def _error_messages(error, lines): # -> {loc: message}
+    "What is to be said of a `ValidationError`; `lines` are those of the keys in the file."
+    return {loc: _error_message(errors, loc, loc in lines) for loc, errors in _group_by_loc(error.errors()).items()}
 
-def _config_error(found, where, lines): # {place: message} -> `UserError`
+# %% ../../nbs/config/02_config.ipynb #ea56fbc9
+def _line_of(loc, lines):
+    "The line of `loc` or of what it stands in; `None` if the file has neither."
+    return next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
+
+# %% ../../nbs/config/02_config.ipynb #20aac49b
+def _config_error(messages, source_name, lines): # `messages`: {loc: message} -> `UserError`
     "One line for each error: file, line, key, what to do."
-    out = []
-    for loc, message in found.items():
-        line = next((lines[loc[:n]] for n in range(len(loc), 0, -1) if loc[:n] in lines), None)
-        place = where if line is None else line if isinstance(line, str) else f'{where}:{line}'
-        out.append((line if isinstance(line, int) else 0, f'{place}: {message}'))
-    return UserError('\n'.join(dict.fromkeys(message for _, message in sorted(out))))
+    numbered = []
+    for loc, message in messages.items():
+        line = _line_of(loc, lines)
+        if isinstance(line, int): numbered.append((line, f'{source_name}:{line}: {message}'))
+        else: numbered.append((0, f'{line or source_name}: {message}'))
+    return UserError('\n'.join(dict.fromkeys(text for _, text in sorted(numbered))))
 
 # %% ../../nbs/config/02_config.ipynb #34edd023
 RECIPES_DIR = Path(__file__).parent.parent/'recipes' if '__file__' in globals() else Path('../../llmft/recipes')
 
 def list_recipes() -> dict[str, str]: # {name: first line of its file}
     "The recipes that come with llmft; each name works wherever a file does."
-    return {p.stem: p.read_text(encoding='utf-8').splitlines()[0].lstrip('# ') for p in sorted(RECIPES_DIR.glob('*.yml'))}
+    def first_line(path): return path.read_text(encoding='utf-8').splitlines()[0].lstrip('# ')
+    return {path.stem: first_line(path) for path in sorted(RECIPES_DIR.glob('*.yml'))}
 
 # %% ../../nbs/config/02_config.ipynb #eb80e31d
 def find_config(
@@ -221,23 +338,35 @@ def find_config(
     path = Path(source).expanduser()
     if path.is_file(): return path
     if path.is_dir(): raise UserError(f'{source} is a folder. Name the YAML file in it.')
-    recipe = str(path).removesuffix('.yml')
-    if recipe in list_recipes(): return RECIPES_DIR/f'{recipe}.yml'
-    near = _did_you_mean(path.name, [*list_recipes(), *(p.name for p in path.parent.glob('*.y*ml'))])
-    raise UserError(f'{source}: there is no such file and no recipe of that name.{near} Recipes: {", ".join(list_recipes()) or "none"}.')
+    recipe, recipes = str(path).removesuffix('.yml'), list_recipes()
+    if recipe in recipes: return RECIPES_DIR/f'{recipe}.yml'
+    hint = _did_you_mean(path.name, [*recipes, *(p.name for p in path.parent.glob('*.y*ml'))])
+    names = ', '.join(recipes) or 'none'
+    raise UserError(f'{source}: there is no such file and no recipe of that name.{hint} Recipes: {names}.')
+
+# %% ../../nbs/config/02_config.ipynb #727e94fc
+def _read_text(path):
+    "The text of a UTF-8 file, with or without a byte order mark."
+    try: content = path.read_bytes()
+    except OSError as e: raise UserError(f'{path}: cannot be read: {e.strerror}.') from None
+    try: return content.decode('utf-8-sig')
+    except UnicodeDecodeError as e:
+        line = content.count(b'\n', 0, e.start) + 1
+        raise UserError(f'{path}:{line}: this is not UTF-8 text. Save the file as UTF-8 in your editor.') from None
 
 # %% ../../nbs/config/02_config.ipynb #ad7de297
-def _words(value): # a key such as `3:` is a number for YAML
-    if isinstance(value, dict): return {str(k): _words(v) for k, v in value.items()}
-    return [_words(v) for v in value] if isinstance(value, list) else value
+def _keys_as_text(value):
+    "`value` with all keys of its mappings as text; `3:` is a number for YAML."
+    if isinstance(value, dict): return {str(k): _keys_as_text(v) for k, v in value.items()}
+    return [_keys_as_text(v) for v in value] if isinstance(value, list) else value
 
-def _read_text(path): # UTF-8, with or without a byte order mark
-    try: data = path.read_bytes()
-    except OSError as e: raise UserError(f'{path}: cannot be read: {e.strerror}.') from None
-    try: return data.decode('utf-8-sig')
-    except UnicodeDecodeError as e:
-        line = data.count(b'\n', 0, e.start) + 1
-        raise UserError(f'{path}:{line}: this is not UTF-8 text. Save the file as UTF-8 in your editor.') from None
+# %% ../../nbs/config/02_config.ipynb #8dd2d04b
+def _read_source(source): # -> (name for messages, values, lines of the keys)
+    "What stands in a path, a recipe, a `dict` or a `Config`."
+    if isinstance(source, Config): source = source.model_dump(exclude_unset=True)
+    if isinstance(source, dict): return '<dict>', dict(source), {}
+    path = find_config(source)
+    return str(path), *read_yaml(_read_text(path), str(path))
 
 # %% ../../nbs/config/02_config.ipynb #83562a15
 def load_config(
@@ -245,21 +374,17 @@ def load_config(
     **overrides, # keys to set or change, as `learning_rate=1e-4`
 ) -> Config:
     "Read, change and check the description of a run; every mistake is told with its line in one `UserError`."
-    notes = source.notes if isinstance(source, Config) else []
-    if isinstance(source, Config): source = source.model_dump(exclude_unset=True)
-    if isinstance(source, dict): where, values, lines = '<dict>', dict(source), {}
-    else:
-        where = str(path := find_config(source))
-        values, lines = read_yaml(_read_text(path), where)
+    source_name, values, lines = _read_source(source)
     for key, value in overrides.items():
         values[key] = value
-        lines = {k: v for k, v in lines.items() if k[0] != key} | {(key,): f'set {key}={value}'}
-    read = translate_axolotl(_words(values))
-    lines = {new: lines[old] for new, old in read.moved.items() if old in lines} | lines
-    try: config, wrong = Config.model_validate(read.values), {}
-    except ValidationError as e: config, wrong = None, _messages(e, lines)
-    if wrong or read.problems: raise _config_error(wrong | read.problems, where, lines)
-    config.notes.extend([*notes, *read.notes])
+        lines = {loc: line for loc, line in lines.items() if loc[0] != key} | {(key,): f'set {key}={value}'}
+    translation = translate_axolotl(_keys_as_text(values))
+    lines = {new: lines[old] for new, old in translation.key_origins.items() if old in lines} | lines
+    try: config, messages = Config.model_validate(translation.values), {}
+    except ValidationError as e: config, messages = None, _error_messages(e, lines)
+    messages |= translation.problems
+    if messages: raise _config_error(messages, source_name, lines)
+    config.notes.extend([*(source.notes if isinstance(source, Config) else []), *translation.notes])
     return config
 
 # %% ../../nbs/config/02_config.ipynb #dc5aefb9
@@ -267,7 +392,7 @@ def save_config(
     config, # `Config`
     path,   # YAML file to write
 ) -> Path:
-    "Write a configuration with every key filled in, its notes as comments; `load_config` reads it back as an equal one."
+    "Write a configuration with every key filled in, its notes as comments; `load_config` reads an equal one from it."
     notes = ''.join(f'# {note}\n' for note in config.notes)
     return write_atomic(path, notes + dump_yaml(config.model_dump(mode='json')))
 
@@ -276,26 +401,36 @@ def parse_overrides(
     items, # texts of the form `key=value`
 ) -> dict:
     "`['seed=1', 'datasets=[{path: a.jsonl}]']` -> `{'seed': 1, 'datasets': [{'path': 'a.jsonl'}]}`."
-    out = {}
+    overrides = {}
     for item in items:
-        key, eq, value = item.partition('=')
-        if not eq or not key.strip(): raise UserError(f'{item!r}: expected KEY=VALUE, as in learning_rate=1e-4.')
-        try: out[key.strip()] = yaml.load(value, _Loader)
-        except (yaml.YAMLError, ValueError): raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
-    return out
+        key, equals, value = item.partition('=')
+        if not equals or not key.strip(): raise UserError(f'{item!r}: expected KEY=VALUE, as in learning_rate=1e-4.')
+        try: overrides[key.strip()] = yaml.load(value, _Loader)
+        except (yaml.YAMLError, ValueError):
+            raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
+    return overrides
+
+# %% ../../nbs/config/02_config.ipynb #835752df
+def _reference_rows(model, group=None): # -> rows of key, default, meaning
+    "A row for each field of `model` that stands under the heading `group`."
+    def default(field):
+        if field.is_required(): return 'required'
+        if field.default is None: return ''
+        return f'`{yaml.safe_dump(field.default, default_flow_style=True).splitlines()[0]}`'
+    fields = {name: f for name, f in model.model_fields.items() if (f.json_schema_extra or {}).get('group') == group}
+    return [(name, default(field), field.description) for name, field in fields.items()]
+
+# %% ../../nbs/config/02_config.ipynb #66eaac15
+def reference_tables() -> dict[str, list]: # heading -> rows of (key, default, meaning), the last two in Markdown
+    "Every key of a run, of an entry of `datasets` and of a `type`, under the headings of the reference."
+    groups = dict.fromkeys(field.json_schema_extra['group'] for field in Config.model_fields.values())
+    tables = {group: _reference_rows(Config, group) for group in groups}
+    tables['Each entry of `datasets` and `test_datasets`'] = _reference_rows(DatasetConfig)
+    tables['A `type` of your own'] = _reference_rows(UserFormat)
+    return tables
 
 # %% ../../nbs/config/02_config.ipynb #ef65beef
 def config_reference() -> str: # Markdown
     "Every key with its default and its meaning, grouped."
-    def rows(model, group):
-        for name, f in model.model_fields.items():
-            if (f.json_schema_extra or {}).get('group') != group: continue
-            shown = yaml.safe_dump(f.default, default_flow_style=True).splitlines()[0] if f.default is not None and not f.is_required() else ''
-            default = 'required' if f.is_required() else f'`{shown}`' if shown else ''
-            yield f'| `{name}` | {default} | {f.description} |'
-    groups = dict.fromkeys(f.json_schema_extra['group'] for f in Config.model_fields.values())
-    head = '| key | default | meaning |\n|---|---|---|\n'
-    tables = [f'### {g}\n\n{head}' + '\n'.join(rows(Config, g)) for g in groups]
-    tables.append(f'### Each entry of `datasets` and `test_datasets`\n\n{head}' + '\n'.join(rows(DatasetConfig, None)))
-    tables.append(f'### A `type` of your own\n\n{head}' + '\n'.join(rows(UserFormat, None)))
-    return '\n\n'.join(tables)
+    def table(rows): return markdown_table(['key', 'default', 'meaning'], [(f'`{key}`', *rest) for key, *rest in rows])
+    return '\n\n'.join(f'### {title}\n\n{table(rows)}' for title, rows in reference_tables().items())

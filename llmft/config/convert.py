@@ -11,215 +11,332 @@ import json, re
 from pathlib import Path
 
 from .axolotl import Translation, translate_axolotl
-from .config import Config, _config_error, _did_you_mean, _read_text, dump_yaml, load_config, read_yaml
+from .config import (
+    Config, _config_error, _did_you_mean, _read_text, dump_yaml, load_config, read_yaml)
 from ..core import UserError, write_atomic
 
+# %% ../../nbs/config/04_convert.ipynb #4ca0c0b9
+def _by_name(groups):
+    "`{text: names}` -> `{name: text}`; the names stand in one string."
+    return {name: text for text, names in groups.items() for name in names.split()}
+
 # %% ../../nbs/config/04_convert.ipynb #87d0fca0
-RENAMED_ARGS = {old: new for new, names in {
-    'base_model': 'model_name_or_path model_name', 'revision_of_model': 'model_revision revision', 'lora_model_dir': 'adapter_name_or_path',
+RENAMED_ARGS = _by_name({
+    'base_model': 'model_name_or_path model_name', 'revision_of_model': 'model_revision revision',
+    'lora_model_dir': 'adapter_name_or_path',
     'sequence_len': 'cutoff_len max_seq_length max_length', 'sample_packing': 'packing neat_packing',
     'train_on_inputs': 'train_on_prompt', 'val_set_size': 'val_size',
-    'lora_r': 'lora_rank r', 'lora_modules_to_save': 'additional_target modules_to_save', 'lora_target_parameters': 'target_parameters',
+    'lora_r': 'lora_rank r', 'lora_modules_to_save': 'additional_target modules_to_save',
+    'lora_target_parameters': 'target_parameters',
     'peft_use_rslora': 'use_rslora', 'peft_use_dora': 'use_dora', 'peft_init_lora_weights': 'init_lora_weights',
-    'lora_rank_pattern': 'rank_pattern', 'lora_alpha_pattern': 'alpha_pattern', 'peft_layers_to_transform': 'layers_to_transform',
-    'micro_batch_size': 'per_device_train_batch_size', 'eval_batch_size': 'per_device_eval_batch_size', 'num_epochs': 'num_train_epochs',
-    'lr_scheduler': 'lr_scheduler_type', 'optimizer': 'optim', 'seed': 'random_state', 'eval_strategy': 'evaluation_strategy',
-}.items() for old in names.split()}
+    'lora_rank_pattern': 'rank_pattern', 'lora_alpha_pattern': 'alpha_pattern',
+    'peft_layers_to_transform': 'layers_to_transform',
+    'micro_batch_size': 'per_device_train_batch_size', 'eval_batch_size': 'per_device_eval_batch_size',
+    'num_epochs': 'num_train_epochs', 'lr_scheduler': 'lr_scheduler_type', 'optimizer': 'optim',
+    'seed': 'random_state', 'eval_strategy': 'evaluation_strategy',
+})
 
 # %% ../../nbs/config/04_convert.ipynb #a1d804d2
-IGNORED_ARGS = {name: why for why, names in {
+IGNORED_ARGS = _by_name({
     'curves are always drawn': 'plot_loss',
     '`llmft train --overwrite` does it': 'overwrite_output_dir overwrite_cache',
-    'it only changes speed': '''preprocessing_num_workers preprocessing_batch_size dataset_num_proc dataloader_pin_memory dataloader_prefetch_factor
-        dataloader_persistent_workers use_fast_tokenizer low_cpu_mem_usage use_unsloth use_unsloth_gc enable_liger_kernel use_liger_kernel
-        fast_inference padding_free torch_compile use_kernels''',
-    'llmft chooses it': '''do_train do_eval do_predict remove_unused_columns dataset_kwargs logging_dir logging_first_step logging_strategy
-        include_num_input_tokens_seen average_tokens_across_devices task_type use_cache quantization_method double_quantization quantization_type
-        data_seed max_grad_norm_type dataset_dir ddp_backend disable_tqdm pad_to_multiple_of''',
+    'it only changes speed': '''
+        preprocessing_num_workers preprocessing_batch_size dataset_num_proc dataloader_pin_memory
+        dataloader_prefetch_factor dataloader_persistent_workers use_fast_tokenizer low_cpu_mem_usage use_unsloth
+        use_unsloth_gc enable_liger_kernel use_liger_kernel fast_inference padding_free torch_compile use_kernels''',
+    'llmft chooses it': '''
+        do_train do_eval do_predict remove_unused_columns dataset_kwargs logging_dir logging_first_step
+        logging_strategy include_num_input_tokens_seen average_tokens_across_devices task_type use_cache
+        quantization_method double_quantization quantization_type data_seed max_grad_norm_type dataset_dir
+        ddp_backend disable_tqdm pad_to_multiple_of''',
     'the run folder gives the name': 'run_name',
     'held-out rows are never packed, their loss is the same': 'eval_packing',
     'the login of this machine is used': 'token hf_hub_token push_to_hub hub_token',
-    'llmft answers with `llmft chat`': 'predict_with_generate do_sample temperature top_p top_k max_new_tokens infer_backend',
-}.items() for name in names.split()}
+    'llmft answers with `llmft chat`': '''
+        predict_with_generate do_sample temperature top_p top_k max_new_tokens infer_backend''',
+    'only answers are learned, unless `train_on_inputs` is set': 'assistant_only_loss',
+})
 
-UNSUPPORTED_ARGS = {name: what for what, names in {
-    'Use plain `lora`.': 'loftq_config use_galore use_apollo use_badam use_adam_mini freeze_trainable_layers use_llama_pro bias oft_rank',
-    'llmft learns from given answers only.': 'pref_loss pref_beta pref_ftx dpo_ftx reward_model ppo_buffer_size kl_coef',
+# %% ../../nbs/config/04_convert.ipynb #a7d0128a
+UNSUPPORTED_ARGS = _by_name({
+    'Use plain `lora`.': '''
+        loftq_config use_galore use_apollo use_badam use_adam_mini freeze_trainable_layers use_llama_pro bias
+        oft_rank''',
+    'llmft learns from given answers only.': '''
+        pref_loss pref_beta pref_ftx dpo_ftx reward_model ppo_buffer_size kl_coef''',
     'Its sources are mixed by `weight`: remove it.': 'mix_strategy interleave_probs',
-    'Only text is learned.': 'image_max_pixels video_max_pixels freeze_vision_tower freeze_multi_modal_projector audio_sampling_rate',
+    'Only text is learned.': '''
+        image_max_pixels video_max_pixels freeze_vision_tower freeze_multi_modal_projector audio_sampling_rate''',
     'Use the Hugging Face Hub.': 'use_modelscope_hub use_openmind_hub',
     'Write it into the file of the model.': 'rope_scaling rope_theta shift_attn mixture_of_depths',
-}.items() for name in names.split()}
+})
 
 # %% ../../nbs/config/04_convert.ipynb #23c3ade0
-def _layers(value): # -> which layers get an adapter
-    if value in ('all', 'all-linear'): return {'lora_target_linear': True}, ''
-    return {'lora_target_modules': [v.strip() for v in value.split(',')] if isinstance(value, str) else value}, ''
+def _layers(value): # which layers get an adapter
+    if value in ('all', 'all-linear'): return {'lora_target_linear': True}
+    if isinstance(value, str): value = [name.strip() for name in value.split(',')]
+    return {'lora_target_modules': value}
 
-_FORMATS = {'bfloat16': {'bf16': True}, 'float16': {'fp16': True}, 'float32': {'bf16': False, 'fp16': False}, 'auto': {}}
-_KERNELS = {'auto': 'auto', 'disabled': 'eager', 'fa2': 'flash_attention_2', 'fa3': 'flash_attention_2', 'sdpa': 'sdpa'}
-_ADAPTERS = {'lora': 'lora', 'full': 'full'}
+# %% ../../nbs/config/04_convert.ipynb #e003e57d
+_DTYPES = {'bfloat16': {'bf16': True}, 'float16': {'fp16': True}, 'float32': {'bf16': False, 'fp16': False}, 'auto': {}}
 
-ARG_CONVERTERS = { # {argument: value -> (values of llmft, comment); `None` if there is no counterpart}
+def _dtype(value): return _DTYPES.get(str(value).removeprefix('torch.'))
+
+# %% ../../nbs/config/04_convert.ipynb #217c39a4
+def _trackers(value):
+    if value in ('none', ['none']): return {'report_to': []}
+    return {'report_to': [value] if isinstance(value, str) else value}
+
+# %% ../../nbs/config/04_convert.ipynb #000a1054
+_ATTENTION = {'auto': 'auto', 'disabled': 'eager', 'sdpa': 'sdpa',
+    'fa2': 'flash_attention_2', 'fa3': 'flash_attention_2'}
+
+ARG_CONVERTERS = { # {argument: value -> keys of llmft, or `None` if there is no counterpart}
     'lora_target': _layers, 'target_modules': _layers, 'lora_target_modules': _layers,
-    'stage': lambda v: ({}, '') if v == 'sft' else None,
-    'finetuning_type': lambda v: ({'adapter': _ADAPTERS[v]}, '') if v in _ADAPTERS else None,
-    'use_peft': lambda v: ({'adapter': 'lora' if v else 'full'}, ''),
-    'full_finetuning': lambda v: ({'adapter': 'full'} if v else {}, ''),
-    'quantization_bit': lambda v: ({f'load_in_{v}bit': True}, '') if v in (4, 8) else None,
-    'load_in_16bit': lambda v: ({}, ''),
-    'dtype': lambda v: (_FORMATS[str(v).removeprefix('torch.')], '') if str(v).removeprefix('torch.') in _FORMATS else None,
-    'flash_attn': lambda v: ({'attn_implementation': _KERNELS[v]}, '') if v in _KERNELS else None,
-    'pure_bf16': lambda v: ({'bf16': True} if v else {}, '`bf16`: the adapter itself is kept in 32 bits, also where `pure_bf16` was set.' if v else ''),
-    'pissa_init': lambda v: ({'peft_init_lora_weights': 'pissa'} if v else {}, ''),
-    'disable_gradient_checkpointing': lambda v: ({'gradient_checkpointing': not v}, ''),
-    'use_gradient_checkpointing': lambda v: ({'gradient_checkpointing': 'offload' if v == 'unsloth' else bool(v)}, ''),
-    'max_steps': lambda v: ({'max_steps': v} if v > 0 else {}, ''),
-    'warmup_steps': lambda v: ({'warmup_ratio' if 0 < v < 1 else 'warmup_steps': v}, ''),
-    'report_to': lambda v: ({'report_to': [] if v in ('none', ['none']) else [v] if isinstance(v, str) else v}, ''),
-    'chat_template': lambda v: ({'chat_template': v}, ''),
-    'completion_only_loss': lambda v: ({'train_on_inputs': v is False}, ''),
-    'assistant_only_loss': lambda v: ({}, '`assistant_only_loss` is left out: only answers are learned, unless `train_on_inputs` is set.'),
+    'dtype': _dtype, 'torch_dtype': _dtype, 'report_to': _trackers,
+    'stage': {'sft': {}}.get,
+    'finetuning_type': {'lora': {'adapter': 'lora'}, 'full': {'adapter': 'full'}}.get,
+    'flash_attn': {name: {'attn_implementation': kernel} for name, kernel in _ATTENTION.items()}.get,
+    'quantization_bit': lambda v: {f'load_in_{v}bit': True} if v in (4, 8) else None,
+    'load_in_16bit': lambda v: {},
+    'pure_bf16': lambda v: {'bf16': True} if v else {},
+    'use_peft': lambda v: {'adapter': 'lora' if v else 'full'},
+    'full_finetuning': lambda v: {'adapter': 'full'} if v else {},
+    'pissa_init': lambda v: {'peft_init_lora_weights': 'pissa'} if v else {},
+    'disable_gradient_checkpointing': lambda v: {'gradient_checkpointing': not v},
+    'use_gradient_checkpointing': lambda v: {'gradient_checkpointing': 'offload' if v == 'unsloth' else bool(v)},
+    'max_steps': lambda v: {'max_steps': v} if v > 0 else {},
+    'warmup_steps': lambda v: {'warmup_ratio' if 0 < v < 1 else 'warmup_steps': v},
+    'chat_template': lambda v: {'chat_template': v},
+    'completion_only_loss': lambda v: {'train_on_inputs': v is False},
 }
-ARG_CONVERTERS['torch_dtype'] = ARG_CONVERTERS['dtype']
+
+# %% ../../nbs/config/04_convert.ipynb #5c506b36
+def _convert_value(name, value): # -> keys of llmft, or `None`
+    try: return ARG_CONVERTERS[name](value)
+    except (TypeError, AttributeError): return None
 
 # %% ../../nbs/config/04_convert.ipynb #57058bf8
 _CHATML = '<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n'
-_FRAMES = {'alpaca': '### Instruction:\n{}\n\n### Response:\n', 'chatml': _CHATML, 'qwen': _CHATML, 'qwen3': _CHATML, 'qwen3_nothink': _CHATML,
-    'llama3': '<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n'}
-_PARTS = {'instruction': 'prompt', 'input': 'query', 'output': 'response', 'system': 'system'}
+_LLAMA3 = ('<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>'
+    '<|start_header_id|>assistant<|end_header_id|>\n\n')
+_FACTORY_TEMPLATES = {'alpaca': '### Instruction:\n{}\n\n### Response:\n', 'llama3': _LLAMA3,
+    'chatml': _CHATML, 'qwen': _CHATML, 'qwen3': _CHATML, 'qwen3_nothink': _CHATML}
+
+# %% ../../nbs/config/04_convert.ipynb #035b389c
+_FACTORY_COLUMNS = {'instruction': 'prompt', 'input': 'query', 'output': 'response', 'system': 'system'}
 
 def _factory_type(template, columns): # -> (`type:`, comment)
-    frame = _FRAMES.get(template, _FRAMES['alpaca'])
-    other = {f'field_{part}': columns[old] for part, old in _PARTS.items() if columns.get(old, part) != part}
-    note = f'`datasets`: rows are written as by `template: {template}`, without a system text of its own.' if template in _FRAMES else (
-        f'`datasets`: the rows were written in `template: {template}`; here they are in the words of Alpaca. For the other, give rows of `messages` and `type: chat_template`.')
-    if 'history' in columns: note += f' The column `{columns["history"]}` of earlier turns is not read.'
-    return {'format': frame.format('{instruction}\n{input}'), 'no_input_format': frame.format('{instruction}')} | other, note
+    "The prompt format of LLaMA-Factory's `template`; `columns` are those that its data set names."
+    if template in _FACTORY_TEMPLATES:
+        comment = f'`datasets`: rows are written as by `template: {template}`, without a system text of its own.'
+    else:
+        comment = (f'`datasets`: the rows were written in `template: {template}`; here they are in the words of '
+            'Alpaca. For the other, give rows of `messages` and `type: chat_template`.')
+    if 'history' in columns: comment += f' The column `{columns["history"]}` of earlier turns is not read.'
+    prompt = _FACTORY_TEMPLATES.get(template, _FACTORY_TEMPLATES['alpaca'])
+    user_format = {'format': prompt.format('{instruction}\n{input}'), 'no_input_format': prompt.format('{instruction}')}
+    for part, factory_name in _FACTORY_COLUMNS.items():
+        column = columns.get(factory_name, part)
+        if column != part: user_format[f'field_{part}'] = column
+    return user_format, comment
+
+# %% ../../nbs/config/04_convert.ipynb #32cf2f3f
+def _factory_chat(columns, tags): # -> keys of an entry of `datasets`
+    "How conversations are read whose columns and properties LLaMA-Factory calls `columns` and `tags`."
+    default_names = {'user': 'human', 'assistant': 'gpt', 'system': 'system'}
+    return {
+        'type': 'chat_template',
+        'field_messages': columns.get('messages', 'conversations'),
+        'message_property_mappings': {
+            'role': tags.get('role_tag', 'from'), 'content': tags.get('content_tag', 'value')},
+        'roles': {role: [tags.get(f'{role}_tag', name)] for role, name in default_names.items()},
+    }
 
 # %% ../../nbs/config/04_convert.ipynb #b69b3fda
-def _factory_entry(info, folder, template): # an entry of dataset_info.json -> (entry of `datasets`, comments)
-    path, columns, tags = info.get('hf_hub_url') or str(folder/info.get('file_name', '')), info.get('columns', {}), info.get('tags', {})
-    entry = {'path': path} | {new: info[old] for new, old in (('name', 'subset'), ('split', 'split')) if old in info}
+def _factory_entry(info, folder, template): # -> (entry of `datasets`, comments)
+    "What `info`, an entry of dataset_info.json in `folder`, is for llmft."
+    path = info.get('hf_hub_url') or str(folder/info.get('file_name', ''))
+    if info.get('ranking'):
+        raise UserError(f'{path}: `ranking` data hold preferences. llmft learns from given answers only.')
+    entry = {'path': path}
+    if 'subset' in info: entry['name'] = info['subset']
+    if 'split' in info: entry['split'] = info['split']
     if info.get('num_samples'): entry['split'] = f'{entry.get("split", "train")}[:{info["num_samples"]}]'
-    if info.get('ranking'): raise UserError(f'{path}: `ranking` data hold preferences. llmft learns from given answers only.')
-    if info.get('formatting') == 'sharegpt':
-        entry |= {'type': 'chat_template', 'field_messages': columns.get('messages', 'conversations'),
-            'message_property_mappings': {'role': tags.get('role_tag', 'from'), 'content': tags.get('content_tag', 'value')}}
-        roles = {'user': tags.get('user_tag', 'human'), 'assistant': tags.get('assistant_tag', 'gpt'), 'system': tags.get('system_tag', 'system')}
-        return entry | {'roles': {role: [name] for role, name in roles.items()}}, []
-    kind, note = _factory_type(template, columns)
-    return entry | {'type': kind}, [note]
+    columns = info.get('columns', {})
+    if info.get('formatting') == 'sharegpt': return entry | _factory_chat(columns, info.get('tags', {})), []
+    user_format, comment = _factory_type(template, columns)
+    return entry | {'type': user_format}, [comment]
 
 # %% ../../nbs/config/04_convert.ipynb #24f1bb56
-def _factory_data(args, beside): # -> (values, comments)
-    folder = beside/args.get('dataset_dir', 'data') if (beside/args.get('dataset_dir', 'data')).is_dir() else beside
+def _factory_data(args, config_dir): # -> (values, comments)
+    "The data sets that arguments of LLaMA-Factory name; `config_dir`: the folder of the file with the arguments."
+    folder = config_dir/args.get('dataset_dir', 'data')
+    if not folder.is_dir(): folder = config_dir
     file = folder/'dataset_info.json'
-    known = json.loads(_read_text(file)) if file.is_file() else {}
-    out, comments = {}, []
-    for new, old in (('datasets', 'dataset'), ('test_datasets', 'eval_dataset')):
+    described = json.loads(_read_text(file)) if file.is_file() else {}
+    values, comments = {}, []
+    for new, old in {'datasets': 'dataset', 'test_datasets': 'eval_dataset'}.items():
         names = args.get(old) or []
-        for name in names.split(',') if isinstance(names, str) else names:
-            if (name := name.strip()) not in known: comments.append(f'`{new}`: `{name}` is not described beside this file (`dataset_info.json`). Put the path and the format of its rows here.')
-            entry, more = _factory_entry(known.get(name) or {'file_name': f'{name}.json'}, folder, args.get('template'))
+        for name in map(str.strip, names.split(',') if isinstance(names, str) else names):
+            if name not in described:
+                comments.append(f'`{new}`: `{name}` is not described beside this file (`dataset_info.json`). '
+                    'Put the path and the format of its rows here.')
+            info = described.get(name) or {'file_name': f'{name}.json'}
+            entry, entry_comments = _factory_entry(info, folder, args.get('template'))
             if n := args.get('max_samples'): entry.setdefault('split', f'train[:{n}]')
-            out.setdefault(new, []).append(entry)
-            comments += more
-    return out, comments
+            values.setdefault(new, []).append(entry)
+            comments += entry_comments
+    return values, comments
 
 # %% ../../nbs/config/04_convert.ipynb #25b33aed
-def _hub_data(args, beside): # -> (values, comments)
-    name = args.get('dataset_name') or args.get('dataset')
-    text = {'type': 'completion', 'field': args['dataset_text_field']} if args.get('dataset_text_field') else {'type': 'chat_template'}
-    if not name: return {'datasets': [{'path': 'my.jsonl'} | text]}, ['`datasets`: the arguments name no data. Put your file and the format of its rows here.']
-    entry = {'path': name} | {new: args[old] for new, old in (('name', 'dataset_config'), ('split', 'dataset_train_split')) if args.get(old)}
-    return {'datasets': [entry | text]}, ['`datasets`: the format of the rows is told by their columns there, here by `type`. Check it with `llmft preview`.']
+def _hub_data(args, config_dir): # -> (values, comments)
+    "The data set that arguments of TRL name; `config_dir` is not needed, the rows come from the Hub."
+    column, name = args.get('dataset_text_field'), args.get('dataset_name') or args.get('dataset')
+    row_format = {'type': 'completion', 'field': column} if column else {'type': 'chat_template'}
+    if not name:
+        comment = '`datasets`: the arguments name no data. Put your file and the format of its rows here.'
+        return {'datasets': [{'path': 'my.jsonl'} | row_format]}, [comment]
+    comment = ('`datasets`: the format of the rows is told by their columns there, here by `type`. '
+        'Check it with `llmft preview`.')
+    places = {'name': args.get('dataset_config'), 'split': args.get('dataset_train_split')}
+    entry = {'path': name} | {key: value for key, value in places.items() if value} | row_format
+    return {'datasets': [entry]}, [comment]
 
-DATA_ARGS = {'dataset', 'eval_dataset', 'dataset_dir', 'max_samples', 'dataset_name', 'dataset_config', 'dataset_train_split', 'dataset_test_split', 'dataset_text_field'}
+# %% ../../nbs/config/04_convert.ipynb #e5641b27
+DATA_ARGS = {'dataset', 'eval_dataset', 'dataset_dir', 'max_samples', 'dataset_name', 'dataset_config',
+    'dataset_train_split', 'dataset_test_split', 'dataset_text_field'}
+
+# %% ../../nbs/config/04_convert.ipynb #0c9fbe61
+_TRANSFORMERS_DEFAULTS = {'micro_batch_size': 8, 'num_epochs': 3, 'learning_rate': 5e-5, 'lr_scheduler': 'linear',
+    'warmup_steps': 0, 'sample_packing': False}
+_FACTORY_DEFAULTS = _TRANSFORMERS_DEFAULTS | {
+    'adapter': 'lora', 'sequence_len': 2048, 'lora_r': 8, 'lora_target_linear': True}
+_UNSLOTH_DEFAULTS = _TRANSFORMERS_DEFAULTS | {
+    'load_in_4bit': True, 'adapter': 'lora', 'sequence_len': 2048, 'lora_r': 16, 'lora_alpha': 16,
+    'lora_target_modules': ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']}
+_TRL_DEFAULTS = _TRANSFORMERS_DEFAULTS | {
+    'adapter': 'full', 'learning_rate': 2e-5, 'sequence_len': 1024,
+    'lora_r': 16, 'lora_alpha': 32, 'lora_dropout': 0.05}
 
 # %% ../../nbs/config/04_convert.ipynb #e7ac1a5a
-_HF = {'micro_batch_size': 8, 'num_epochs': 3, 'learning_rate': 5e-5, 'lr_scheduler': 'linear', 'warmup_steps': 0, 'sample_packing': False}
-_SEVEN = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
-
 PROGRAMS = { # {name: (its own words, defaults, what reads its data)}
-    'LLaMA-Factory': ('stage finetuning_type template cutoff_len lora_target lora_rank quantization_bit dataset_dir dataset',
-        _HF | {'adapter': 'lora', 'sequence_len': 2048, 'lora_r': 8, 'lora_target_linear': True}, _factory_data),
-    'Unsloth': ('max_seq_length model_name use_gradient_checkpointing random_state target_modules r full_finetuning dataset_num_proc',
-        _HF | {'load_in_4bit': True, 'adapter': 'lora', 'sequence_len': 2048, 'lora_r': 16, 'lora_alpha': 16, 'lora_target_modules': _SEVEN}, _hub_data),
-    'TRL': ('dataset_name use_peft max_length lora_target_modules dataset_train_split dataset_config assistant_only_loss completion_only_loss dtype',
-        _HF | {'adapter': 'full', 'learning_rate': 2e-5, 'sequence_len': 1024, 'lora_r': 16, 'lora_alpha': 32, 'lora_dropout': 0.05}, _hub_data),
+    'LLaMA-Factory': ('stage finetuning_type template cutoff_len lora_target lora_rank quantization_bit dataset_dir '
+        'dataset', _FACTORY_DEFAULTS, _factory_data),
+    'Unsloth': ('max_seq_length model_name use_gradient_checkpointing random_state target_modules r full_finetuning '
+        'dataset_num_proc', _UNSLOTH_DEFAULTS, _hub_data),
+    'TRL': ('dataset_name use_peft max_length lora_target_modules dataset_train_split dataset_config '
+        'assistant_only_loss completion_only_loss dtype', _TRL_DEFAULTS, _hub_data),
 }
 
+# %% ../../nbs/config/04_convert.ipynb #d8677c79
 def detect_program(
     values, # names and values of a file
 ) -> str | None: # name of a program; `None`: none
     "Which program a file was written for."
     if 'base_model' in values: return 'Axolotl'
-    marks = {name: len({*words.split()} & {*values}) for name, (words, *_) in PROGRAMS.items()}
-    best = max(marks, key=marks.get)
-    return best if marks[best] else None
+    n_matches = {name: len({*words.split()} & {*values}) for name, (words, _, _) in PROGRAMS.items()}
+    best = max(n_matches, key=n_matches.get)
+    return best if n_matches[best] else None
 
 # %% ../../nbs/config/04_convert.ipynb #54d87eab
-def _flat(values): # arguments that are sorted into groups, as `training: {optim: …}`
+def _flatten(values): # as `training: {optim: …}`
+    "The arguments in `values` without the groups they may stand in."
     known = {*RENAMED_ARGS, *IGNORED_ARGS, *UNSUPPORTED_ARGS, *ARG_CONVERTERS, *DATA_ARGS, *Config.model_fields}
     groups = {k: v for k, v in values.items() if isinstance(v, dict) and k not in known}
-    return {k: v for k, v in values.items() if k not in groups} | {k: v for group in groups.values() for k, v in group.items()}
+    flattened = {k: v for k, v in values.items() if k not in groups}
+    for group in groups.values(): flattened |= group
+    return flattened
+
+# %% ../../nbs/config/04_convert.ipynb #85cabfb0
+def _set_keys(t, values, name):
+    "Put `values` that come from the argument `name` into the `Translation` `t`."
+    for key, value in values.items():
+        if t.values.get(key, value) != value:
+            t.notes.append(f'`{key}`: given as `{t.values[key]}` and `{value}`; the second holds.')
+        t.set_key(key, value, name)
+
+# %% ../../nbs/config/04_convert.ipynb #da80725c
+def _unknown_argument(name):
+    known = [*RENAMED_ARGS, *ARG_CONVERTERS, *IGNORED_ARGS, *Config.model_fields]
+    return f'`{name}` is not an argument that llmft knows.{_did_you_mean(name, known)}'
 
 # %% ../../nbs/config/04_convert.ipynb #1e74c8a6
-def _argument(r, name, value): # put one argument of another program into a `Translation`
-    if name in ARG_CONVERTERS and (new := _try(ARG_CONVERTERS[name], value)) is not None: values, note = new
-    elif name in ARG_CONVERTERS: r.problems[name,] = f'`{name}: {value}` has no counterpart in llmft.'; return
-    elif name in IGNORED_ARGS: values, note = {}, f'`{name}` is left out: {IGNORED_ARGS[name]}.'
-    elif name in UNSUPPORTED_ARGS:
-        if value not in (None, False, 0, '', 'none', [], {}): r.problems[name,] = f'`{name}` has no counterpart in llmft. {UNSUPPORTED_ARGS[name]}'
-        return
-    elif (key := RENAMED_ARGS.get(name, name)) in Config.model_fields: values, note = {key: value}, ''
-    else: r.problems[name,] = f'`{name}` is not an argument that llmft knows.{_did_you_mean(name, [*RENAMED_ARGS, *ARG_CONVERTERS, *IGNORED_ARGS, *Config.model_fields])}'; return
-    for key, v in values.items():
-        if r.values.get(key, v) != v: r.notes.append(f'`{key}`: given as `{r.values[key]}` and `{v}`; the second holds.')
-        r.give(key, v, name)
-    if note: r.notes.append(note)
+_NOTES = {'pure_bf16': '`bf16`: the adapter itself is kept in 32 bits, also where `pure_bf16` was set.'}
 
-def _try(function, value): # None also where the value is of a kind that does not fit
-    try: return function(value)
-    except (TypeError, AttributeError, KeyError): return None
+def _argument(t, name, value):
+    "Put one argument of another program into the `Translation` `t`."
+    key = RENAMED_ARGS.get(name, name)
+    if name in ARG_CONVERTERS:
+        values = _convert_value(name, value)
+        if values is None: t.problems[name,] = f'`{name}: {value}` has no counterpart in llmft.'
+        else: _set_keys(t, values, name)
+        if values and name in _NOTES: t.notes.append(_NOTES[name])
+    elif name in IGNORED_ARGS: t.notes.append(f'`{name}` is left out: {IGNORED_ARGS[name]}.')
+    elif name in UNSUPPORTED_ARGS:
+        if value not in (None, False, 0, '', 'none', [], {}):
+            t.problems[name,] = f'`{name}` has no counterpart in llmft. {UNSUPPORTED_ARGS[name]}'
+    elif key in Config.model_fields: _set_keys(t, {key: value}, name)
+    else: t.problems[name,] = _unknown_argument(name)
 
 # %% ../../nbs/config/04_convert.ipynb #d8912738
-def _complete(r, program, args): # defaults of `program`
+def _defaults_of(program, values, args):
+    "The defaults of `program` that hold beside `values`, which `args` became."
     defaults = dict(PROGRAMS[program][1])
-    if {'lora_target_modules', 'lora_target_linear'} & {*r.values}: defaults = {k: v for k, v in defaults.items() if not k.startswith('lora_target')}
-    if 'warmup_ratio' in r.values: del defaults['warmup_steps']
-    if r.values.get('load_in_8bit') or r.values.get('adapter') == 'full' or args.get('load_in_16bit'): defaults.pop('load_in_4bit', None)
-    if r.values.get('adapter', defaults['adapter']) == 'full': defaults = {k: v for k, v in defaults.items() if not k.startswith('lora_')}
-    elif program == 'LLaMA-Factory': defaults['lora_alpha'] = 2 * r.values.get('lora_r', defaults['lora_r'])
-    missing = {key: value for key, value in defaults.items() if key not in r.values}
-    r.values |= missing
-    if r.values['adapter'] == 'lora' and r.values.get('load_in_4bit'): r.values['adapter'] = 'qlora'
-    for key in missing: r.notes.append(f'`{key}`: not given, so the default of {program}.')
+    def drop(*prefixes):
+        for key in [key for key in defaults if key.startswith(prefixes)]: del defaults[key]
+    if 'lora_target_modules' in values or 'lora_target_linear' in values: drop('lora_target')
+    if 'warmup_ratio' in values: drop('warmup_steps')
+    needs_16bit = args.get('load_in_16bit') or values.get('adapter') == 'full'
+    if values.get('load_in_8bit') or needs_16bit: drop('load_in_4bit')
+    if values.get('adapter', defaults['adapter']) == 'full': drop('lora_')
+    elif program == 'LLaMA-Factory': defaults['lora_alpha'] = 2 * values.get('lora_r', defaults['lora_r'])
+    return defaults
+
+# %% ../../nbs/config/04_convert.ipynb #69397e38
+def _complete(t, program, args):
+    "Write the defaults of `program` into the `Translation` `t`, with a comment for each."
+    missing = {k: v for k, v in _defaults_of(program, t.values, args).items() if k not in t.values}
+    t.values |= missing
+    if t.values['adapter'] == 'lora' and t.values.get('load_in_4bit'): t.values['adapter'] = 'qlora'
+    for key in missing: t.notes.append(f'`{key}`: not given, so the default of {program}.')
 
 # %% ../../nbs/config/04_convert.ipynb #314f2d7a
-def _from_arguments(values, program, beside): # -> `Translation`
-    args, r = _flat(Translation(values).values), Translation({})
+def _from_arguments(values, program, config_dir): # -> `Translation`
+    "The arguments of `program` as keys of llmft; `config_dir`: the folder of their file."
+    args, t = _flatten(Translation(values).values), Translation({})
     for name, value in args.items():
-        if name == 'template': r.notes.append(f'`template: {value}` is left out: rows of messages are written in the chat template of the model. Set `chat_template` for another.')
-        elif name not in DATA_ARGS: _argument(r, name, value)
-    data, comments = PROGRAMS[program][2](args, beside)
-    r.values |= data
-    r.notes += comments
-    _complete(r, program, args)
-    if args.get('packing') and program == 'LLaMA-Factory' and not args.get('neat_packing'): r.notes.append('`sample_packing`: packed rows do not see each other here.')
-    return r
+        if name == 'template':
+            t.notes.append(f'`template: {value}` is left out: rows of messages are written in the chat template '
+                'of the model. Set `chat_template` for another.')
+        elif name not in DATA_ARGS: _argument(t, name, value)
+    read_data = PROGRAMS[program][2]
+    data, comments = read_data(args, config_dir)
+    t.values |= data
+    t.notes += comments
+    _complete(t, program, args)
+    if program == 'LLaMA-Factory' and args.get('packing') and not args.get('neat_packing'):
+        t.notes.append('`sample_packing`: packed rows do not see each other here.')
+    return t
 
 # %% ../../nbs/config/04_convert.ipynb #cdeda7b2
 def _write(values, notes, title): # -> YAML text
-    above, top = {}, [title]
+    "`values` as a file, with `notes` as comments."
+    top, above = [title], {key: [] for key in values}
     for note in notes:
         key = next((k for k in re.findall(r'`(\w+)', note) if k in values), None)
-        (above.setdefault(key, []) if key else top).append(note)
+        (top if key is None else above[key]).append(note)
     lines = [f'# {note}' for note in top] + ['']
-    for key in sorted(values, key=[*Config.model_fields, *values].index):
-        lines += [f'# {note}' for note in above.get(key, [])] + [dump_yaml({key: values[key]}).rstrip()]
+    order = [*Config.model_fields, *values]
+    for key in sorted(values, key=order.index):
+        lines += [f'# {note}' for note in above[key]] + [dump_yaml({key: values[key]}).rstrip()]
     return '\n'.join(lines) + '\n'
+
+# %% ../../nbs/config/04_convert.ipynb #9293ec4b
+def _read_settings(path): # -> (values, lines of their keys)
+    "A YAML or JSON file; tabs, which JSON may have and YAML not, become spaces."
+    text = _read_text(path)
+    return read_yaml(text.replace('\t', ' ') if path.suffix == '.json' else text, str(path))
 
 # %% ../../nbs/config/04_convert.ipynb #bfbc9939
 def convert(
@@ -229,14 +346,17 @@ def convert(
     "The same settings as a YAML file of llmft; what has no counterpart is a `UserError`."
     path = Path(source)
     if out is not None and Path(out).exists(): raise UserError(f'{out} exists already. Choose another file.')
-    text = _read_text(path)
-    values, lines = read_yaml(text.replace('\t', ' ') if path.suffix == '.json' else text, str(path))
-    program = detect_program(_flat(values) if 'base_model' not in values else values)
-    if program is None: raise UserError(f'{path}: these are not the settings of Axolotl, LLaMA-Factory, TRL or Unsloth: a name such as `base_model`, `model_name_or_path` or `max_seq_length` is missing.')
-    r = translate_axolotl(values) if program == 'Axolotl' else _from_arguments(values, program, path.parent)
-    if r.problems: raise _config_error(r.problems, str(path), lines | {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2})
-    try: load_config(r.values)
+    values, lines = _read_settings(path)
+    program = detect_program(values if 'base_model' in values else _flatten(values))
+    if program is None:
+        raise UserError(f'{path}: these are not the settings of Axolotl, LLaMA-Factory, TRL or Unsloth: a name such as '
+            '`base_model`, `model_name_or_path` or `max_seq_length` is missing.')
+    t = translate_axolotl(values) if program == 'Axolotl' else _from_arguments(values, program, path.parent)
+    if t.problems:
+        lines_in_groups = {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2}
+        raise _config_error(t.problems, str(path), lines | lines_in_groups)
+    try: load_config(t.values)
     except UserError as e: raise UserError(str(e).replace('<dict>', str(path))) from None
-    text = _write(r.values, r.notes, f'Made by `llmft convert` from {path.name}, settings of {program}.')
+    text = _write(t.values, t.notes, f'Made by `llmft convert` from {path.name}, settings of {program}.')
     if out is not None: write_atomic(out, text)
     return text

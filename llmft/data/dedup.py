@@ -12,15 +12,18 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..config.config import Config, load_config
 from ..core import UserError
-from .sources import load_rows, get_format_columns, split_dataset, apply_weights
+from .sources import _all_entries, load_rows, get_format_columns, split_dataset, apply_weights
 
 # %% ../../nbs/data/03_dedup.ipynb #a47a6a5b
-def _told(value): # without what is empty: reading a table fills gaps with `None`
-    if isinstance(value, dict): return sorted((k, _told(v)) for k, v in value.items() if v not in (None, '', [], {}))
-    return [_told(v) for v in value] if isinstance(value, list) else value
+_EMPTY = (None, '', [], {})
+
+def _drop_empty(value): # lists and mappings without what is empty: reading a table fills gaps with `None`
+    if isinstance(value, dict): return sorted((k, _drop_empty(v)) for k, v in value.items() if v not in _EMPTY)
+    return [_drop_empty(v) for v in value] if isinstance(value, list) else value
 
 # %% ../../nbs/data/03_dedup.ipynb #de7b570d
 def hash_row(
@@ -28,13 +31,12 @@ def hash_row(
     columns, # those that its format reads
 ) -> bytes: # 16; equal for equal rows
     "What tells whether two rows are equal."
-    values = [(c, row[c] if isinstance(row[c], str) else _told(row[c])) for c in sorted(columns) if row.get(c) not in (None, '', [], {})]
+    values = [(c, _drop_empty(row[c])) for c in sorted(columns) if row.get(c) not in _EMPTY]
     return hashlib.blake2b(repr(values).encode('utf-8', 'surrogatepass'), digest_size=16).digest()
 
 # %% ../../nbs/data/03_dedup.ipynb #3320288d
 def _read_values(rows, config): # yield (row with the columns that its format reads, their names)
-    entries = config.datasets + (config.test_datasets or [])
-    columns = [[c for c in get_format_columns(d) if c in rows.column_names] for d in entries]
+    columns = [[c for c in get_format_columns(d) if c in rows.column_names] for d in _all_entries(config)]
     table = rows.select_columns(list(dict.fromkeys(['source', *(c for names in columns for c in names)])))
     for batch in table.iter(1000):
         for values in zip(*batch.values()):
@@ -46,13 +48,15 @@ def hash_rows(
     rows,   # from `load_rows`
     config, # `Config`
 ) -> list[bytes]:
-    "The key of every row."
+    "The hash of every row."
     return [hash_row(row, names) for row, names in _read_values(rows, config)]
 
 # %% ../../nbs/data/03_dedup.ipynb #a83f447a
+_SOURCE_KEYS = {'path', 'name', 'revision', 'split', 'data_files', 'shards', 'shards_idx'} # what makes a source another
+
 def _first_same_source(entries): # for each entry the first that names the same source
-    named = [d.model_dump_json(include={'path', 'name', 'revision', 'split', 'data_files', 'shards', 'shards_idx'}) for d in entries]
-    return [named.index(source) for source in named]
+    sources = [d.model_dump_json(include=_SOURCE_KEYS) for d in entries]
+    return [sources.index(source) for source in sources]
 
 def _entry_number(entries): # how often the same source was named before, for each entry
     first = _first_same_source(entries)
@@ -60,7 +64,7 @@ def _entry_number(entries): # how often the same source was named before, for ea
 
 # %% ../../nbs/data/03_dedup.ipynb #d5c406c1
 def find_duplicates(
-    hashes,    # from `hash_rows`
+    hashes, # from `hash_rows`
     groups, # for each row: rows are compared if their numbers are equal
 ) -> list[int]: # positions
     "The rows that stood there before."
@@ -79,6 +83,7 @@ def shingles(
     words = re.findall(r'\w+|[^\w\s]', text.lower())
     return {' '.join(words[i:i + n]) for i in range(max(len(words) - n + 1, 1))}
 
+# %% ../../nbs/data/03_dedup.ipynb #b2631603
 def jaccard(
     a, b, # sets of shingles
 ) -> float: # from 0 to 1
@@ -86,29 +91,36 @@ def jaccard(
     return len(a & b) / max(len(a | b), 1)
 
 # %% ../../nbs/data/03_dedup.ipynb #64d3b0de
-_BANDS, _ROWS = 24, 5 # of the signature: rows that are 80% alike agree in one band in 99.99% of all cases
+# Parts of a signature, and numbers in each: rows that are 80% alike agree in one part in 99.99% of all cases
+_BANDS, _BAND_SIZE = 24, 5
 
-def _rensa():
+def _rensa(): # the package, which not everybody has installed
     try: import rensa
-    except ImportError: raise UserError("`dedup: near` needs a package that is not installed: `pip install 'llmft[dedup]'`.") from None
+    except ImportError:
+        raise UserError("`dedup: near` needs a package that is not installed: `pip install 'llmft[dedup]'`.") from None
     return rensa
 
+def _signatures(texts, batch=1000): # yield (position, shingles, MinHash signature)
+    for start in range(0, len(texts), batch):
+        sets = [shingles(t) for t in texts[start:start + batch]]
+        made = _rensa().RMinHash.from_token_sets([sorted(s) for s in sets], num_perm=_BANDS * _BAND_SIZE, seed=42)
+        yield from zip(range(start, start + len(sets)), sets, made)
+
+# %% ../../nbs/data/03_dedup.ipynb #fbc92468
 def find_near_duplicates(
-    texts,         # list of texts
-    reference_texts=None,  # list of texts to look for them in; the earlier `texts` if not given
-    threshold=0.8, # least similarity
+    texts,                # list of texts
+    reference_texts=None, # list of texts to look for them in; the earlier `texts` if not given
+    threshold=0.8,        # least similarity
 ) -> list[tuple]: # (position in `texts`, position of the text it is like)
     "The texts that are nearly equal to another."
-    rensa = _rensa()
-    index, pool, pairs = rensa.RMinHashLSH(threshold=threshold, num_perm=_BANDS * _ROWS, num_bands=_BANDS), texts if reference_texts is None else reference_texts, []
-    def signed(texts): # (position, shingles, signature)
-        for start in range(0, len(texts), 1000):
-            sets = [shingles(t) for t in texts[start:start + 1000]]
-            yield from zip(range(start, len(texts)), sets, rensa.RMinHash.from_token_sets([sorted(s) for s in sets], num_perm=_BANDS * _ROWS, seed=42))
-    for i, _, signature in signed(reference_texts or []): index.insert(i, signature)
-    for i, own, signature in signed(texts):
-        like = next((j for j in sorted(index.query(signature)) if jaccard(own, shingles(pool[j])) >= threshold), None)
-        if like is not None: pairs.append((i, like))
+    index = _rensa().RMinHashLSH(threshold=threshold, num_perm=_BANDS * _BAND_SIZE, num_bands=_BANDS)
+    for i, _, signature in _signatures(reference_texts or []): index.insert(i, signature)
+    indexed = texts if reference_texts is None else reference_texts
+    pairs = []
+    for i, words, signature in _signatures(texts):
+        candidates = sorted(index.query(signature))
+        match = next((j for j in candidates if jaccard(words, shingles(indexed[j])) >= threshold), None)
+        if match is not None: pairs.append((i, match))
         elif reference_texts is None: index.insert(i, signature)
     return pairs
 
@@ -119,46 +131,72 @@ class PreparedRows:
     train: object    # `datasets.Dataset`: to learn from
     heldout: object  # `datasets.Dataset`: to measure with; or None
     removed: dict = field(default_factory=dict) # reason -> (number of rows, the first three as `PATH row N`)
-    kept: dict = field(default_factory=dict)    # the same for rows that were found but are kept, as the YAML says
+    kept_leaks: dict = field(default_factory=dict) # the same for leaks that are kept, as the YAML says
     sources: list = field(default_factory=list) # for each entry: path, rows read, rows kept, weight, rows used
 
-    def __str__(self):
-        def lines(found, what): return [f'{n:,} {"row is" if n == 1 else "rows are"} {what}: {reason} ({", ".join(first)}{", …" if n > len(first) else ""}).' for reason, (n, first) in found.items()]
-        from_ = [f'{s["used"]:,} rows from {s["path"]}' + (f' ({s["read"]:,} read, weight {s["weight"]:g})' if s['used'] != s['read'] else '') for s in self.sources]
-        return '\n'.join([f'{len(self.train):,} rows to learn from, {len(self.heldout) if self.heldout else 0:,} held out', *from_,
-                          *lines(self.removed, 'left out'), *lines(self.kept, 'found and kept')])
+# %% ../../nbs/data/03_dedup.ipynb #acfd36c0
+def _count_lines(counts, verb): # reason -> (number of rows, the first three), in sentences
+    return [f'{n:,} {"row is" if n == 1 else "rows are"} {verb}: {reason} '
+            f'({", ".join(first)}{", …" if n > len(first) else ""}).' for reason, (n, first) in counts.items()]
 
-    __repr__ = __str__
+def _source_line(counts): # of one entry of `sources`
+    line = f'{counts["used"]:,} rows from {counts["path"]}'
+    if counts['used'] == counts['read']: return line
+    return line + f' ({counts["read"]:,} read, weight {counts["weight"]:g})'
+
+@patch
+def __repr__(self: PreparedRows):
+    n_heldout = len(self.heldout) if self.heldout else 0
+    return '\n'.join([f'{len(self.train):,} rows to learn from, {n_heldout:,} held out',
+                      *map(_source_line, self.sources),
+                      *_count_lines(self.removed, 'left out'), *_count_lines(self.kept_leaks, 'found and kept')])
 
 # %% ../../nbs/data/03_dedup.ipynb #d97854e9
-def _found(rows, positions, config): # -> (number of rows, the first three)
-    paths = [d.path for d in config.datasets + (config.test_datasets or [])]
+def _locate_rows(rows, positions, config): # -> (number of rows, the first three)
+    paths = [d.path for d in _all_entries(config)]
     places = sorted({(r['source'], r['row']) for r in rows.select(positions).select_columns(['source', 'row'])})
     return len(positions), [f'{paths[source]} row {row + 1}' for source, row in places[:3]]
 
-def _without(rows, positions, reason, config, told): # `told`: where it is counted
-    if not positions: return rows
-    told[reason] = _found(rows, positions, config)
-    gone = set(positions)
-    return rows.select([i for i in range(len(rows)) if i not in gone])
+def _remove_rows(rows, positions): # `datasets.Dataset` without them
+    removed = set(positions)
+    return rows.select([i for i in range(len(rows)) if i not in removed])
 
-def _row_texts(rows, config): # what a row says, in one text
-    return ['\n'.join(v if isinstance(v, str) else repr(_told(v)) for v in (row[c] for c in names) if v) for row, names in _read_values(rows, config)]
+# %% ../../nbs/data/03_dedup.ipynb #5c65d68f
+def _row_texts(rows, config): # what each row says, in one text
+    def text(value): return value if isinstance(value, str) else repr(_drop_empty(value))
+    return ['\n'.join(text(row[c]) for c in names if row[c]) for row, names in _read_values(rows, config)]
+
+# %% ../../nbs/data/03_dedup.ipynb #74afcb51
+def _row_groups(rows, config): # for each row how often its source was named before
+    numbers = _entry_number(config.datasets)
+    return [numbers[i] for i in rows['source']]
+
+def _find_near_rows(rows, config): # positions of the rows that are nearly equal to an earlier one of their group
+    groups, texts = np.array(_row_groups(rows, config)), _row_texts(rows, config)
+    near = []
+    for group in sorted(set(groups.tolist())):
+        positions = np.flatnonzero(groups == group).tolist()
+        near += [positions[i] for i, _ in find_near_duplicates([texts[p] for p in positions])]
+    return near
 
 # %% ../../nbs/data/03_dedup.ipynb #61aa0c06
+def _drop_rows(rows, positions, reason, config, counts): # -> rows; counted in `counts`
+    if not positions: return rows
+    counts[reason] = _locate_rows(rows, positions, config)
+    return _remove_rows(rows, positions)
+
 def drop_duplicates(
     rows,    # from `load_rows`
     config,  # `Config`: `dedup`
     removed, # where they are counted: reason -> (number, the first three)
 ): # `datasets.Dataset`
     "The rows without those that stand there twice."
-    numbers = _entry_number(config.datasets)
-    if config.dedup != 'off': rows = _without(rows, find_duplicates(hash_rows(rows, config), [numbers[i] for i in rows['source']]), 'equal to an earlier row', config, removed)
+    if config.dedup != 'off':
+        equal = find_duplicates(hash_rows(rows, config), _row_groups(rows, config))
+        rows = _drop_rows(rows, equal, 'equal to an earlier row', config, removed)
     if config.dedup == 'near':
-        of, texts = np.array([numbers[i] for i in rows['source']]), _row_texts(rows, config)
-        groups = [np.flatnonzero(of == n).tolist() for n in sorted(set(numbers))] # a source named twice stays there twice
-        near = [group[i] for group in groups for i, _ in find_near_duplicates([texts[j] for j in group])]
-        rows = _without(rows, near, 'nearly equal to an earlier row', config, removed)
+        near = _find_near_rows(rows, config)
+        rows = _drop_rows(rows, near, 'nearly equal to an earlier row', config, removed)
     return rows
 
 # %% ../../nbs/data/03_dedup.ipynb #c8f3d3ca
@@ -168,39 +206,53 @@ def find_leaks(
     config,  # `Config`: `dedup: near` also finds those that are nearly equal
 ) -> dict: # reason -> positions in `rows`
     "The rows to learn from that are held out as well."
-    known = set(hash_rows(heldout, config))
-    leaks = {'equal to a held-out row': [i for i, k in enumerate(hash_rows(rows, config)) if k in known]}
+    heldout_hashes = set(hash_rows(heldout, config))
+    equal = [i for i, key in enumerate(hash_rows(rows, config)) if key in heldout_hashes]
+    leaks = {'equal to a held-out row': equal}
     if config.dedup == 'near':
-        equal = set(leaks['equal to a held-out row'])
-        leaks['nearly equal to a held-out row'] = [i for i, _ in find_near_duplicates(_row_texts(rows, config), _row_texts(heldout, config)) if i not in equal]
+        pairs = find_near_duplicates(_row_texts(rows, config), _row_texts(heldout, config))
+        is_equal = set(equal)
+        leaks['nearly equal to a held-out row'] = [i for i, _ in pairs if i not in is_equal]
     return leaks
 
 # %% ../../nbs/data/03_dedup.ipynb #4fb38565
-def _drop_leaks(rows, heldout, config, out): # -> rows; told in `out`
-    leaks = find_leaks(rows, heldout, config)
-    told = {reason: _found(rows, positions, config) for reason, positions in leaks.items() if positions}
-    (out.removed if config.leakage == 'drop' else out.kept).update(told)
-    gone = {i for positions in leaks.values() for i in positions} if config.leakage == 'drop' else {}
-    return rows.select([i for i in range(len(rows)) if i not in gone]) if gone else rows
+def _drop_leaks(rows, heldout, config, prepared): # -> rows; counted in `prepared`, a `PreparedRows`
+    leaks = {reason: positions for reason, positions in find_leaks(rows, heldout, config).items() if positions}
+    counts = {reason: _locate_rows(rows, positions, config) for reason, positions in leaks.items()}
+    if config.leakage == 'drop': prepared.removed.update(counts)
+    else: prepared.kept_leaks.update(counts)
+    if not leaks or config.leakage != 'drop': return rows
+    return _remove_rows(rows, [i for positions in leaks.values() for i in positions])
 
 # %% ../../nbs/data/03_dedup.ipynb #f67772ef
-def _count_sources(out, read, kept, config): # rows read, kept to learn from and used, for each entry
-    used, numbers, kept = Counter(out.train['source']), Counter(read), Counter(kept)
-    return [dict(path=d.path, read=numbers[i], kept=kept[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
+def _count_sources(read, kept, used, config): # the `source` of each row -> counts of each entry
+    read, kept, used = Counter(read), Counter(kept), Counter(used)
+    return [dict(path=d.path, read=read[i], kept=kept[i], weight=d.weight, used=used[i])
+            for i, d in enumerate(config.datasets)]
 
+def _may_leak(config): # may rows that are held out be equal to others, after equal rows are left out
+    return bool(config.test_datasets) or config.dedup == 'off' or any(_entry_number(config.datasets))
+
+def _is_mixed(config): # are the rows of the sources shuffled together
+    return config.shuffle_merged_datasets and (len(config.datasets) > 1 or any(d.weight != 1 for d in config.datasets))
+
+# %% ../../nbs/data/03_dedup.ipynb #aa3a6471
 def prepare_rows(
     config, # `Config`, or what `load_config` takes
 ) -> PreparedRows:
     "The rows to learn from and the rows to measure with, as the YAML says, and why the others are left out."
     config = config if isinstance(config, Config) else load_config(config)
-    if config.streaming: raise UserError('streaming: the rows are read while training; `stream_sample` gives the first of them.')
-    rows, out = load_rows(config), PreparedRows(None, load_rows(config, 'test_datasets') if config.test_datasets else None)
-    read, rows = rows['source'][:], drop_duplicates(rows, config, out.removed)
-    if not config.test_datasets: rows, out.heldout = split_dataset(rows, config)
-    if out.heldout and (config.test_datasets or config.dedup == 'off' or any(_entry_number(config.datasets))): rows = _drop_leaks(rows, out.heldout, config, out)
-    if not len(rows): raise UserError('no row is left to learn from.\n' + '\n'.join(f'{n} are left out: {reason}.' for reason, (n, _) in out.removed.items()))
+    if config.streaming:
+        raise UserError('streaming: the rows are read while training; `stream_sample` gives the first of them.')
+    rows, heldout = load_rows(config), load_rows(config, 'test_datasets') if config.test_datasets else None
+    prepared, read = PreparedRows(None, heldout), rows['source'][:]
+    rows = drop_duplicates(rows, config, prepared.removed)
+    if not config.test_datasets: rows, prepared.heldout = split_dataset(rows, config)
+    if prepared.heldout and _may_leak(config): rows = _drop_leaks(rows, prepared.heldout, config, prepared)
+    if not len(rows):
+        reasons = [f'{n} are left out: {reason}.' for reason, (n, _) in prepared.removed.items()]
+        raise UserError('\n'.join(['no row is left to learn from.', *reasons]))
     kept, rows = rows['source'][:], apply_weights(rows, config)
-    mix = config.shuffle_merged_datasets and (len(config.datasets) > 1 or any(d.weight != 1 for d in config.datasets))
-    out.train = rows.shuffle(seed=config.seed) if mix else rows
-    out.sources = _count_sources(out, read, kept, config)
-    return out
+    prepared.train = rows.shuffle(seed=config.seed) if _is_mixed(config) else rows
+    prepared.sources = _count_sources(read, kept, prepared.train['source'], config)
+    return prepared

@@ -8,6 +8,7 @@ __all__ = ['FILE_FORMATS', 'file_format', 'parse_json', 'read_errors', 'read_fil
 # %% ../../nbs/data/01_files.ipynb #db1db7e8
 import csv, gzip, io, json, re, shutil, tempfile, zlib
 from contextlib import contextmanager
+from itertools import chain, zip_longest
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
@@ -16,40 +17,50 @@ from ..config.config import _did_you_mean
 from ..core import UserError
 
 # %% ../../nbs/data/01_files.ipynb #2af47b9b
-FILE_FORMATS = {'.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'json', '.csv': 'csv', '.tsv': 'tsv', '.txt': 'text', '.parquet': 'parquet', '.arrow': 'arrow'}
+def _file_name(path): # of a path or an address, without `.gz` and `?download=1`
+    path = urlsplit(str(path)).path if '://' in str(path) else str(path)
+    return Path(path).name.removesuffix('.gz')
 
-def _plain(path): return Path(urlsplit(str(path)).path if '://' in str(path) else str(path)).name.removesuffix('.gz') # the name without `.gz` and `?download=1`
+# %% ../../nbs/data/01_files.ipynb #ae3c350c
+FILE_FORMATS = {
+    '.jsonl': 'jsonl', '.ndjson': 'jsonl', '.json': 'json', '.csv': 'csv', '.tsv': 'tsv', '.txt': 'text',
+    '.parquet': 'parquet', '.arrow': 'arrow'}
 
 def file_format(
     path,         # a file or an address
     ds_type=None, # what the YAML says it is
 ) -> str: # one of the values of `FILE_FORMATS`
     "How a file is read: by its ending, or as the YAML says."
-    if ds_type and not (ds_type == 'json' and _plain(path).endswith('.jsonl')): return ds_type
-    suffix = Path(_plain(path)).suffix
+    name = _file_name(path)
+    if ds_type and not (ds_type == 'json' and name.endswith('.jsonl')): return ds_type
+    suffix = Path(name).suffix
     if suffix in FILE_FORMATS: return FILE_FORMATS[suffix]
-    raise UserError(f'{path}: files ending in `{suffix or _plain(path)}` cannot be read. Known: {", ".join(FILE_FORMATS)}, each also with .gz. `ds_type` says how to read a file with another ending.')
+    raise UserError(
+        f'{path}: files ending in `{suffix or name}` cannot be read. Known: {", ".join(FILE_FORMATS)}, '
+        'each also with .gz. `ds_type` says how to read a file with another ending.')
 
 # %% ../../nbs/data/01_files.ipynb #9507b892
-def _lines(file, name): # (number, text) of each line
+def _decode_lines(file, name): # (number, text) of each line
     n = 0
     try:
         for n, line in enumerate(file, 1): yield n, line.decode('utf-8-sig' if n == 1 else 'utf-8')
         if n == 0: raise UserError(f'{name}: the file is empty.')
     except UnicodeDecodeError as e:
-        raise UserError(f'{name}:{n}: this is not UTF-8 text (byte {e.start + 1} of the line). Save the file as UTF-8.') from None
+        position = f'byte {e.start + 1} of the line'
+        raise UserError(f'{name}:{n}: this is not UTF-8 text ({position}). Save the file as UTF-8.') from None
 
 # %% ../../nbs/data/01_files.ipynb #fe0ead7e
-def _pairs(pairs): # a JSON object; a key that stands there twice is an error
+def _reject_duplicate_keys(pairs): # (key, value) of a JSON object -> the object
     row = dict(pairs)
-    if len(row) < len(pairs):
-        twice = next(k for i, (k, _) in enumerate(pairs) if k in dict(pairs[:i]))
-        raise ValueError(f'`{twice}` is given twice in one object. Keep one of them.')
-    return row
+    if len(row) == len(pairs): return row
+    keys = [key for key, _ in pairs]
+    duplicate = next(key for i, key in enumerate(keys) if key in keys[:i])
+    raise ValueError(f'`{duplicate}` is given twice in one object. Keep one of them.')
 
-def _constant(name): raise ValueError(f'`{name}` is not a JSON value. Write `null` where there is none.')
+def _reject_constant(name): # `NaN`, `Infinity` or `-Infinity`
+    raise ValueError(f'`{name}` is not a JSON value. Write `null` where there is none.')
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_pairs, parse_constant=_constant)
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
 
 # %% ../../nbs/data/01_files.ipynb #0bf37d41
 def parse_json(
@@ -60,61 +71,81 @@ def parse_json(
     "The value of a JSON text; a mistake is a `UserError` with its line."
     try:
         value = _DECODER.decode(text)
+        # half a character, which Python reads but cannot write
         if '\\ud' in text or '\\uD' in text: json.dumps(value, ensure_ascii=False).encode()
         return value
-    except json.JSONDecodeError as e: problem, line = f'this is not valid JSON: {e.msg.removesuffix(" at")} at character {e.colno}.', line + e.lineno - 1
-    except UnicodeEncodeError: problem = 'there is half a character, as `\\ud83d` without its second half. The text was cut, or written by a broken program.'
+    except json.JSONDecodeError as e:
+        line += e.lineno - 1
+        problem = f'this is not valid JSON: {e.msg.removesuffix(" at")} at character {e.colno}.'
+    except UnicodeEncodeError:
+        problem = ('there is half a character, as `\\ud83d` without its second half. '
+                   'The text was cut, or written by a broken program.')
     except RecursionError: problem = 'lists or objects are nested too deeply.'
     except ValueError as e: problem = str(e)
     raise UserError(f'{name}:{line}: {problem}') from None
 
 # %% ../../nbs/data/01_files.ipynb #f3aa9b9a
-def _row(value, place):
+def _check_row(value, location): # `location`: FILE:LINE or FILE: row N
     if isinstance(value, dict): return value
-    raise UserError(f'{place}: a row must be an object `{{"column": value}}`, not {repr(value)[:40]}.')
+    raise UserError(f'{location}: a row must be an object `{{"column": value}}`, not {repr(value)[:40]}.')
 
-def _json_lines(file, name): # (place, row)
-    for n, text in _lines(file, name):
-        if n == 1 and text.lstrip().startswith('['): raise UserError(f'{name}:1: an array begins here, but a .jsonl file has one object per line. Rename the file to .json.')
-        if text.strip(): yield f'{name}:{n}', _row(parse_json(text.rstrip(), name, n), f'{name}:{n}')
+def _read_jsonl(file, name): # (location, row)
+    for n, text in _decode_lines(file, name):
+        location = f'{name}:{n}'
+        if n == 1 and text.lstrip().startswith('['): raise UserError(
+            f'{location}: an array begins here, but a .jsonl file has one object per line. Rename the file to .json.')
+        if text.strip(): yield location, _check_row(parse_json(text.rstrip(), name, n), location)
 
 # %% ../../nbs/data/01_files.ipynb #151d3589
-def _json(file, name): # (place, row)
-    first = file.readline()
-    try: by_line = isinstance(json.loads(first), dict)
-    except (ValueError, RecursionError): by_line = False
-    if by_line: yield from _json_lines((line for lines in ([first], file) for line in lines), name); return
-    value = parse_json(''.join(text for _, text in _lines(io.BytesIO(first + file.read()), name)), name)
-    for i, v in enumerate(value if isinstance(value, list) else [value], 1): yield f'{name}: row {i}', _row(v, f'{name}: row {i}')
+def _read_json(file, name): # (location, row)
+    first_line = file.readline()
+    try: is_jsonl = isinstance(json.loads(first_line), dict)
+    except (ValueError, RecursionError): is_jsonl = False
+    if is_jsonl:
+        yield from _read_jsonl(chain([first_line], file), name)
+        return
+    lines = _decode_lines(io.BytesIO(first_line + file.read()), name)
+    value = parse_json(''.join(text for _, text in lines), name)
+    for i, row in enumerate(value if isinstance(value, list) else [value], 1):
+        location = f'{name}: row {i}'
+        yield location, _check_row(row, location)
 
 # %% ../../nbs/data/01_files.ipynb #d8bb921b
-_SEPARATORS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
+_SEPARATORS = {';': 'semicolons', '\t': 'tabs', '|': 'bars', ',': 'commas'}
 
-def _head(cells, name, delimiter=','): # names of the columns
-    other = next((d for d in (';', '\t', '|', ',') if len(cells) == 1 and d != delimiter and d in cells[0]), None)
-    if other: raise UserError(f'{name}:1: the columns are separated by {_SEPARATORS[other]}, and {_SEPARATORS[delimiter]} are expected here. A .csv has commas, a .tsv has tabs: save the file again, or rename it.')
-    if twice := [c for c in cells if cells.count(c) > 1]: raise UserError(f'{name}:1: there are two columns called `{twice[0]}`. Rename one.')
+def _check_header(cells, name, delimiter=','): # the names of the columns, if they are what they should be
+    others = [d for d in _SEPARATORS if d != delimiter and d in cells[0]] if len(cells) == 1 else []
+    if others: raise UserError(
+        f'{name}:1: the columns are separated by {_SEPARATORS[others[0]]}, '
+        f'and {_SEPARATORS[delimiter]} are expected here. '
+        'A .csv has commas, a .tsv has tabs: save the file again, or rename it.')
+    duplicates = [c for c in cells if cells.count(c) > 1]
+    if duplicates: raise UserError(f'{name}:1: there are two columns called `{duplicates[0]}`. Rename one.')
     return cells
 
 # %% ../../nbs/data/01_files.ipynb #e8bc61ef
-def _csv(file, name, delimiter): # (place, row)
+def _csv_problem(e): # a `csv.Error`
+    if 'end of data' in str(e): return 'a quote that opens in this row is never closed.'
+    return f'this row cannot be read: {e}. A quote inside a quoted text is written twice (`""`).'
+
+def _read_csv(file, name, delimiter): # (location, row)
     csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((text for _, text in _lines(file, name)), delimiter=delimiter, strict=True)
-    start = 1
+    reader = csv.reader((text for _, text in _decode_lines(file, name)), delimiter=delimiter, strict=True)
+    line = 1 # where the row begins
     try:
-        head = _head(next(reader, []), name, delimiter)
-        start = reader.line_num + 1
+        header = _check_header(next(reader, []), name, delimiter)
+        line = reader.line_num + 1
         for cells in reader:
-            if len(cells) > len(head): raise UserError(f'{name}:{start}: this row has {len(cells)} values, but there are {len(head)} columns. Put quotes around a text that holds the separator.')
-            if cells: yield f'{name}:{start}', dict(zip(head, cells + [None] * (len(head) - len(cells))))
-            start = reader.line_num + 1
-    except csv.Error as e:
-        problem = 'a quote that opens in this row is never closed.' if 'end of data' in str(e) else f'this row cannot be read: {e}. A quote inside a quoted text is written twice (`""`).'
-        raise UserError(f'{name}:{start}: {problem}') from None
+            if len(cells) > len(header): raise UserError(
+                f'{name}:{line}: this row has {len(cells)} values, but there are {len(header)} columns. '
+                'Put quotes around a text that holds the separator.')
+            if cells: yield f'{name}:{line}', dict(zip_longest(header, cells))
+            line = reader.line_num + 1
+    except csv.Error as e: raise UserError(f'{name}:{line}: {_csv_problem(e)}') from None
 
 # %% ../../nbs/data/01_files.ipynb #40e4ef14
-def _text(file, name): # (place, row)
-    for n, text in _lines(file, name): yield f'{name}:{n}', {'text': text.rstrip('\r\n')}
+def _read_text(file, name): # (location, row)
+    for n, text in _decode_lines(file, name): yield f'{name}:{n}', {'text': text.rstrip('\r\n')}
 
 # %% ../../nbs/data/01_files.ipynb #8160bd14
 def _arrow_batches(file): # the Arrow format has two forms
@@ -122,81 +153,90 @@ def _arrow_batches(file): # the Arrow format has two forms
     try: return iter(pa.ipc.open_stream(file))
     except pa.ArrowInvalid:
         file.seek(0)
-        table = pa.ipc.open_file(file)
-        return (table.get_batch(i) for i in range(table.num_record_batches))
+        reader = pa.ipc.open_file(file)
+        return (reader.get_batch(i) for i in range(reader.num_record_batches))
 
-def _on_disk(file): # a temporary copy, where one can go back and forth
+def _copy_to_disk(file): # a temporary file, where one can go back and forth
     copy = tempfile.TemporaryFile()
     shutil.copyfileobj(file, copy)
     return copy
 
-def _binary(file, name, kind): # (place, row)
+# %% ../../nbs/data/01_files.ipynb #ee8cefa0
+def _read_batches(file, name, fmt): # (location, row) of a Parquet or Arrow file
     import pyarrow.parquet as pq
-    if not file.seekable(): file = _on_disk(file)
+    if not file.seekable(): file = _copy_to_disk(file)
     if file.seek(0, 2) == 0: raise UserError(f'{name}: the file is empty.')
     file.seek(0)
-    batches, n = pq.ParquetFile(file).iter_batches(1000) if kind == 'parquet' else _arrow_batches(file), 0
-    for batch in batches:
-        for row in batch.to_pylist():
-            n += 1
-            yield f'{name}: row {n}', row
+    batches = pq.ParquetFile(file).iter_batches(1000) if fmt == 'parquet' else _arrow_batches(file)
+    rows = (row for batch in batches for row in batch.to_pylist())
+    for n, row in enumerate(rows, 1): yield f'{name}: row {n}', row
 
 # %% ../../nbs/data/01_files.ipynb #cb3d8237
-def _parse(file, name, kind): # (place, row)
-    if kind == 'jsonl': return _json_lines(file, name)
-    if kind == 'json': return _json(file, name)
-    if kind in ('csv', 'tsv'): return _csv(file, name, '\t' if kind == 'tsv' or '.tsv' in _plain(name) else ',')
-    return _text(file, name) if kind == 'text' else _binary(file, name, kind)
+def _read_rows(file, name, fmt): # (location, row)
+    if fmt == 'jsonl': return _read_jsonl(file, name)
+    if fmt == 'json': return _read_json(file, name)
+    if fmt == 'text': return _read_text(file, name)
+    if fmt not in ('csv', 'tsv'): return _read_batches(file, name, fmt)
+    has_tabs = fmt == 'tsv' or '.tsv' in _file_name(name)
+    return _read_csv(file, name, '\t' if has_tabs else ',')
 
 # %% ../../nbs/data/01_files.ipynb #d7933c93
-_PACKAGES = {'s3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs', 'abfss': 'adlfs', 'sftp': 'paramiko', 'ssh': 'paramiko'}
+_PACKAGES = {
+    's3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs', 'az': 'adlfs', 'abfs': 'adlfs', 'abfss': 'adlfs',
+    'sftp': 'paramiko', 'ssh': 'paramiko'}
 
 def _missing_package(name): # `s3://…` -> what to install
     package = _PACKAGES.get(str(name).split('://')[0])
     return f'addresses of this kind need another package. `pip install {package}`.' if package else None
 
-def _reason(e): # an exception of a network or a file -> a line
+def _first_line(e): # of what an exception of a network or a file says
     return (getattr(e, 'strerror', None) or str(e).strip('<>') or type(e).__name__).splitlines()[0]
 
 # %% ../../nbs/data/01_files.ipynb #00e0989a
+def _read_problem(e, name): # an exception -> what is wrong with the file
+    if isinstance(e, gzip.BadGzipFile):
+        return 'cannot be read: it is not a gzip file. Remove the ending .gz if it is plain text.'
+    if isinstance(e, (EOFError, zlib.error)):
+        return 'cannot be read: the file was cut off before its end. Copy or download it again.'
+    if isinstance(e, ImportError): return _missing_package(name) or f'a package is missing: {_first_line(e)}.'
+    if isinstance(e, FileNotFoundError): return 'there is no such file.'
+    if isinstance(e, UnicodeDecodeError): return 'it holds text that is not UTF-8.'
+    problem = f'cannot be read: {_first_line(e)}'
+    if not isinstance(e, ValueError): return problem
+    return f'{problem.rstrip(".")}. Is the file whole, and of the kind that its ending says?'
+
 @contextmanager
 def read_errors(
     name, # file or address
 ):
     "What goes wrong while a file is read is a `UserError` that names it."
-    try:
-        yield
-        return
-    except (UserError, KeyboardInterrupt, GeneratorExit): raise
-    except gzip.BadGzipFile: problem = 'cannot be read: it is not a gzip file. Remove the ending .gz if it is plain text.'
-    except (EOFError, zlib.error): problem = 'cannot be read: the file was cut off before its end. Copy or download it again.'
-    except ImportError as e: problem = _missing_package(name) or f'a package is missing: {_reason(e)}.'
-    except FileNotFoundError: problem = 'there is no such file.'
-    except UnicodeDecodeError: problem = 'it holds text that is not UTF-8.'
-    except ValueError as e: problem = f'cannot be read: {_reason(e).rstrip(".")}. Is the file whole, and of the kind that its ending says?'
-    except Exception as e: problem = f'cannot be read: {_reason(e)}'
-    raise UserError(f'{name}: {problem}') from None
+    try: yield
+    except UserError: raise
+    except Exception as e: raise UserError(f'{name}: {_read_problem(e, name)}') from None
 
 # %% ../../nbs/data/01_files.ipynb #5f074973
 @contextmanager
-def _opened(path): # a file or an address, unpacked
+def _open_unpacked(path): # a file or an address, without its gzip
     import fsspec
     is_http = path.startswith(('http://', 'https://'))
     with urlopen(path, timeout=60) if is_http else fsspec.open(path, 'rb') as file:
         yield gzip.GzipFile(fileobj=file) if urlsplit(path).path.endswith('.gz') else file
-        if is_http and file.length: raise EOFError
+        if is_http and file.length: raise EOFError # less came than was promised
 
+# %% ../../nbs/data/01_files.ipynb #58870362
 def read_file(
-    path,       # a file or an address
-    kind=None,  # how it is read; by its ending if not given
+    path,     # a file or an address
+    fmt=None, # one of the values of `FILE_FORMATS`; by the ending of the file if not given
 ):
-    "Yield the rows of a file, each as (place, row); the place is `FILE:LINE` or `FILE: row N`."
-    kind, name = kind or file_format(path), str(path)
-    with read_errors(name), _opened(name) as file: yield from _parse(file, name, kind)
+    "Yield the rows of a file, each as (location, row); the location is `FILE:LINE` or `FILE: row N`."
+    fmt, name = fmt or file_format(path), str(path)
+    with read_errors(name), _open_unpacked(name) as file: yield from _read_rows(file, name, fmt)
 
 # %% ../../nbs/data/01_files.ipynb #070faf65
-_SPLITS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test', 'eval': 'test', 'evaluation': 'test',
-           'validation': 'validation', 'valid': 'validation', 'val': 'validation', 'dev': 'validation'}
+_SPLITS = {
+    'train': 'train', 'training': 'train',
+    'test': 'test', 'testing': 'test', 'eval': 'test', 'evaluation': 'test',
+    'validation': 'validation', 'valid': 'validation', 'val': 'validation', 'dev': 'validation'}
 
 def split_from_path(
     path, # of a file, below its folder
@@ -206,28 +246,48 @@ def split_from_path(
     return next((_SPLITS[w] for w in words if w in _SPLITS), 'train')
 
 # %% ../../nbs/data/01_files.ipynb #94516910
-def _inside(fs, folder): # the data files of a folder
-    found = sorted(p for p in fs.find(folder) if not re.search(r'(^|/)[._]', p[len(folder):]))
-    files = [p for p in found if Path(_plain(p)).suffix in FILE_FORMATS and not p.endswith(('dataset_info.json', 'dataset_infos.json'))]
-    if not files: raise UserError(f'{folder}: there are no data files in this folder ({", ".join(FILE_FORMATS)}). It holds: {", ".join(Path(p).name for p in found[:8]) or "nothing"}.')
-    return files
+def _is_data_file(path):
+    is_info = path.endswith(('dataset_info.json', 'dataset_infos.json'))
+    return Path(_file_name(path)).suffix in FILE_FORMATS and not is_info
+
+def _files_of_folder(fs, folder): # its data files; `fs`: a file system of fsspec
+    visible = sorted(p for p in fs.find(folder) if not re.search(r'(^|/)[._]', p[len(folder):]))
+    files = [p for p in visible if _is_data_file(p)]
+    if files: return files
+    present = ', '.join(Path(p).name for p in visible[:8]) or 'nothing'
+    raise UserError(f'{folder}: there are no data files in this folder ({", ".join(FILE_FORMATS)}). '
+                    f'It holds: {present}.')
 
 # %% ../../nbs/data/01_files.ipynb #d7937920
-def _matching(fs, pattern): # -> files; none if there is nothing
-    if re.search(r'[*?\[]', pattern) and not fs.exists(pattern): return sorted(p for p in fs.glob(pattern) if fs.isfile(p))
+def _match_files(fs, pattern): # a name or pattern -> files; none if there is nothing
+    is_pattern = re.search(r'[*?\[]', pattern) and not fs.exists(pattern)
+    if is_pattern: return sorted(p for p in fs.glob(pattern) if fs.isfile(p))
     return [pattern] if fs.isfile(pattern) else []
 
-def _named(fs, folder, names): # `data_files`, below a folder
-    found = {n: _matching(fs, f'{folder}/{n}') for n in ([names] if isinstance(names, str) else names)}
-    for n, files in found.items():
-        if not files: raise UserError(f'{folder}: `data_files`: there is no `{n}`.{_did_you_mean(n, [p[len(folder) + 1:] for p in fs.find(folder)])}')
-    return [p for files in found.values() for p in files]
+def _named_files(fs, folder, names): # `data_files`: names or patterns below a folder
+    files = []
+    for name in [names] if isinstance(names, str) else dict.fromkeys(names):
+        matches = _match_files(fs, f'{folder}/{name}')
+        if not matches:
+            present = [p[len(folder) + 1:] for p in fs.find(folder)]
+            raise UserError(f'{folder}: `data_files`: there is no `{name}`.{_did_you_mean(name, present)}')
+        files += matches
+    return files
 
 # %% ../../nbs/data/01_files.ipynb #f1dd80d4
-def _shown(fs, root, path): # `path`, written as the source is in the YAML: with its address, or below the folder one is in
+def _display_path(fs, root, path): # `path`, a file of the source `root`, as messages name it
     if '://' in root: return fs.unstrip_protocol(path)
-    return str(Path(path).relative_to(Path.cwd())) if not Path(root).is_absolute() and Path(path).is_relative_to(Path.cwd()) else path
+    here = Path.cwd()
+    if Path(root).is_absolute() or not Path(path).is_relative_to(here): return path
+    return str(Path(path).relative_to(here))
 
+# %% ../../nbs/data/01_files.ipynb #fca13657
+def _files_with_split(fs, root, data_files=None): # [(split, file)]
+    if not fs.isdir(root): return [] if data_files else [('train', p) for p in _match_files(fs, root)]
+    if data_files: return [('train', p) for p in _named_files(fs, root, data_files)]
+    return [(split_from_path(p[len(root):].lstrip('/')), p) for p in _files_of_folder(fs, root)]
+
+# %% ../../nbs/data/01_files.ipynb #f574eece
 def find_files(
     path,            # file, folder, pattern or address
     data_files=None, # names or patterns below the folder `path`
@@ -238,7 +298,7 @@ def find_files(
     path = path if '://' in path else str(Path(path).expanduser())
     with read_errors(path):
         fs, root = fsspec.url_to_fs(path)
-        if data_files: files = [('train', p) for p in _named(fs, root, data_files)] if fs.isdir(root) else []
-        elif fs.isdir(root): files = [(split_from_path(p[len(root):].lstrip('/')), p) for p in _inside(fs, root)]
-        else: files = [('train', p) for p in _matching(fs, root)]
-    return {s: [_shown(fs, path, p) for other, p in files if other == s] for s in dict.fromkeys(s for s, _ in files)} or None
+        found = _files_with_split(fs, root, data_files)
+    splits = {}
+    for split, p in found: splits.setdefault(split, []).append(_display_path(fs, path, p))
+    return splits or None

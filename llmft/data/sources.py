@@ -20,37 +20,56 @@ from ..prompts.turns import check_columns, find_format
 # %% ../../nbs/data/02_sources.ipynb #ef2eed40
 BUILTIN_DATA_DIR = Path(__file__).parent.parent/'builtin' if '__file__' in globals() else Path('../../llmft/builtin')
 
-def _builtin(dataset): # `builtin/NAME` -> {split: files}
+def _builtin_files(dataset): # `builtin/NAME` -> {split: files}
     folder = BUILTIN_DATA_DIR/dataset.path.removeprefix('builtin/')
     names = [p.name for p in BUILTIN_DATA_DIR.iterdir() if p.is_dir()]
-    if folder.name not in names: raise UserError(f'{dataset.path}: there is no such built-in data set.{_did_you_mean(folder.name, names)} There is: {", ".join(names)}.')
+    if folder.name not in names:
+        raise UserError(f'{dataset.path}: there is no such built-in data set.{_did_you_mean(folder.name, names)} '
+                        f'There is: {", ".join(names)}.')
     return {p.name.split('.')[0]: [str(p)] for p in sorted(folder.glob('*.jsonl.gz'))}
 
 # %% ../../nbs/data/02_sources.ipynb #8dfb9beb
-def _looks_local(path): return path.startswith(('.', '/', '~')) or '\\' in path or re.search(r'[*?\[]|://', path) or Path(path).suffix in {*FILE_FORMATS, '.gz'}
+def _looks_local(path): # a path, a pattern or an address; not the name of a data set on the Hub
+    if path.startswith(('.', '/', '~')) or '\\' in path: return True
+    return bool(re.search(r'[*?\[]|://', path)) or Path(path).suffix in {*FILE_FORMATS, '.gz'}
 
-def _missing(dataset): # a `UserError` for a file that is not there
+# %% ../../nbs/data/02_sources.ipynb #94cd84e8
+def _not_found(dataset): # the `UserError` for a file that is not there
     path = Path(dataset.path).expanduser()
-    if '://' in dataset.path or re.search(r'[*?\[]', dataset.path): raise UserError(f'{dataset.path}: there are no such files.')
-    near = _did_you_mean(path.name, [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else [])
-    raise UserError(f'{dataset.path}: there is no such file or folder.{near} Paths are relative to the folder you are in, {Path.cwd()}.')
+    if '://' in dataset.path or re.search(r'[*?\[]', dataset.path):
+        return UserError(f'{dataset.path}: there are no such files.')
+    siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    return UserError(f'{dataset.path}: there is no such file or folder.{_did_you_mean(path.name, siblings)} '
+                     f'Paths are relative to the folder you are in, {Path.cwd()}.')
+
+# %% ../../nbs/data/02_sources.ipynb #cb5c641b
+_READERS = ('json', 'csv', 'parquet', 'text', 'arrow') # as `path` of older YAML files; the files are in `data_files`
+
+def _listed_files(dataset): # the files that `data_files` names
+    names = [dataset.data_files] if isinstance(dataset.data_files, str) else dataset.data_files
+    files = []
+    for name in names:
+        splits = find_files(name)
+        if not splits: raise _not_found(DatasetConfig(path=name))
+        files += [file for split in splits.values() for file in split]
+    return files
+
+# %% ../../nbs/data/02_sources.ipynb #9ac4b6af
+def _split_names(dataset): # `train[:100]+test` -> ['train', 'test']
+    return [re.split(r'[\[(]', part)[0].strip() for part in dataset.split.split('+')]
 
 # %% ../../nbs/data/02_sources.ipynb #dc9ed89e
 def source_files(
     dataset, # `DatasetConfig`
 ) -> dict | None: # {split: [files]}; None for a data set on the Hub
     "The files of a source."
-    if dataset.path.startswith('builtin/'): return _builtin(dataset)
-    if dataset.path in ('json', 'csv', 'parquet', 'text', 'arrow') and dataset.data_files: # the name of a reader, as in older files
-        names = [dataset.data_files] if isinstance(dataset.data_files, str) else dataset.data_files
-        found = {'train': [f for n in names for files in (find_files(n) or _missing(DatasetConfig(path=n))).values() for f in files]}
-    else: found = find_files(dataset.path, dataset.data_files)
-    if found is None and _looks_local(dataset.path): _missing(dataset)
-    if found and dataset.split and not Path(dataset.path).expanduser().is_dir(): return {_split_names(dataset)[0]: found['train']}
-    return found
-
-def _split_names(dataset): # `train[:100]+test` -> ['train', 'test']
-    return [re.split(r'[\[(]', part)[0].strip() for part in dataset.split.split('+')]
+    if dataset.path.startswith('builtin/'): return _builtin_files(dataset)
+    if dataset.path in _READERS and dataset.data_files: splits = {'train': _listed_files(dataset)}
+    else: splits = find_files(dataset.path, dataset.data_files)
+    if splits is None and _looks_local(dataset.path): raise _not_found(dataset)
+    if splits and dataset.split and not Path(dataset.path).expanduser().is_dir():
+        return {_split_names(dataset)[0]: splits['train']}
+    return splits
 
 # %% ../../nbs/data/02_sources.ipynb #0ce911ef
 def get_format_columns(
@@ -59,25 +78,36 @@ def get_format_columns(
     "The columns that a format reads."
     fmt = find_format(dataset.type)
     optional = getattr(fmt, 'optional_columns', ['input'])
-    return list(dict.fromkeys([*fmt.columns(dataset), *(optional(dataset) if callable(optional) else optional)]))
+    if callable(optional): optional = optional(dataset)
+    return list(dict.fromkeys([*fmt.columns(dataset), *optional]))
 
 # %% ../../nbs/data/02_sources.ipynb #046ba932
 def _is_text(value): return isinstance(value, str)
 def _are_messages(value): return isinstance(value, list) and all(isinstance(m, dict) for m in value)
 
-def _expected(dataset): # {column: (what it must hold, its test)}, from the format's example
-    fmt = find_format(dataset.type)
-    names = dict(zip(fmt.columns(DatasetConfig(path='', type=dataset.type)), fmt.columns(dataset)))
+_TEXT_CHECK = ('text', _is_text)
+_MESSAGES_CHECK = ('a list of messages, each with a role and a content', _are_messages)
+
+# %% ../../nbs/data/02_sources.ipynb #49140780
+def _column_checks(dataset): # {column: (what it must hold, its test)}, from the format's example
+    fmt, columns = find_format(dataset.type), get_format_columns(dataset)
+    default_names = fmt.columns(DatasetConfig(path='', type=dataset.type))
+    names = dict(zip(default_names, fmt.columns(dataset)))
     examples = {names.get(column, column): value for column, value in (fmt.example or {}).items()}
-    return {c: ('text', _is_text) if _is_text(v) else ('a list of messages, each with a role and a content', _are_messages)
-            for c, v in examples.items() if c in get_format_columns(dataset) and (_is_text(v) or (v and _are_messages(v)))}
+    checks = {}
+    for column, value in examples.items():
+        if column not in columns: continue
+        if _is_text(value): checks[column] = _TEXT_CHECK
+        elif value and _are_messages(value): checks[column] = _MESSAGES_CHECK
+    return checks
 
 # %% ../../nbs/data/02_sources.ipynb #f75e0775
-def _value_problem(row, expected): # what is wrong with the values of a row; None if nothing is
-    for column, (what, test) in expected.items():
+def _value_problem(row, checks): # what is wrong with the values of a row; None if nothing is
+    for column, (expected, is_valid) in checks.items():
         value = row.get(column)
-        if value is not None and not test(value):
-            return f'`{column}` must be {what}, not {repr(value)[:60]}.{" Put it in quotes." if isinstance(value, (int, float)) else ""}'
+        if value is None or is_valid(value): continue
+        advice = ' Put it in quotes.' if isinstance(value, (int, float)) else ''
+        return f'`{column}` must be {expected}, not {repr(value)[:60]}.{advice}'
 
 # %% ../../nbs/data/02_sources.ipynb #0d0b3954
 def check_source_columns(
@@ -86,7 +116,9 @@ def check_source_columns(
 ):
     "A `UserError` where the columns are not those of the format."
     if {'input_ids', 'labels'} <= set(columns) and not set(get_format_columns(dataset)) & set(columns):
-        raise UserError(f'{dataset.path}: the rows are tokens already (`input_ids`, `labels`). Give the rows from before tokenizing: llmft makes the tokens itself, so that it can check them.')
+        raise UserError(f'{dataset.path}: the rows are tokens already (`input_ids`, `labels`). '
+                        'Give the rows from before tokenizing: llmft makes the tokens itself, '
+                        'so that it can check them.')
     check_columns(columns, dataset)
 
 # %% ../../nbs/data/02_sources.ipynb #823e9d2b
@@ -95,11 +127,11 @@ def iterate_files(
     dataset, # `DatasetConfig`
 ):
     "Yield the rows of files, each looked at; what is wrong is a `UserError` with its line."
-    expected = _expected(dataset)
+    checks = _column_checks(dataset)
     for file in files:
         columns = {}
-        for place, row in read_file(file, file_format(file, dataset.ds_type)):
-            if problem := _value_problem(row, expected): raise UserError(f'{place}: {problem}')
+        for location, row in read_file(file, file_format(file, dataset.ds_type)):
+            if problem := _value_problem(row, checks): raise UserError(f'{location}: {problem}')
             columns |= dict.fromkeys(row)
             yield row
         if columns: check_source_columns(list(columns), dataset.model_copy(update={'path': file}))
@@ -110,7 +142,9 @@ def _batch_rows(rows, n=1000, size=32_000_000): # lists of at most `n` rows and 
     for row in rows:
         batch.append(row)
         length += sum(len(v) for v in row.values() if isinstance(v, str))
-        if len(batch) == n or length > size: yield batch; batch, length = [], 0
+        if len(batch) == n or length > size:
+            yield batch
+            batch, length = [], 0
     if batch: yield batch
 
 # %% ../../nbs/data/02_sources.ipynb #26e5397a
@@ -121,117 +155,160 @@ def _find_text_columns(batch, known): # {column: is it text in all rows up to he
 # %% ../../nbs/data/02_sources.ipynb #a9cdbefa
 def _dumps(value): return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
 
-def _record_batch(batch, is_text): # rows -> `pyarrow.RecordBatch`
+def _arrow_column(values, is_text): # a `pyarrow.Array` of text, or of JSON
     import pyarrow as pa
-    def column(c, text):
-        values = pa.array([row.get(c) if text else _dumps(row.get(c)) for row in batch], pa.string())
-        return values if text else pa.ExtensionArray.from_storage(pa.json_(), values)
-    return pa.record_batch([column(c, text) for c, text in is_text.items()], names=list(is_text))
+    if is_text: return pa.array(values, pa.string())
+    return pa.ExtensionArray.from_storage(pa.json_(), pa.array([_dumps(v) for v in values], pa.string()))
+
+def _record_batch(batch, is_text): # rows, {column: is it text} -> `pyarrow.RecordBatch`
+    import pyarrow as pa
+    columns = [_arrow_column([row.get(c) for row in batch], text) for c, text in is_text.items()]
+    return pa.record_batch(columns, names=list(is_text))
 
 # %% ../../nbs/data/02_sources.ipynb #3a9fb702
-def _write_table(rows, file, is_text): # -> what holds for all rows; if that is not `is_text`, the file is not whole
+def _write_table(rows, file, is_text): # -> (what holds for all rows, is the file whole: did it hold from the start)
     import pyarrow as pa
     writer = written = None
     for batch in _batch_rows(rows):
         is_text = _find_text_columns(batch, is_text)
-        if writer is None: written, writer = is_text, pa.ipc.new_stream(file, _record_batch([], is_text).schema)
+        if writer is None:
+            written = is_text
+            writer = pa.ipc.new_stream(file, _record_batch([], is_text).schema)
         if is_text == written: writer.write_batch(_record_batch(batch, is_text))
     if writer: writer.close()
     return is_text, written == is_text
 
 # %% ../../nbs/data/02_sources.ipynb #88ad38ec
-def _save_table(rows, path): # `rows`: makes an iterator; a column that changes late costs a second pass
+def _save_table(make_rows, path): # `make_rows` gives an iterator, once for each pass -> are there any rows
     path.parent.mkdir(parents=True, exist_ok=True)
     is_text, whole = {}, False
     handle, tmp = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(handle, 'wb') as file:
             while not whole:
-                file.seek(0); file.truncate()
-                is_text, whole = _write_table(rows(), file, is_text)
+                file.seek(0)
+                file.truncate()
+                is_text, whole = _write_table(make_rows(), file, is_text)
                 if not is_text: return False
         os.replace(tmp, path)
         return True
     finally: Path(tmp).unlink(missing_ok=True)
 
 # %% ../../nbs/data/02_sources.ipynb #b52c53f4
-def _state(file): # changes when the file changes; None where that cannot be told
+def _file_state(file): # changes when the file changes; None where that cannot be told
     import fsspec
     if file.startswith(('http://', 'https://')): return None
     fs, path = fsspec.url_to_fs(file)
     return fs.ukey(path)
 
-def _table(files, dataset): # -> `datasets.Dataset`, None if there are no rows
+# %% ../../nbs/data/02_sources.ipynb #e7e24d7f
+def _cached_table(files, dataset): # -> `datasets.Dataset`, None if there are no rows
     import llmft
     from datasets import Dataset
-    states = [_state(f) for f in files]
-    key = hashlib.sha256(json.dumps([llmft.__version__, files, states, dataset.model_dump(mode='json')]).encode()).hexdigest()[:32]
-    path = cache_dir()/'rows'/f'{key}.arrow'
-    if (None in states or not path.exists()) and not _save_table(partial(iterate_files, files, dataset), path): return None
+    states = [_file_state(f) for f in files]
+    key = json.dumps([llmft.__version__, files, states, dataset.model_dump(mode='json')])
+    path = cache_dir()/'rows'/f'{hashlib.sha256(key.encode()).hexdigest()[:32]}.arrow'
+    is_cached = path.exists() and None not in states
+    if not is_cached and not _save_table(partial(iterate_files, files, dataset), path): return None
     return Dataset.from_file(str(path))
 
 # %% ../../nbs/data/02_sources.ipynb #54985b6a
-_SAVED = ['state.json', 'dataset_dict.json'] # in a folder of `save_to_disk`
+def _is_saved_dataset(dataset): # a folder that `save_to_disk` made
+    folder = Path(dataset.path).expanduser()
+    return any((folder/name).is_file() for name in ('state.json', 'dataset_dict.json'))
+
+def _load_saved(dataset): # -> `Dataset` or `DatasetDict`
+    from datasets import load_from_disk
+    with read_errors(dataset.path): return load_from_disk(str(Path(dataset.path).expanduser()))
+
+# %% ../../nbs/data/02_sources.ipynb #2d44fa8d
+def _load_from_hub(dataset, streaming=False): # -> {split: rows}
+    from datasets import load_dataset
+    with read_errors(dataset.path), hub_errors(dataset.path):
+        return load_dataset(dataset.path, name=dataset.name, revision=dataset.revision, data_files=dataset.data_files,
+                            streaming=streaming)
 
 def _open_splits(dataset): # {split: function that gives its rows}
-    from datasets import Dataset, load_dataset, load_from_disk
-    root = Path(dataset.path).expanduser()
-    if any((root/name).is_file() for name in _SAVED):
-        with read_errors(dataset.path): found = load_from_disk(str(root))
-    elif files := source_files(dataset): return {name: partial(_table, f, dataset) for name, f in files.items()}
-    else:
-        with read_errors(dataset.path), hub_errors(dataset.path):
-            found = load_dataset(dataset.path, name=dataset.name, revision=dataset.revision, data_files=dataset.data_files)
-    return {name: lambda rows=rows: rows for name, rows in ({'train': found} if isinstance(found, Dataset) else found).items()}
+    from datasets import Dataset
+    if _is_saved_dataset(dataset): found = _load_saved(dataset)
+    elif files := source_files(dataset): return {name: partial(_cached_table, f, dataset) for name, f in files.items()}
+    else: found = _load_from_hub(dataset)
+    splits = {'train': found} if isinstance(found, Dataset) else found
+    return {name: lambda rows=rows: rows for name, rows in splits.items()}
 
 # %% ../../nbs/data/02_sources.ipynb #424fd499
+def _quoted(names): return ', '.join(f'`{n}`' for n in names)
+
 def _default_split(names, dataset, held_out): # where the YAML names none
-    wanted = [n for n in (['test', 'validation'] if held_out else ['train']) if n in names] or [n for n in names if len(names) == 1]
-    if wanted: return wanted[0]
-    raise UserError(f'{dataset.path}: which split is meant? Give `split:`. There are: {", ".join(f"`{n}`" for n in names)}.')
+    for name in ['test', 'validation'] if held_out else ['train']:
+        if name in names: return name
+    if len(names) == 1: return names[0]
+    raise UserError(f'{dataset.path}: which split is meant? Give `split:`. There are: {_quoted(names)}.')
 
-# %% ../../nbs/data/02_sources.ipynb #83ce3490
-def _numbered(rows, dataset, index): # with the columns `source` and `row`
-    import numpy as np
-    if needed := [c for c in ('source', 'row') if c in rows.column_names and c in get_format_columns(dataset)]:
-        raise UserError(f'{dataset.path}: a column cannot be called `{needed[0]}`, that name is taken. Rename it.')
-    rows = rows.remove_columns([c for c in ('source', 'row') if c in rows.column_names])
-    return rows.add_column('source', np.full(len(rows), index)).add_column('row', np.arange(len(rows)))
-
-def _known_split(name, splits, dataset):
-    if name not in splits: raise UserError(f'{dataset.path}: there is no split `{name}`.{_did_you_mean(name, splits)} There are: {", ".join(f"`{n}`" for n in splits)}.')
-
-def _no_rows(dataset): return f'{dataset.path}: there are no rows' + (f' in split `{dataset.split}`.' if dataset.split else '.')
+# %% ../../nbs/data/02_sources.ipynb #c9146605
+def _check_split_exists(name, splits, dataset):
+    if name in splits: return
+    raise UserError(f'{dataset.path}: there is no split `{name}`.{_did_you_mean(name, splits)} '
+                    f'There are: {_quoted(splits)}.')
 
 # %% ../../nbs/data/02_sources.ipynb #e08e7699
-def _take(splits, spec, dataset, index): # the rows that `split` means
-    from datasets import ReadInstruction, concatenate_datasets
+def _split_ranges(spec, n_rows, dataset): # what `split` says, {split: number of rows} -> [(split, range of its rows)]
+    from datasets import ReadInstruction
+    try: parts = ReadInstruction.from_spec(spec).to_absolute(n_rows)
+    except (ValueError, AssertionError):
+        raise UserError(f'{dataset.path}: split `{spec}` cannot be read. A split is a name, or a part of one, '
+                        'as `train[:100]` or `train[50%:]`.') from None
+    return [(p.splitname, range(p.from_ or 0, n_rows[p.splitname] if p.to is None else p.to)) for p in parts]
+
+# %% ../../nbs/data/02_sources.ipynb #83ce3490
+def _add_row_ids(rows, dataset, index): # with the columns `source` and `row`
+    import numpy as np
+    taken = [c for c in ('source', 'row') if c in rows.column_names]
+    if needed := [c for c in taken if c in get_format_columns(dataset)]:
+        raise UserError(f'{dataset.path}: a column cannot be called `{needed[0]}`, that name is taken. Rename it.')
+    rows = rows.remove_columns(taken)
+    return rows.add_column('source', np.full(len(rows), index)).add_column('row', np.arange(len(rows)))
+
+# %% ../../nbs/data/02_sources.ipynb #7bc4b4e8
+def _no_rows_error(dataset):
+    return UserError(f'{dataset.path}: there are no rows' + (f' in split `{dataset.split}`.' if dataset.split else '.'))
+
+def _select_split(splits, spec, dataset, index): # the rows that `split` means, with their numbers
+    from datasets import concatenate_datasets
     names = _split_names(dataset.model_copy(update={'split': spec}))
-    for n in names: _known_split(n, splits, dataset)
-    whole = {n: splits[n]() for n in dict.fromkeys(names)}
-    if not all(whole.values()): raise UserError(_no_rows(dataset))
-    try: parts = ReadInstruction.from_spec(spec).to_absolute({n: len(rows) for n, rows in whole.items()})
-    except (ValueError, AssertionError): raise UserError(f'{dataset.path}: split `{spec}` cannot be read. A split is a name, or a part of one, as `train[:100]` or `train[50%:]`.') from None
-    whole = {n: _numbered(rows, dataset, index) for n, rows in whole.items()}
-    ranges = [(whole[p.splitname], range(p.from_ or 0, len(whole[p.splitname]) if p.to is None else p.to)) for p in parts]
-    pieces = [rows.select(r) for rows, r in ranges if len(r)]
-    if not pieces: raise UserError(_no_rows(dataset))
-    return concatenate_datasets(pieces)
+    for name in names: _check_split_exists(name, splits, dataset)
+    tables = {name: splits[name]() for name in dict.fromkeys(names)}
+    if not all(tables.values()): raise _no_rows_error(dataset)
+    ranges = _split_ranges(spec, {name: len(rows) for name, rows in tables.items()}, dataset)
+    tables = {name: _add_row_ids(rows, dataset, index) for name, rows in tables.items()}
+    chunks = [tables[name].select(rows) for name, rows in ranges if len(rows)]
+    if not chunks: raise _no_rows_error(dataset)
+    return concatenate_datasets(chunks)
 
 # %% ../../nbs/data/02_sources.ipynb #334b6cfc
-def _shard(rows, dataset, seed):
-    if not dataset.shards: return rows
-    if dataset.shards_idx >= dataset.shards: raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {dataset.shards} shards are counted from 0 to {dataset.shards - 1}.')
-    if dataset.shards > len(rows): raise UserError(f'{dataset.path}: {len(rows)} rows cannot be cut into {dataset.shards} shards. Lower `shards`.')
-    return rows.shuffle(seed=seed).shard(dataset.shards, dataset.shards_idx)
+def _take_shard(rows, dataset, seed):
+    n = dataset.shards
+    if not n: return rows
+    if dataset.shards_idx >= n:
+        raise UserError(f'{dataset.path}: `shards_idx: {dataset.shards_idx}`, but the {n} shards are counted '
+                        f'from 0 to {n - 1}.')
+    if n > len(rows):
+        raise UserError(f'{dataset.path}: {len(rows)} rows cannot be cut into {n} shards. Lower `shards`.')
+    return rows.shuffle(seed=seed).shard(n, dataset.shards_idx)
 
 # %% ../../nbs/data/02_sources.ipynb #32caaa61
-def _check_values(rows, dataset): # for data that do not come from files of rows
-    expected = {c: e for c, e in _expected(dataset).items() if c in rows.column_names
-        and not (e[1] is _is_text and getattr(rows.features[c], 'dtype', '') in ('string', 'large_string'))}
-    for row in rows.select_columns([*expected, 'row']) if expected else []:
-        if problem := _value_problem(row, expected): raise UserError(f'{dataset.path}: row {row["row"] + 1}: {problem}')
+_TEXT_TYPES = ('string', 'large_string') # of `datasets`
 
+def _is_text_column(feature): return getattr(feature, 'dtype', '') in _TEXT_TYPES
+
+def _check_values(rows, dataset):
+    checks = {c: check for c, check in _column_checks(dataset).items() if c in rows.column_names}
+    checks = {c: check for c, check in checks.items() if check != _TEXT_CHECK or not _is_text_column(rows.features[c])}
+    if not checks: return
+    for row in rows.select_columns([*checks, 'row']):
+        if problem := _value_problem(row, checks): raise UserError(f'{dataset.path}: row {row["row"] + 1}: {problem}')
+
+# %% ../../nbs/data/02_sources.ipynb #6a434798
 def load_source(
     dataset,        # `DatasetConfig`
     index=0,        # its place in `datasets`, then in `test_datasets`
@@ -240,26 +317,25 @@ def load_source(
 ): # `datasets.Dataset`: its columns, `source` and `row`
     "The rows of one source, with the columns that its format needs."
     splits = _open_splits(dataset)
-    rows = _take(splits, dataset.split or _default_split(list(splits), dataset, held_out), dataset, index)
+    spec = dataset.split or _default_split(list(splits), dataset, held_out)
+    rows = _select_split(splits, spec, dataset, index)
     check_source_columns([c for c in rows.column_names if c not in ('source', 'row')], dataset)
     _check_values(rows, dataset)
-    return _shard(rows, dataset, seed)
+    return _take_shard(rows, dataset, seed)
 
 # %% ../../nbs/data/02_sources.ipynb #78ae294a
-def _checked(rows, dataset): # rows that do not come from files, which look at them already
-    expected = _expected(dataset)
-    for i, row in enumerate(rows(), 1):
-        if problem := _value_problem(row, expected): raise UserError(f'{dataset.path}: row {i}: {problem}')
+def _validate_rows(rows, dataset): # yield rows that do not come from files, which look at them already
+    checks = _column_checks(dataset)
+    for i, row in enumerate(rows, 1):
+        if problem := _value_problem(row, checks): raise UserError(f'{dataset.path}: row {i}: {problem}')
         yield row
 
-def _streamed_splits(dataset): # {split: function that gives its rows, one by one}
-    if any((Path(dataset.path).expanduser()/name).is_file() for name in _SAVED): found = {n: rows() for n, rows in _open_splits(dataset).items()}
+# %% ../../nbs/data/02_sources.ipynb #848b33f0
+def _open_streamed_splits(dataset): # {split: function that yields its rows}
+    if _is_saved_dataset(dataset): splits = {name: rows() for name, rows in _open_splits(dataset).items()}
     elif files := source_files(dataset): return {name: partial(iterate_files, f, dataset) for name, f in files.items()}
-    else:
-        from datasets import load_dataset
-        with read_errors(dataset.path), hub_errors(dataset.path):
-            found = load_dataset(dataset.path, name=dataset.name, revision=dataset.revision, data_files=dataset.data_files, streaming=True)
-    return {name: partial(_checked, lambda rows=rows: rows, dataset) for name, rows in found.items()}
+    else: splits = _load_from_hub(dataset, streaming=True)
+    return {name: partial(_validate_rows, rows, dataset) for name, rows in splits.items()}
 
 # %% ../../nbs/data/02_sources.ipynb #618172ea
 def iterate_source(
@@ -267,10 +343,12 @@ def iterate_source(
     index=0, # its place in `datasets`
 ):
     "Yield the rows of a source as they are read, with `source` and `row`; of several `shards` every so many rows."
-    splits, columns = _streamed_splits(dataset), {}
+    splits, columns = _open_streamed_splits(dataset), {}
     split = dataset.split or _default_split(list(splits), dataset, False)
-    if re.search(r'[\[+]', split): raise UserError(f'{dataset.path}: `split: {split}`: only whole splits can be streamed. Name one, or use `shards`.')
-    _known_split(split, splits, dataset)
+    if re.search(r'[\[+]', split):
+        raise UserError(f'{dataset.path}: `split: {split}`: only whole splits can be streamed. '
+                        'Name one, or use `shards`.')
+    _check_split_exists(split, splits, dataset)
     for i, row in enumerate(splits[split]()):
         if i < 1000: columns |= dict.fromkeys(row)
         if i == 999: check_source_columns(list(columns), dataset) # do not wait for the end
@@ -281,17 +359,25 @@ def _as_json(rows, column): # the same values, in a column that may hold anythin
     from datasets import Features, Json
     features = Features({**rows.features, column: Json()})
     if rows.features[column] == features[column]: return rows
-    return rows.map(lambda columns: {column: [_dumps(v) for v in columns[column]]}, batched=True, features=features)
+    def convert(columns): return {column: [_dumps(v) for v in columns[column]]}
+    return rows.map(convert, batched=True, features=features)
 
-def _align(parts): # tables whose columns can stand below each other
+# %% ../../nbs/data/02_sources.ipynb #ffd0921f
+def _align(tables): # with the same type for a column in all of them, so that they can stand below each other
     from datasets import Value
-    for column in dict.fromkeys(c for p in parts for c in p.column_names):
-        kinds = [p.features[column] for p in parts if column in p.column_names]
-        if all(k == kinds[0] for k in kinds): continue
-        is_text = all(getattr(k, 'dtype', '') in ('string', 'large_string', 'null') for k in kinds)
-        alike = (lambda p: p.cast_column(column, Value('string'))) if is_text else (lambda p: _as_json(p, column))
-        parts = [alike(p) if column in p.column_names else p for p in parts]
-    return parts
+    for column in dict.fromkeys(c for t in tables for c in t.column_names):
+        types = [t.features[column] for t in tables if column in t.column_names]
+        if all(t == types[0] for t in types): continue
+        is_text = all(getattr(t, 'dtype', '') in (*_TEXT_TYPES, 'null') for t in types)
+        def cast(table):
+            if column not in table.column_names: return table
+            return table.cast_column(column, Value('string')) if is_text else _as_json(table, column)
+        tables = [cast(t) for t in tables]
+    return tables
+
+# %% ../../nbs/data/02_sources.ipynb #1bb7a234
+def _all_entries(config): # of `datasets`, then of `test_datasets`: `source` of a row counts them
+    return config.datasets + (config.test_datasets or [])
 
 # %% ../../nbs/data/02_sources.ipynb #799c0447
 def load_rows(
@@ -302,11 +388,11 @@ def load_rows(
     from datasets import concatenate_datasets
     entries, held_out = getattr(config, which) or [], which == 'test_datasets'
     first = len(config.datasets) if held_out else 0
-    parts = [load_source(d, first + i, config.seed, held_out) for i, d in enumerate(entries)]
-    if any(p.features != parts[0].features for p in parts):
+    tables = [load_source(d, first + i, config.seed, held_out) for i, d in enumerate(entries)]
+    if any(t.features != tables[0].features for t in tables):
         known = {c for d in entries for c in get_format_columns(d)} | {'source', 'row', 'tests', 'group'}
-        parts = _align([p.select_columns([c for c in p.column_names if c in known]) for p in parts])
-    return concatenate_datasets(parts)
+        tables = _align([t.select_columns([c for c in t.column_names if c in known]) for t in tables])
+    return concatenate_datasets(tables)
 
 # %% ../../nbs/data/02_sources.ipynb #a14a0cb8
 def split_dataset(
@@ -315,12 +401,14 @@ def split_dataset(
 ): # (rows to train on, rows held out or None)
     "Draw the rows that are held out; a share is rounded up."
     import numpy as np
-    if not config.val_set_size: return rows, None
-    n = int(config.val_set_size) if config.val_set_size > 1 else math.ceil(config.val_set_size * len(rows))
+    size = config.val_set_size
+    if not size: return rows, None
+    n = int(size) if size > 1 else math.ceil(size * len(rows))
     if n >= len(rows): raise UserError(f'val_set_size: {n} rows are to be held out, but there are only {len(rows)}.')
     order = np.random.default_rng(config.seed).permutation(len(rows))
-    train = order[:len(rows) - n] if config.shuffle_merged_datasets else np.sort(order[:len(rows) - n])
-    return rows.select(train), rows.select(order[len(rows) - n:])
+    train, heldout = order[:len(rows) - n], order[len(rows) - n:]
+    if not config.shuffle_merged_datasets: train = np.sort(train)
+    return rows.select(train), rows.select(heldout)
 
 # %% ../../nbs/data/02_sources.ipynb #aceb9c7c
 def apply_weights(
@@ -332,17 +420,24 @@ def apply_weights(
     if all(d.weight == 1 for d in config.datasets): return rows
     sources, taken = np.array(rows['source']), []
     for i, d in enumerate(config.datasets):
-        own = np.flatnonzero(sources == i)
-        if len(own) and round(d.weight * len(own)) == 0: raise UserError(f'{d.path}: `weight: {d.weight:g}` of {len(own)} rows is no row at all. Raise `weight`, or take the entry out.')
-        part = np.random.default_rng([config.seed, i]).permutation(own)[:round(d.weight % 1 * len(own))]
-        taken += [own] * int(d.weight) + [np.sort(part)]
+        indices = np.flatnonzero(sources == i)
+        if len(indices) and round(d.weight * len(indices)) == 0:
+            raise UserError(f'{d.path}: `weight: {d.weight:g}` of {len(indices)} rows is no row at all. '
+                            'Raise `weight`, or take the entry out.')
+        n_drawn = round(d.weight % 1 * len(indices)) # for what the weight has behind its point
+        drawn = np.random.default_rng([config.seed, i]).permutation(indices)[:n_drawn]
+        taken += [indices] * int(d.weight) + [np.sort(drawn)]
     return rows.select(np.concatenate(taken))
 
 # %% ../../nbs/data/02_sources.ipynb #4fd433ed
+def _file_hashes(dataset): # {name of a file: SHA-256} of the splits that are used; only of files on this machine
+    splits = source_files(dataset) or {}
+    used = [files for name, files in splits.items() if not dataset.split or name in _split_names(dataset)]
+    return {Path(f).name: file_sha256(f) for files in used for f in files if Path(f).is_file()}
+
 def describe_sources(
     config, # `Config`
 ) -> list[dict]:
     "Each source with the hash of its files where it has some on this machine."
-    def hashes(d): return {Path(f).name: file_sha256(f) for name, files in (source_files(d) or {}).items() if not d.split or name in _split_names(d) for f in files if Path(f).is_file()}
-    return [{'path': d.path, 'type': d.type if isinstance(d.type, str) else d.type.model_dump(), 'split': d.split, 'revision': d.revision, 'sha256': hashes(d)}
-            for d in config.datasets + (config.test_datasets or [])]
+    return [{'path': d.path, 'type': d.type if isinstance(d.type, str) else d.type.model_dump(), 'split': d.split,
+             'revision': d.revision, 'sha256': _file_hashes(d)} for d in _all_entries(config)]

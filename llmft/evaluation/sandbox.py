@@ -10,88 +10,142 @@ import inspect, math, os, secrets, subprocess, sys, tempfile, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #48276dfc
-def _child_limits(memory, seconds): # set the limits; the names of those that hold
+def _child_limits(memory, seconds):
+    "Set limits; the names of those that hold."
     try: import resource
     except ImportError: return []
-    limits, held = dict(CPU=seconds+1, AS=memory, FSIZE=2**24, CORE=0), []
-    for name, value in limits.items():
+    values, limits = dict(CPU=seconds + 1, AS=memory, FSIZE=2**24, CORE=0), []
+    for name, value in values.items():
         try:
-            hard = resource.getrlimit(getattr(resource, 'RLIMIT_'+name))[1]
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(getattr(resource, 'RLIMIT_'+name), (value, value))
-            held.append(name)
+            kind = getattr(resource, f'RLIMIT_{name}')
+            hard = resource.getrlimit(kind)[1]
+            if hard != resource.RLIM_INFINITY: value = min(value, hard)
+            resource.setrlimit(kind, (value, value))
+            limits.append(name)
         except (AttributeError, OSError, ValueError): pass
-    return held
+    return limits
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #3bde61e9
-def _child_offline(): # leave the network and limit the number of processes; the names of what holds
-    import os, sys, _thread
-    if sys.platform != 'linux': return []
+def _child_leave_network():
+    "Go where no network is; did it work?"
+    import os, sys
+    if sys.platform != 'linux': return False
     try:
         if hasattr(os, 'unshare'): os.unshare(os.CLONE_NEWUSER | os.CLONE_NEWNET)
-        else:
+        else: # Python before 3.12
             import ctypes
-            if ctypes.CDLL(None).unshare(0x10000000 | 0x40000000): return []
-    except (OSError, AttributeError): return []
-    import resource
-    old = resource.getrlimit(resource.RLIMIT_NPROC)
+            return ctypes.CDLL(None).unshare(0x10000000 | 0x40000000) == 0
+    except (OSError, AttributeError): return False
+    return True
+
+# %% ../../nbs/evaluation/01_sandbox.ipynb #79385f5c
+def _child_limit_processes():
+    "At most 64 processes and threads; did it work?"
+    import resource, _thread
+    original = resource.getrlimit(resource.RLIMIT_NPROC)
     try:
-        resource.setrlimit(resource.RLIMIT_NPROC, (64, old[1]))
+        resource.setrlimit(resource.RLIMIT_NPROC, (64, original[1]))
         _thread.start_new_thread(int, ())
-        return ['NET', 'NPROC']
+        return True
     except (OSError, ValueError, RuntimeError):
-        resource.setrlimit(resource.RLIMIT_NPROC, old)
-        return ['NET']
+        resource.setrlimit(resource.RLIMIT_NPROC, original)
+        return False
+
+# %% ../../nbs/evaluation/01_sandbox.ipynb #391109bf
+def _child_offline():
+    "Leave the network and limit the number of processes; the names of what holds."
+    if not _child_leave_network(): return []
+    return ['NET', 'NPROC'] if _child_limit_processes() else ['NET']
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #e92724bf
-def _child_guard(folder): # refuse what reaches outside `folder`
-    import os, sys
-    realpath, normcase, decode, sep = os.path.realpath, os.path.normcase, os.fsdecode, os.sep
-    home, devnull, win = normcase(realpath(folder)) + sep, os.devnull, sys.platform == 'win32'
-    write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    never = {'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.forkpty', 'os.startfile', 'subprocess.Popen', 'os.kill', 'os.killpg',
-        'pty.spawn'}
-    net = {'socket.connect', 'socket.bind', 'socket.sendto', 'socket.sendmsg', 'socket.getaddrinfo', 'socket.gethostbyname'}
-    paths = {'os.remove': 1, 'os.rmdir': 1, 'os.mkdir': 1, 'os.truncate': 1, 'os.chmod': 1, 'os.chown': 1, 'os.utime': 1, 'os.rename': 2, 'os.link': 2,
-        'os.symlink': 2, 'shutil.rmtree': 1, 'shutil.move': 2, 'sqlite3.connect': 1}
-    def outside(path): # an open file has a number for a path
+def _child_events():
+    "Names of audit events: (never allowed, of the network, {changes files: number of paths})."
+    never = {'os.system', 'os.exec', 'os.posix_spawn', 'os.spawn', 'os.fork', 'os.forkpty', 'os.startfile',
+             'subprocess.Popen', 'os.kill', 'os.killpg', 'pty.spawn'}
+    network = {'socket.connect', 'socket.bind', 'socket.sendto', 'socket.sendmsg', 'socket.getaddrinfo',
+               'socket.gethostbyname'}
+    paths = {'os.remove': 1, 'os.rmdir': 1, 'os.mkdir': 1, 'os.truncate': 1, 'os.chmod': 1, 'os.chown': 1,
+             'os.utime': 1, 'os.rename': 2, 'os.link': 2, 'os.symlink': 2, 'shutil.rmtree': 1, 'shutil.move': 2,
+             'sqlite3.connect': 1}
+    return never, network, paths
+
+# %% ../../nbs/evaluation/01_sandbox.ipynb #dac99767
+def _child_is_outside(folder):
+    "A function: does a path lie outside `folder`?"
+    import os
+    realpath, normcase, decode, sep, devnull = os.path.realpath, os.path.normcase, os.fsdecode, os.sep, os.devnull
+    home = normcase(realpath(folder)) + sep
+    def is_outside(path): # an open file has a number for a path
         if isinstance(path, int) or path is None: return False
         path = decode(path)
         return path not in (devnull, ':memory:') and not (normcase(realpath(path)) + sep).startswith(home)
-    def local(args): return win and isinstance(args[-1], tuple) and args[-1][0] in ('127.0.0.1', '::1') # asyncio needs it there
+    return is_outside
+
+# %% ../../nbs/evaluation/01_sandbox.ipynb #21d47093
+def _child_guard(folder):
+    "Refuse what reaches outside `folder`."
+    import os, sys
+    decode, windows, is_outside = os.fsdecode, sys.platform == 'win32', _child_is_outside(folder)
+    never, network, paths = _child_events()
+    write = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    def is_local(args): # asyncio needs it on Windows
+        return windows and isinstance(args[-1], tuple) and args[-1][0] in ('127.0.0.1', '::1')
     def hook(event, args):
-        if event in never or event in net and not local(args): raise PermissionError(f'refused: {event}')
-        if event == 'open': bad = args[0] if args[2] & write and outside(args[0]) else None
-        elif event in paths: bad = next((p for p in args[:paths[event]] if outside(p)), None)
+        if event in never or event in network and not is_local(args): raise PermissionError(f'refused: {event}')
+        if event == 'open': bad = args[0] if args[2] & write and is_outside(args[0]) else None
+        elif event in paths: bad = next((p for p in args[:paths[event]] if is_outside(p)), None)
         else: return
         if bad is not None: raise PermissionError(f'refused: {event} {decode(bad)}')
     sys.addaudithook(hook)
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #c6fdd546
-def _child_landlock(folder): # let the kernel refuse writes outside `folder`; the names of what holds
+def _child_landlock(folder):
+    "Let the kernel refuse writes outside `folder`; the names of what holds."
     import os, sys
     if sys.platform != 'linux': return []
     import ctypes, struct
+    create_ruleset, add_rule, restrict_self, no_new_privileges = 444, 445, 446, 38
     libc = ctypes.CDLL(None)
-    abi = libc.syscall(444, None, 0, 1)
+    abi = libc.syscall(create_ruleset, None, 0, 1) # the version
     if abi < 1: return []
-    rights = 0x1ff2 | (1 << 13 if abi >= 2 else 0) | (1 << 14 if abi >= 3 else 0)
+    move, truncate = (1 << 13 if abi >= 2 else 0), (1 << 14 if abi >= 3 else 0)
+    rights = 0x1ff2 | move | truncate # 0x1ff2: write, remove and make
     attr = struct.pack('<QQQ', rights, 0, 2) if abi >= 6 else struct.pack('<Q', rights)
-    rules = libc.syscall(444, attr, ctypes.c_size_t(len(attr)), 0)
-    if rules < 0: return []
-    for path, allowed in ((folder, rights), (os.devnull, rights & (2 | 1 << 14))):
+    ruleset = libc.syscall(create_ruleset, attr, ctypes.c_size_t(len(attr)), 0)
+    if ruleset < 0: return []
+    for path, allowed in ((folder, rights), (os.devnull, 2 | truncate)): # 2: write
         fd = os.open(path, os.O_PATH)
-        libc.syscall(445, rules, 1, struct.pack('<Qi', allowed, fd), 0)
+        libc.syscall(add_rule, ruleset, 1, struct.pack('<Qi', allowed, fd), 0)
         os.close(fd)
-    held = libc.prctl(38, 1, 0, 0, 0) == 0 and libc.syscall(446, rules, 0) == 0
-    os.close(rules)
-    return ['LANDLOCK'] if held else []
+    holds = libc.prctl(no_new_privileges, 1, 0, 0, 0) == 0 and libc.syscall(restrict_self, ruleset, 0) == 0
+    os.close(ruleset)
+    return ['LANDLOCK'] if holds else []
+
+# %% ../../nbs/evaluation/01_sandbox.ipynb #057312bf
+def _child_reason(e): # the word for what ended the run
+    if isinstance(e, AssertionError): return 'assertion'
+    if isinstance(e, MemoryError): return 'memory'
+    return 'refused' if isinstance(e, PermissionError) and str(e).startswith('refused: ') else 'error'
+
+def _child_detail(e, code, tests):
+    "The error in one short line."
+    tb, line = e.__traceback__, ''
+    while tb:
+        source = {'<answer>': code, '<tests>': tests}.get(tb.tb_frame.f_code.co_filename)
+        if source is not None: line = source.split('\n')[tb.tb_lineno-1:tb.tb_lineno]
+        tb = tb.tb_next
+    try: text = str(e)
+    except BaseException: text = ''
+    if isinstance(e, AssertionError) and not text and line: text = line[0]
+    return ' '.join(f'{type(e).__name__}: {text}'.split())[:200]
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #e8dae40f
-def _child_run(code, tests): # run `code`, then `tests`: why it ended, and the details
+def _child_run(code, tests):
+    "Run `code`, then `tests`: why it ended, and the details."
     import sys
     module = type(sys)('answer')
     sys.modules['answer'], stage = module, 'syntax'
@@ -104,49 +158,38 @@ def _child_run(code, tests): # run `code`, then `tests`: why it ended, and the d
         exec(check, module.__dict__)
         return 'ok', ''
     except SystemExit: return 'exit', 'the program ended itself before its tests were through'
-    except BaseException as e: return (stage if stage != 'run' else _child_reason(e)), _child_detail(e, code, tests)
-
-# %% ../../nbs/evaluation/01_sandbox.ipynb #057312bf
-def _child_reason(e): # the word for what ended the run
-    if isinstance(e, AssertionError): return 'assertion'
-    if isinstance(e, MemoryError): return 'memory'
-    return 'refused' if isinstance(e, PermissionError) and str(e).startswith('refused: ') else 'error'
-
-# %% ../../nbs/evaluation/01_sandbox.ipynb #444ea147
-def _child_detail(e, code, tests): # the error in one short line
-    tb, line = e.__traceback__, ''
-    while tb:
-        source = {'<answer>': code, '<tests>': tests}.get(tb.tb_frame.f_code.co_filename)
-        if source is not None: line = source.split('\n')[tb.tb_lineno-1:tb.tb_lineno]
-        tb = tb.tb_next
-    try: text = str(e)
-    except BaseException: text = ''
-    if isinstance(e, AssertionError) and not text and line: text = line[0]
-    return ' '.join(f'{type(e).__name__}: {text}'.split())[:200]
+    except BaseException as e:
+        return (stage if stage != 'run' else _child_reason(e)), _child_detail(e, code, tests)
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #9bf2d438
-def _child_main(): # read a job from standard input, run it, report, end
+def _child_main():
+    "Read a job from standard input, run it, report, end."
     import marshal, os, sys
     job = marshal.loads(sys.stdin.buffer.read())
-    report, null, write, leave, run = os.dup(1), os.open(os.devnull, os.O_RDWR), os.write, os._exit, _child_run
+    report, null = os.dup(1), os.open(os.devnull, os.O_RDWR)
+    write, leave, run = os.write, os._exit, _child_run
     for fd in (0, 1, 2): os.dup2(null, fd)
     folder = os.getcwd()
-    held = _child_limits(job['memory'], job['seconds']) + _child_offline() + _child_landlock(folder)
+    limits = _child_limits(job['memory'], job['seconds']) + _child_offline() + _child_landlock(folder)
     _child_guard(folder)
     reason, detail = run(job['code'], job['tests'])
-    write(report, '\n'.join((job['word'], reason, ','.join(held), detail)).encode('utf-8', 'replace'))
+    write(report, '\n'.join((job['nonce'], reason, ','.join(limits), detail)).encode('utf-8', 'replace'))
     leave(0)
 
-# %% ../../nbs/evaluation/01_sandbox.ipynb #b213f6ef
+@lru_cache(1)
 def _source(): # what the other Python runs
-    parts = (_child_limits, _child_offline, _child_guard, _child_landlock, _child_run, _child_reason, _child_detail, _child_main)
-    return '\n'.join(inspect.getsource(f) for f in parts) + '\n_child_main()'
+    functions = (_child_limits, _child_leave_network, _child_limit_processes, _child_offline,
+                 _child_events, _child_is_outside, _child_guard, _child_landlock,
+                 _child_run, _child_reason, _child_detail, _child_main)
+    return '\n'.join(inspect.getsource(f) for f in functions) + '\n_child_main()'
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #6ed610cb
-def _environment(folder): # variables for a program whose working folder is `folder`
-    keep = {k: os.environ[k] for k in ('LD_LIBRARY_PATH', 'SYSTEMROOT') if k in os.environ}
-    return dict(keep, PATH=os.defpath, LANG='C.UTF-8', PYTHONUTF8='1', PYTHONHASHSEED='0', OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1',
-        **{k: str(folder) for k in ('HOME', 'USERPROFILE', 'TMPDIR', 'TEMP', 'TMP')})
+def _environment(folder):
+    "Variables for a program whose working folder is `folder`."
+    kept = {k: os.environ[k] for k in ('LD_LIBRARY_PATH', 'SYSTEMROOT') if k in os.environ}
+    fixed = dict(PATH=os.defpath, LANG='C.UTF-8', PYTHONUTF8='1', PYTHONHASHSEED='0',
+                 OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1')
+    return kept | fixed | {k: str(folder) for k in ('HOME', 'USERPROFILE', 'TMPDIR', 'TEMP', 'TMP')}
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #16f454b6
 def _kill(proc): # end `proc` and all of its group
@@ -155,10 +198,11 @@ def _kill(proc): # end `proc` and all of its group
         else: proc.kill()
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #8351de35
-def _wait(proc, timeout): # wait at most `timeout` seconds, then kill; was it too late?
-    late = threading.Event()
+def _wait(proc, timeout):
+    "Wait at most `timeout` seconds, then kill; did the time run out?"
+    timed_out = threading.Event()
     def stop():
-        late.set()
+        timed_out.set()
         _kill(proc)
     timer = threading.Timer(timeout, stop)
     timer.start()
@@ -169,44 +213,48 @@ def _wait(proc, timeout): # wait at most `timeout` seconds, then kill; was it to
         timer.cancel()
         if proc.returncode is None: _kill(proc)
         proc.wait()
-    return late.is_set()
+    return timed_out.is_set()
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #4617003f
-def _launch(job, timeout): # run `job` in another Python: (was it too late, exit status, the report's text)
+def _launch(job, timeout):
+    "Run `job` in another Python: (did the time run out, exit status, the report's text)."
     import marshal
     with tempfile.TemporaryDirectory(prefix='llmft-run-', ignore_cleanup_errors=True) as tmp:
-        work, ask, tell = Path(tmp)/'work', Path(tmp)/'job', Path(tmp)/'report'
+        work, job_file, report_file = (Path(tmp)/name for name in ('work', 'job', 'report'))
         work.mkdir()
-        ask.write_bytes(marshal.dumps(job))
-        with open(ask, 'rb') as i, open(tell, 'wb') as o:
-            proc = subprocess.Popen([sys.executable, '-s', '-B', '-c', _source()], stdin=i, stdout=o, stderr=subprocess.DEVNULL,
-                cwd=work, env=_environment(work), start_new_session=os.name == 'posix')
-            late = _wait(proc, timeout)
-        with open(tell, 'rb') as f: return late, proc.returncode, f.read(1 << 16).decode('utf-8', 'replace')
+        job_file.write_bytes(marshal.dumps(job))
+        command = [sys.executable, '-s', '-B', '-c', _source()]
+        with open(job_file, 'rb') as stdin, open(report_file, 'wb') as stdout:
+            proc = subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL, cwd=work,
+                                    env=_environment(work), start_new_session=os.name == 'posix')
+            timed_out = _wait(proc, timeout)
+        with open(report_file, 'rb') as f:
+            return timed_out, proc.returncode, f.read(1 << 16).decode('utf-8', 'replace')
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #d5df3d8f
 @dataclass
 class CodeResult:
     "What became of one program and its tests."
     ok: bool           # did it pass all of its tests?
-    reason: str        # 'ok', or what stopped it: 'assertion', 'error', 'syntax', 'timeout', 'memory', 'exit', 'crash', 'refused' or 'tests'
+    reason: str        # 'ok', or what stopped it: see the table
     detail: str=''     # the error in one short line
     seconds: float=0.  # from start to end, the start of Python included
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #a5dbe4ed
-def _outcome(word, timeout, late, status, report): # (reason, detail, names of the limits that held)
-    lines = report.split('\n', 3)
-    if len(lines) == 4 and lines[0] == word and not late: return lines[1], lines[3], lines[2].split(',')
-    if late or status in (-24, -14): return 'timeout', f'longer than {timeout:g} s', []
+def _outcome(nonce, timeout, timed_out, status, report):
+    "(reason, detail, names of the limits that held)"
+    lines = report.split('\n', 3) # nonce, reason, limits, detail
+    if len(lines) == 4 and lines[0] == nonce and not timed_out: return lines[1], lines[3], lines[2].split(',')
+    if timed_out or status in (-24, -14): return 'timeout', f'longer than {timeout:g} s', [] # SIGXCPU, SIGALRM
     if status == 0: return 'exit', 'the program ended itself before its tests were through', []
     return 'crash', f'ended by signal {-status}' if status < 0 else f'ended with status {status}', []
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #9f5ad120
-def _run(code, tests, timeout, memory): # (`CodeResult`, names of the limits that held)
-    word, start = secrets.token_hex(16), time.perf_counter()
-    job = dict(code=code, tests=tests, memory=memory, seconds=math.ceil(timeout), word=word)
-    reason, detail, held = _outcome(word, timeout, *_launch(job, timeout))
-    return CodeResult(reason == 'ok', reason, detail, time.perf_counter() - start), held
+def _run(code, tests, timeout, memory): # -> `CodeResult`, names of the limits that held
+    nonce, start = secrets.token_hex(16), time.perf_counter()
+    job = dict(code=code, tests=tests, memory=memory, seconds=math.ceil(timeout), nonce=nonce)
+    reason, detail, limits = _outcome(nonce, timeout, *_launch(job, timeout))
+    return CodeResult(reason == 'ok', reason, detail, time.perf_counter() - start), limits
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #523e0956
 def run_code(
@@ -221,14 +269,14 @@ def run_code(
 # %% ../../nbs/evaluation/01_sandbox.ipynb #c7369046
 def sandbox_report() -> dict: # what -> how it is protected on this machine
     "Try which protections `run_code` has on this machine."
-    held = _run('', '', 10, 2**30)[1]
+    limits = _run('', '', 10, 2**30)[1]
     bounded = _run('bytearray(2**31)', '', 10, 2**30)[0].reason == 'memory'
     return {
         'time': 'the program and all it started are killed' if os.name == 'posix' else 'the program is killed',
         'memory': 'limited' if bounded else 'NOT limited',
-        'network': 'none, by the kernel' if 'NET' in held else 'refused by Python',
-        'files outside': 'read only, by the kernel' if 'LANDLOCK' in held else 'read only, by Python',
-        'other programs': 'refused by Python' + ('; at most 64 by the kernel' if 'NPROC' in held else ''),
+        'network': 'none, by the kernel' if 'NET' in limits else 'refused by Python',
+        'files outside': 'read only, by the kernel' if 'LANDLOCK' in limits else 'read only, by Python',
+        'other programs': 'refused by Python' + ('; at most 64 by the kernel' if 'NPROC' in limits else ''),
         'environment': 'empty'}
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #f493a045
@@ -238,17 +286,17 @@ def _workers(): # programs to run at once
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #050cf297
 def run_code_batch(
-    pairs,                # iterable of (code, tests)
+    programs,             # iterable of (code, tests)
     workers: int=None,    # programs at once; default: one for each CPU core, up to 8
     timeout: float=5,     # seconds each may take
     memory: int=2**30,    # bytes each may use
     progress: bool=True,  # show a progress bar?
-) -> list: # one `CodeResult` for each pair, in order
+) -> list: # one `CodeResult` for each program, in order
     "Run many programs with their tests, several at once."
     from tqdm.auto import tqdm
-    pairs = list(pairs)
+    programs = list(programs)
     with ThreadPoolExecutor(workers or _workers()) as pool:
-        runs = [pool.submit(run_code, code, tests, timeout, memory) for code, tests in pairs]
+        runs = [pool.submit(run_code, code, tests, timeout, memory) for code, tests in programs]
         try: return [r.result() for r in tqdm(runs, desc='running tests', disable=not progress)]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -6,6 +6,7 @@
 __all__ = ['merge_adapter']
 
 # %% ../../nbs/export/01_merge.ipynb #dfe2b16c
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,31 +17,45 @@ from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/export/01_merge.ipynb #9459a164
-def _check_space(model, out): # a `UserError` before half a model is written
-    import shutil
-    need, free = sum(p.numel() * p.element_size() for p in model.parameters()), shutil.disk_usage(existing_parent(out)).free
-    if need > free: raise UserError(f'{out}: the merged model takes {need / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are free there. Choose a folder on another disk.')
-
-def _check_merge(run, out, overwrite): # a `UserError` before anything is loaded
+def _check_run(run): # a `UserError` if there is no adapter in the run folder
     if (run/'llmft.yml').is_file(): raise UserError(f'{run}: this is a merged model already.')
-    if (run/'model'/'llmft.yml').is_file(): raise UserError(f'{run}: all weights were trained, so there is no adapter to merge. The whole model is in {run}/model.')
-    if not (run/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{run}: there is no adapter to merge; the run was stopped before it could be saved.')
-    if out.exists() and not overwrite: raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
-    if out.is_dir() and any(out.iterdir()) and not (out/'llmft.yml').is_file(): raise UserError(f'{out} is not a merged model of llmft, so it is not replaced. Choose another folder.')
+    if (run/'model'/'llmft.yml').is_file():
+        raise UserError(f'{run}: all weights were trained, so there is no adapter to merge. '
+            f'The whole model is in {run}/model.')
+    if not (run/'adapter'/'adapter_config.json').is_file():
+        raise UserError(f'{run}: there is no adapter to merge; the run was stopped before it could be saved.')
+
+# %% ../../nbs/export/01_merge.ipynb #49586cb5
+def _check_out(out, overwrite): # a `UserError` if the merged model cannot be written there
+    if out.exists() and not overwrite:
+        raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
+    if out.is_dir() and any(out.iterdir()) and not (out/'llmft.yml').is_file():
+        raise UserError(f'{out} is not a merged model of llmft, so it is not replaced. Choose another folder.')
     check_writable(out)
+
+# %% ../../nbs/export/01_merge.ipynb #0a62a130
+def _check_space(model, out): # a `UserError` before half a model is written
+    required = sum(p.numel() * p.element_size() for p in model.parameters())
+    free = shutil.disk_usage(existing_parent(out)).free
+    if required > free:
+        raise UserError(f'{out}: the merged model takes {required / 1e9:.1f} GB, but only {free / 1e9:.1f} GB '
+            'are free there. Choose a folder on another disk.')
 
 # %% ../../nbs/export/01_merge.ipynb #6f703762
 def merge_adapter(
-    run,            # run folder
-    out,            # folder to write; it must not exist
-    dtype=None,     # number format of the merged weights; default: that of the base model
-    overwrite=False,# replace `out` if it exists
+    run,             # run folder
+    out,             # folder to write; it must not exist
+    dtype=None,      # number format of the merged weights; default: that of the base model
+    overwrite=False, # replace `out` if it exists
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
     from peft import PeftModel
     run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
-    _check_merge(run, out, overwrite)
-    model = PeftModel.from_pretrained(load_base(config, quantized=False, dtype=dtype or 'auto', hw=replace(detect_hardware(config), device='cpu')), run/'adapter')
+    _check_run(run)
+    _check_out(out, overwrite)
+    in_ram = replace(detect_hardware(config), device='cpu')
+    base = load_base(config, quantized=False, dtype=dtype or 'auto', hw=in_ram)
+    model = PeftModel.from_pretrained(base, run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), load_saved_tokenizer(run/'adapter', config)
     align_special_tokens(merged, tokenizer, config)

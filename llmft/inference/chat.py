@@ -4,20 +4,22 @@
 
 # %% auto #0
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream_generate', 'Chat', 'load_run_config', 'load_saved_tokenizer',
-           'load_run', 'read_questions', 'check_questions', 'chat_loop']
+           'AdapterRun', 'load_run', 'read_questions', 'check_questions', 'chat_loop']
 
 # %% ../../nbs/inference/01_chat.ipynb #c410816b
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from threading import Thread
 
 from fastcore.basics import patch
 
-from ..model.adapters import load_extra_adapter, set_adapter
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
 from ..core import UserError
 from ..data.files import file_format, read_file
-from ..tokens.special import align_special_tokens
+from ..model.adapters import load_extra_adapter, set_adapter
 from ..prompts.turns import generation_prompt, find_format
+from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import encode_turns
 
 # %% ../../nbs/inference/01_chat.ipynb #a8ba69a5
@@ -31,22 +33,39 @@ def prompt_ids(
 
 # %% ../../nbs/inference/01_chat.ipynb #e0c50d88
 def _stop_ids(model, tokenizer): # every id that ends an answer
-    own = model.generation_config.eos_token_id
-    return sorted({tokenizer.eos_token_id, *(own if isinstance(own, list) else [own] if own is not None else [])})
+    ids = model.generation_config.eos_token_id
+    if ids is None: ids = []
+    elif not isinstance(ids, list): ids = [ids]
+    return sorted({tokenizer.eos_token_id, *ids})
 
-def _sampling(model, tokenizer, max_new_tokens, temperature, top_p): # arguments of transformers' `generate`
-    how = {'do_sample': True, 'temperature': temperature, 'top_p': top_p} if temperature else {'do_sample': False, 'temperature': None, 'top_p': None, 'top_k': None}
-    return how | {'max_new_tokens': max_new_tokens, 'eos_token_id': _stop_ids(model, tokenizer), 'pad_token_id': tokenizer.pad_token_id, 'use_cache': True}
+def _until_stop(ids, stop_ids): return list(takewhile(lambda i: i not in stop_ids, ids))
 
-def _left_padded(batch, pad, device): # lists of ids -> (input_ids, attention_mask), each (rows, longest)
+# %% ../../nbs/inference/01_chat.ipynb #19f9f474
+def _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p): # for transformers' `generate`
+    sampling = {'do_sample': False, 'temperature': None, 'top_p': None, 'top_k': None}
+    if temperature: sampling = {'do_sample': True, 'temperature': temperature, 'top_p': top_p}
+    return sampling | {
+        'max_new_tokens': max_new_tokens,
+        'eos_token_id': _stop_ids(model, tokenizer),
+        'pad_token_id': tokenizer.pad_token_id,
+        'use_cache': True,
+    }
+
+# %% ../../nbs/inference/01_chat.ipynb #1d9e488d
+def _batches_by_length(prompts, batch_size): # lists of indices, the shortest prompts first
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    return [order[start:start + batch_size] for start in range(0, len(order), batch_size)]
+
+def _left_padded(prompts, pad_id, device): # lists of ids -> (input_ids, attention_mask), each (rows, longest)
     import torch
-    n = max(map(len, batch))
-    ids = torch.tensor([[pad] * (n - len(b)) + b for b in batch], device=device)
-    return ids, torch.tensor([[0] * (n - len(b)) + [1] * len(b) for b in batch], device=device)
+    n = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (n - len(p)) + p for p in prompts], device=device)
+    return ids, torch.tensor([[0] * (n - len(p)) + [1] * len(p) for p in prompts], device=device)
 
 # %% ../../nbs/inference/01_chat.ipynb #364bb815
 def generate_ids(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     prompts,            # lists of ids, as from `prompt_ids`
     max_new_tokens=256, # longest answer
     temperature=0.0,    # 0: always the likeliest token; higher: more varied
@@ -57,22 +76,25 @@ def generate_ids(
     "Continue each prompt until the model says that it is done."
     import torch
     from tqdm.auto import tqdm
-    order, out, stops = sorted(range(len(prompts)), key=lambda i: len(prompts[i])), [None] * len(prompts), set(_stop_ids(model, tokenizer))
-    settings, was_training = _sampling(model, tokenizer, max_new_tokens, temperature, top_p), model.training
+    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
+    answers, stop_ids = [None] * len(prompts), set(kwargs['eos_token_id'])
+    was_training = model.training
     model.eval()
-    with torch.inference_mode(), tqdm(total=len(prompts), desc=progress, disable=progress is None, unit='answer') as bar:
-        for at in range(0, len(order), batch_size):
-            part = order[at:at + batch_size]
-            ids, mask = _left_padded([prompts[i] for i in part], tokenizer.pad_token_id, model.device)
-            answers = model.generate(input_ids=ids, attention_mask=mask, **settings)[:, ids.shape[1]:].tolist()
-            for i, answer in zip(part, answers): out[i] = answer[:next((k for k, t in enumerate(answer) if t in stops), len(answer))]
-            bar.update(len(part))
+    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit='answer')
+    with torch.inference_mode(), bar:
+        for indices in _batches_by_length(prompts, batch_size):
+            ids, mask = _left_padded([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
+            continued = model.generate(input_ids=ids, attention_mask=mask, **kwargs)
+            new_ids = continued[:, ids.shape[1]:].tolist()
+            for i, answer in zip(indices, new_ids): answers[i] = _until_stop(answer, stop_ids)
+            bar.update(len(indices))
     model.train(was_training)
-    return out
+    return answers
 
 # %% ../../nbs/inference/01_chat.ipynb #a883d283
 def generate(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     prompts,      # list of texts, rows, or lists of messages
     dataset=None, # `DatasetConfig`: the format; default: the chat template if there is one, else plain text
     **sampling,   # as for `generate_ids`: `max_new_tokens`, `temperature`, `top_p`, `batch_size`, `progress`
@@ -84,7 +106,8 @@ def generate(
 
 # %% ../../nbs/inference/01_chat.ipynb #bdcbda4a
 def stream_generate(
-    model, tokenizer,
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
     ids,                # list of ids, as from `prompt_ids`
     max_new_tokens=512, # longest answer
     temperature=0.0,    # 0: always the likeliest token
@@ -95,45 +118,57 @@ def stream_generate(
     from transformers import TextIteratorStreamer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids, mask = _left_padded([ids], tokenizer.pad_token_id, model.device)
-    settings, failed = _sampling(model, tokenizer, max_new_tokens, temperature, top_p), []
-    def work():
+    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
+    errors = []
+    def run():
         try:
-            with torch.inference_mode(): model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **settings)
-        except BaseException as e: failed.append(e)
+            with torch.inference_mode(): model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **kwargs)
+        except BaseException as e: errors.append(e)
         finally: streamer.end()
     model.eval()
-    Thread(target=work, daemon=True).start()
+    Thread(target=run, daemon=True).start()
     yield from streamer
-    if failed: raise failed[0]
+    if errors: raise errors[0]
 
 # %% ../../nbs/inference/01_chat.ipynb #0d7161a0
 class Chat:
     "A model with its tokenizer and its prompt format; call it with a question."
     def __init__(self, model, tokenizer, config, path=None):
-        self.model, self.runs, self.ends = model, {}, model.generation_config.eos_token_id
-        self.ask_as(tokenizer, config, path)
+        self.model, self.adapter_runs = model, {} # name -> `AdapterRun`
+        self.base_eos_token_id = model.generation_config.eos_token_id
+        self.start_conversation(tokenizer, config, path)
 
-    def ask_as(self, tokenizer, config, path): # begin a new conversation, in the format of a run
-        self.tokenizer, self.config, self.path, self.dataset = tokenizer, config, path, config.datasets[0]
-        self.messages = []
-        self.remembers = self.dataset.type == 'chat_template' # the other formats have no place for what was said before
+    def start_conversation(self, tokenizer, config, path): # in the format of a run
+        self.tokenizer, self.config, self.path = tokenizer, config, path
+        self.dataset = config.datasets[0]
+        self.multi_turn = self.dataset.type == 'chat_template'
+        self.clear()
 
-    def ids(self, text): # what is sent for `text` after what was said before
-        before = self.messages if self.remembers else []
-        return prompt_ids([*before, {'role': 'user', 'content': text}], self.tokenizer, self.dataset)
-
-    def stream(self, text, **sampling):
-        "Yield the answer piece by piece; afterwards it belongs to the conversation."
-        answer = ''
-        for piece in stream_generate(self.model, self.tokenizer, self.ids(text), **sampling):
-            answer += piece
-            yield piece
-        self.messages += [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': answer}]
-
-    def __call__(self, text, **sampling): return ''.join(self.stream(text, **sampling))
-    def generate(self, prompts, **sampling): return generate(self.model, self.tokenizer, prompts, self.dataset, **sampling)
     def clear(self): self.messages = []
-    def __repr__(self): return f'Chat({self.path or self.config.base_model}, format {self.dataset.type}, {len(self.messages)} messages)'
+
+    def prompt_ids(self, text): # what is sent for `text` after the messages so far
+        earlier = self.messages if self.multi_turn else []
+        return prompt_ids([*earlier, {'role': 'user', 'content': text}], self.tokenizer, self.dataset)
+
+    def generate(self, prompts, **sampling): # -> list of answers, outside of the conversation
+        return generate(self.model, self.tokenizer, prompts, self.dataset, **sampling)
+
+    def __repr__(self):
+        name = self.path or self.config.base_model
+        return f'Chat({name}, format {self.dataset.type}, {len(self.messages)} messages)'
+
+# %% ../../nbs/inference/01_chat.ipynb #439882b2
+@patch
+def stream(self: Chat, text, **sampling):
+    "Yield the answer piece by piece; afterwards it belongs to the conversation."
+    answer = ''
+    for chunk in stream_generate(self.model, self.tokenizer, self.prompt_ids(text), **sampling):
+        answer += chunk
+        yield chunk
+    self.messages += [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': answer}]
+
+@patch
+def __call__(self: Chat, text, **sampling): return ''.join(self.stream(text, **sampling))
 
 # %% ../../nbs/inference/01_chat.ipynb #a37fb782
 def load_run_config(
@@ -145,8 +180,10 @@ def load_run_config(
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
         if (path/name).is_file(): return load_config(path/name)
-    raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {", ".join(sorted(p.name for p in path.iterdir())[:8]) or "nothing"}.')
+    names = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
+    raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 
+# %% ../../nbs/inference/01_chat.ipynb #56ef6c4a
 def load_saved_tokenizer(
     path,   # folder of an adapter or a merged model
     config, # `Config`
@@ -156,53 +193,100 @@ def load_saved_tokenizer(
     return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
-_BASE = 'base_model_config revision_of_model overrides_of_model_config resize_token_embeddings_to_32x'.split() # keys that change the base model
+def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all weights were trained, or a merged one
 
-def _adapter_of(path): # the folder of a run's adapter
-    if (path/'model'/'llmft.yml').is_file() or (path/'llmft.yml').is_file(): raise UserError(f'{path}: this is a whole model, not an adapter. Open it by itself.')
-    if not (path/'adapter'/'adapter_config.json').is_file(): raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. Continue it with `llmft train … --resume`.')
+def _adapter_folder(path): # of a run
+    if _is_whole(path/'model') or _is_whole(path):
+        raise UserError(f'{path}: this is a whole model, not an adapter. Open it by itself.')
+    if not (path/'adapter'/'adapter_config.json').is_file():
+        raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. '
+                        'Continue it with `llmft train … --resume`.')
     return path/'adapter'
 
+# %% ../../nbs/inference/01_chat.ipynb #422a00b8
+@dataclass
+class AdapterRun:
+    "A run whose adapter is on the base of a `Chat`."
+    adapter: str      # name of the adapter in peft
+    tokenizer: object
+    config: Config
+    path: Path
+
+# keys that change the base model
+_BASE_KEYS = 'base_model_config revision_of_model overrides_of_model_config resize_token_embeddings_to_32x'.split()
+
+def _check_same_base(first, path, config): # a `UserError` if the run in `path` was trained on another base
+    for key in _BASE_KEYS:
+        if getattr(config, key) != getattr(first.config, key):
+            raise UserError(f'{path}: its `{key}` is not that of {first.path}, so its base model is another one. '
+                            'Open it by itself.')
+
+# %% ../../nbs/inference/01_chat.ipynb #331a236c
 @patch
-def add(self: Chat,
+def add_run(self: Chat,
     name, # for `use`
     path, # folder of another run of the same base
 ):
     "Put the adapter of another run beside the one in use, which stays in use."
-    first = next(iter(self.runs.values()), None)
-    if first is None: raise UserError(f'{self.path or self.config.base_model}: this is a whole model, and no other adapter can be put on it. Open a run with an adapter.')
-    if name in (*self.runs, 'base') or not name: raise UserError(f'{path}: the name {name!r} is taken. Choose another one than {", ".join(self.adapters)}.')
+    first = next(iter(self.adapter_runs.values()), None)
+    if first is None:
+        raise UserError(f'{self.path or self.config.base_model}: this is a whole model, and no other adapter can be '
+                        'put on it. Open a run with an adapter.')
+    if name in self.adapters or not name:
+        raise UserError(f'{path}: the name {name!r} is taken. Choose another one than {", ".join(self.adapters)}.')
     path, config = Path(path).expanduser(), load_run_config(path)
-    folder = _adapter_of(path)
-    for key in _BASE:
-        if getattr(config, key) != getattr(first[2], key): raise UserError(f'{path}: its `{key}` is not that of {first[3]}, so its base model is another one. Open it by itself.')
-    tokenizer, adapter = load_saved_tokenizer(folder, config), f'run{len(self.runs)}'
-    if tokenizer.get_vocab() != first[1].get_vocab(): raise UserError(f'{path}: its tokenizer has other tokens than that of {first[3]}, so its base model is another one. Open it by itself.')
+    folder = _adapter_folder(path)
+    _check_same_base(first, path, config)
+    tokenizer, adapter = load_saved_tokenizer(folder, config), f'run{len(self.adapter_runs)}'
+    if tokenizer.get_vocab() != first.tokenizer.get_vocab():
+        raise UserError(f'{path}: its tokenizer has other tokens than that of {first.path}, so its base model is '
+                        'another one. Open it by itself.')
     load_extra_adapter(self.model, folder, adapter)
-    self.runs[name] = (adapter, tokenizer, config, path)
+    self.adapter_runs[name] = AdapterRun(adapter, tokenizer, config, path)
 
 # %% ../../nbs/inference/01_chat.ipynb #0c264c51
 @patch(as_prop=True)
 def adapters(self: Chat):
     "Names for `use`."
-    return ['base', *self.runs]
+    return ['base', *self.adapter_runs]
 
+# %% ../../nbs/inference/01_chat.ipynb #8e433222
 @patch
 def use(self: Chat,
-    name, # one of `adapters`; `None` and `'base'`: the model without an adapter, asked in the format of the run that was in use
+    name, # one of `adapters`; `None` and `'base'`: no adapter, asked in the format of the run that was in use
 ) -> Chat:
     "Begin a new conversation with another adapter."
-    if name not in (None, *self.adapters): raise UserError(f'there is no adapter called {name!r}.{_did_you_mean(name, self.adapters)} There are {", ".join(self.adapters)}.')
-    if name not in self.runs:
-        if self.runs: set_adapter(self.model, None)
-        self.ask_as(self.tokenizer, self.config, None)
+    if name not in (None, *self.adapters):
+        raise UserError(f'there is no adapter called {name!r}.{_did_you_mean(name, self.adapters)} '
+                        f'There are {", ".join(self.adapters)}.')
+    if name not in self.adapter_runs:
+        if self.adapter_runs: set_adapter(self.model, None)
+        self.start_conversation(self.tokenizer, self.config, None)
         return self
-    adapter, *run = self.runs[name]
-    set_adapter(self.model, adapter)
-    self.model.generation_config.eos_token_id = self.ends
-    align_special_tokens(self.model, *run[:2])
-    self.ask_as(*run)
+    run = self.adapter_runs[name]
+    set_adapter(self.model, run.adapter)
+    self.model.generation_config.eos_token_id = self.base_eos_token_id
+    align_special_tokens(self.model, run.tokenizer, run.config)
+    self.start_conversation(run.tokenizer, run.config, run.path)
     return self
+
+# %% ../../nbs/inference/01_chat.ipynb #0a37fad9
+def _open_whole(path, config): # a `Chat`
+    from llmft.model.base import load_base
+    model = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False)
+    tokenizer = load_saved_tokenizer(path, config)
+    return Chat(align_special_tokens(model, tokenizer, config).eval(), tokenizer, config, path)
+
+# %% ../../nbs/inference/01_chat.ipynb #ed7019e8
+def _open_adapter(path, config, quantized): # a `Chat` with one adapter, which is called as its folder
+    from peft import PeftModel
+    from llmft.model.base import load_base
+    folder, name = _adapter_folder(path), path.resolve().name
+    model = PeftModel.from_pretrained(load_base(config, quantized), folder)
+    chat = Chat(model, load_saved_tokenizer(folder, config), config, path)
+    name = 'first' if name == 'base' else name # `base` is the model without an adapter
+    chat.adapter_runs[name] = AdapterRun('default', chat.tokenizer, config, path)
+    return chat
 
 # %% ../../nbs/inference/01_chat.ipynb #95e5165d
 def load_run(
@@ -211,18 +295,11 @@ def load_run(
     also=None,     # {name: folder} of other runs of the same base, for `Chat.use`
 ) -> Chat:
     "Open a run (or a merged model) for asking."
-    from llmft.model.base import load_base
     path, config = Path(path).expanduser(), load_run_config(path)
-    if (path/'model'/'llmft.yml').is_file(): path = path/'model' # all weights were trained
-    if (path/'llmft.yml').is_file():
-        model, tokenizer = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False), load_saved_tokenizer(path, config)
-        chat, first = Chat(align_special_tokens(model, tokenizer, config).eval(), tokenizer, config, path), None
-    else:
-        from peft import PeftModel
-        folder, first = _adapter_of(path), {'base': 'first'}.get(path.resolve().name, path.resolve().name)
-        chat = Chat(PeftModel.from_pretrained(load_base(config, quantized), folder), load_saved_tokenizer(folder, config), config, path)
-        chat.runs[first] = ('default', chat.tokenizer, config, path)
-    for name, other in (also or {}).items(): chat.add(name, other)
+    if _is_whole(path/'model'): path = path/'model' # all weights were trained
+    chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
+    first = next(iter(chat.adapter_runs), None)
+    for name, folder in (also or {}).items(): chat.add_run(name, folder)
     chat.model.eval()
     return chat.use(first) if first else chat
 
@@ -234,9 +311,11 @@ def read_questions(
     "Questions from the command line and from a file."
     questions = [p for p in prompts or [] if p.strip()]
     if file is not None:
-        if Path(file).is_dir(): raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
+        if Path(file).is_dir():
+            raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
         rows = [row for _, row in read_file(file)]
-        questions += rows if file_format(file) != 'text' else [t for row in rows if (t := row['text'].strip())]
+        if file_format(file) == 'text': rows = [row['text'].strip() for row in rows if row['text'].strip()]
+        questions += rows
     if not questions: raise UserError('there is no question. Give one with -p "…", or a file.')
     return questions
 
@@ -247,25 +326,36 @@ def check_questions(
     source_name='a row', # their name in messages
 ):
     "A `UserError` if a row lacks a column that a question in this format has."
-    needed = [c for c, v in find_format(dataset.type).ask('?', dataset).items() if v]
+    required = [column for column, value in find_format(dataset.type).ask('?', dataset).items() if value]
     for row in questions:
-        missing = [c for c in needed if isinstance(row, dict) and not row.get(c)]
-        if missing: raise UserError(f'{source_name}: a question of `type: {dataset.type}` needs `{missing[0]}`; one row has {", ".join(f"`{c}`" for c in row) or "nothing"}.')
+        missing = [column for column in required if isinstance(row, dict) and not row.get(column)]
+        if not missing: continue
+        columns = ', '.join(f'`{column}`' for column in row) or 'nothing'
+        raise UserError(f'{source_name}: a question of `type: {dataset.type}` needs `{missing[0]}`; '
+                        f'one row has {columns}.')
 
 # %% ../../nbs/inference/01_chat.ipynb #02afd665
-_HELP = '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.\n/adapters lists what can be used, /use NAME takes another adapter, /use base the model without one.'
+_HELP = (
+    '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.\n'
+    '/adapters lists what can be used, /use NAME takes another adapter, /use base the model without one.')
 
 def _switch(chat, name): # `/use NAME`
     try: print(chat.use(name))
     except UserError as e: print(e)
 
+def _print_answer(chat, text, sampling):
+    for chunk in chat.stream(text, **sampling): print(chunk, end='', flush=True)
+    print()
+
+# %% ../../nbs/inference/01_chat.ipynb #b7deb74d
 def chat_loop(
     chat,       # `Chat`
     input_fn=input, # where lines come from
     **sampling, # as for `stream`
 ):
     "Read a line, stream the answer, until /quit."
-    print(f'{chat!r}\n{_HELP}' + ('' if chat.remembers else '\nThis format has single questions: each answer stands alone.'))
+    print(chat, _HELP, sep='\n')
+    if not chat.multi_turn: print('This format has single questions: each answer stands alone.')
     commands = {'/clear': chat.clear, '/help': lambda: print(_HELP), '/adapters': lambda: print(*chat.adapters)}
     while True:
         try: text = input_fn('\n> ').strip()
@@ -273,6 +363,4 @@ def chat_loop(
         if text == '/quit': return
         if text in commands: commands[text]()
         elif text.split()[:1] == ['/use']: _switch(chat, text[4:].strip())
-        elif text:
-            for piece in chat.stream(text, **sampling): print(piece, end='', flush=True)
-            print()
+        elif text: _print_answer(chat, text, sampling)

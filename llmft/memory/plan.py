@@ -11,123 +11,167 @@ import copy, functools, json, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import indent
+
+from fastcore.basics import patch
 
 from ..config.config import Config, dump_yaml, load_config
-from ..core import UserError, silence_warnings, write_atomic
-from ..model.gpus import GiB, MACHINES, Gpu, find_gpu, find_machine, known_gpus, current_gpu
+from ..core import UserError, markdown_table, silence_warnings, text_table, write_atomic
 from ..hub import is_local_path
-from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..model.adapters import add_adapter
 from ..model.base import _cpu_has_bf16, choose_dtype, choose_optimizer, load_hf_config, requested_precision
+from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
+from ..model.loss import chunked_cross_entropy, has_plain_lm_head
+
+# %% ../../nbs/memory/03_plan.ipynb #dbfd3135
+def _number_format(gpu, config): # `torch.dtype` to compute in
+    bf16 = gpu.kind == 'cpu' and _cpu_has_bf16()
+    return choose_dtype(gpu.kind, gpu.capability, bf16, *requested_precision(config))[0]
 
 # %% ../../nbs/memory/03_plan.ipynb #df0e8376
-def _number_format(gpu, config): # `torch.dtype` to compute in
-    return choose_dtype(gpu.kind, gpu.capability, gpu.kind == 'cpu' and _cpu_has_bf16(), *requested_precision(config))[0]
-
 def attention_for(
-    config, # `Config`
-    hf_config,  # from `load_hf_config`
+    config,    # `Config`
+    hf_config, # from `load_hf_config`
 ) -> str: # `sdpa`, `eager` or `flash_attention_2`
     "The attention that a run uses."
-    capped = getattr(hf_config.get_text_config(), 'attn_logit_softcapping', None)
-    if capped and config.attn_implementation != 'flash_attention_2': return 'eager'
+    limit = getattr(hf_config.get_text_config(), 'attn_logit_softcapping', None)
+    if limit and config.attn_implementation != 'flash_attention_2': return 'eager'
     return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
 
 # %% ../../nbs/memory/03_plan.ipynb #20855c54
-def _bare_model(config, shape, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
+def _bare_model(config, hf_config, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
     import torch
     from transformers import AutoModelForCausalLM
     from llmft.memory.dryrun import model_tensors, quantize_layers
     dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
-    attention = 'eager' if attention_for(config, shape) == 'eager' else 'sdpa'
-    with torch.device(device): model = AutoModelForCausalLM.from_config(copy.deepcopy(shape), dtype=dtype, attn_implementation=attention, trust_remote_code=config.trust_remote_code)
-    weights, largest = sum(sizes := [p.numel() for p in model.parameters()]), max(sizes)
+    attention = 'eager' if attention_for(config, hf_config) == 'eager' else 'sdpa'
+    with torch.device(device):
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=dtype, attn_implementation=attention,
+            trust_remote_code=config.trust_remote_code)
+    sizes = [p.numel() for p in model.parameters()]
     if bits: quantize_layers(model, bits, dtype)
-    tracker.step, model.name_or_path = 'load', config.base_model # an adapter that is continued asks for the name
-    for t in model_tensors(model.requires_grad_(False)): tracker.see(t, 'weights')
-    with tracker: bits and torch.empty(largest, dtype=dtype, device='meta')
-    return model, weights, largest
+    model.name_or_path = config.base_model # an adapter that is continued asks for it
+    tracker.step = 'load'
+    for t in model_tensors(model.requires_grad_(False)): tracker.track(t, 'weights')
+    if bits:
+        with tracker: torch.empty(max(sizes), dtype=dtype, device='meta')
+    return model, sum(sizes), max(sizes)
 
 # %% ../../nbs/memory/03_plan.ipynb #c8cf052e
 def _add_adapter(model, config, tracker, amp, device): # with its trained weights in 32 bits
     import torch
     from llmft.memory.dryrun import checkpoint_contexts
     tracker.step = 'adapter'
+    if config.peft_init_lora_weights == 'loftq': # it sets numbers and nothing else
+        config = config.model_copy(update=dict(peft_init_lora_weights=None))
     try:
-        with torch.device(device), tracker: model = add_adapter(model, config if config.peft_init_lora_weights != 'loftq' else config.model_copy(update=dict(peft_init_lora_weights=None))) # LoftQ only sets numbers
+        with torch.device(device), tracker: model = add_adapter(model, config)
     except ValueError as e: raise UserError(f'The adapter does not fit this model: {e}') from None
-    for p in model.parameters(): p.requires_grad and tracker.see(p, 'adapter')
+    for p in model.parameters():
+        if p.requires_grad: tracker.track(p, 'adapter')
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': lambda: checkpoint_contexts(tracker, amp)})
+        contexts = functools.partial(checkpoint_contexts, tracker, amp)
+        model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': contexts})
     return model.train()
+
+# %% ../../nbs/memory/03_plan.ipynb #fcd022a2
+def _batch_shape(config, attention): # (rows, tokens in each, are there several texts in a row)
+    rows, length = config.micro_batch_size, config.sequence_len
+    if config.sample_packing and attention == 'flash_attention_2': return 1, rows*length, False
+    return rows, length, config.sample_packing
 
 # %% ../../nbs/memory/03_plan.ipynb #48eee4a1
 def _batch(rows, length, tracker, device): # full rows; packed: two texts in each
     import torch
     batch = {k: torch.zeros((rows, length), dtype=torch.long, device=device) for k in ('input_ids', 'labels')}
-    batch['position_ids'] = (torch.arange(length, device=device) % (length//2 if tracker.packed else length)).repeat(rows, 1)
-    for t in batch.values(): tracker.see(t, 'activations')
+    text_length = length//2 if tracker.packed else length
+    batch['position_ids'] = (torch.arange(length, device=device) % text_length).repeat(rows, 1)
+    for t in batch.values(): tracker.track(t, 'activations')
     return batch
 
-def _kernel(gpu, attention): # function (query, masked, shared) -> name of the kernel
+# %% ../../nbs/memory/03_plan.ipynb #76b7cfb0
+def _kernel_choice(gpu, attention): # function (query, has_mask, enable_gqa) -> name of the kernel
     from llmft.memory.dryrun import attention_kernel
     if gpu.kind == 'mps': return lambda *_: 'math'
     if gpu.kind == 'cpu': return lambda *_: 'cpu'
     if attention == 'flash_attention_2': return lambda *_: 'flash'
     return functools.partial(attention_kernel, gpu.capability)
 
-def _loss(model, gpu, amp): # (loss, context that it needs) for this GPU
+# %% ../../nbs/memory/03_plan.ipynb #64bc4445
+def _loss_function(model, gpu, amp): # (loss, context that it needs) for this GPU
     from torch.utils import checkpoint
     from trl.trainer.utils import add_fused_lm_head
-    from llmft.memory.dryrun import patched, fused_lm_head_loss, fake_triton_kernels
-    again = functools.partial(checkpoint.checkpoint, context_fn=lambda: (nullcontext(), amp())) # the second pass in the number format of the first
-    if gpu.kind != 'cuda' and has_plain_lm_head(model.config): return chunked_cross_entropy, patched((checkpoint, 'checkpoint', again))
+    from llmft.memory.dryrun import fake_triton_kernels, fused_lm_head_loss, patched
+    if gpu.kind != 'cuda' and has_plain_lm_head(model.config):
+        with_format = functools.partial(checkpoint.checkpoint, context_fn=lambda: (nullcontext(), amp()))
+        return chunked_cross_entropy, patched((checkpoint, 'checkpoint', with_format))
     add_fused_lm_head(model, outputs=('log_probs', 'entropy', 'is_top1'))
     return fused_lm_head_loss, fake_triton_kernels(gpu.kind == 'cuda')
 
 # %% ../../nbs/memory/03_plan.ipynb #243ba049
-def _evaluate(model, loss, config, tracker, amp, device): # one step of an evaluation, on rows that are not packed
+def _evaluate(model, loss, config, tracker, amp, device): # one step of an evaluation, if the run makes any
     import torch
     if not (config.test_datasets or config.val_set_size): return
-    tracker.packed, tracker.step, tracker.module, tracker.kind = False, 'evaluation', '', 'temporaries'
+    tracker.packed, tracker.step, tracker.module, tracker.category = False, 'evaluation', '', 'temporaries'
+    rows = config.eval_batch_size or config.micro_batch_size
     with tracker, torch.no_grad(), amp():
-        loss(model.eval(), _batch(config.eval_batch_size or config.micro_batch_size, config.sequence_len, tracker, device))
+        loss(model.eval(), _batch(rows, config.sequence_len, tracker, device))
+
+# %% ../../nbs/memory/03_plan.ipynb #8b319d3d
+def _replacements(config, gpu, attention, device): # contexts in which the model does what it does on `gpu`
+    import torch
+    from llmft.memory.dryrun import cpu_8bit, patched, sdpa_with_kernel
+    if gpu.kind == 'cpu' and config.load_in_8bit: yield cpu_8bit()
+    if device == 'meta':
+        sdpa = sdpa_with_kernel(_kernel_choice(gpu, attention))
+        yield patched((torch.nn.functional, 'scaled_dot_product_attention', sdpa))
 
 # %% ../../nbs/memory/03_plan.ipynb #b4fb5c9f
 def dry_run(
-    config, # `Config`
-    hf_config,  # from `load_hf_config`
-    gpu,    # `Gpu`
+    config,    # `Config`
+    hf_config, # from `load_hf_config`
+    gpu,       # `Gpu`
     device='meta', # `cpu`: a real run with random weights, to compare with
-): # (`StorageTracker`, facts about the model)
+): # (`StorageTracker`, facts about the model: number of its weights, of its largest tensor's)
     "The run's steps without weights."
-    import torch
-    from llmft.memory import dryrun
+    from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, autocast, training_step
     from llmft.model.optimizers import make_optimizer
-    silence_warnings(); dryrun._register_bnb_overrides()
-    attention, dtype = attention_for(config, hf_config), _number_format(gpu, config)
-    one_row = config.sample_packing and attention == 'flash_attention_2'
-    tracker, amp = dryrun.StorageTracker(config.sample_packing and not one_row), functools.partial(dryrun.autocast, dtype)
-    rows, length = (1, config.micro_batch_size*config.sequence_len) if one_row else (config.micro_batch_size, config.sequence_len)
+    silence_warnings()
+    _register_bnb_overrides()
+    attention, amp = attention_for(config, hf_config), functools.partial(autocast, _number_format(gpu, config))
+    rows, length, packed = _batch_shape(config, attention)
+    tracker, accumulate = StorageTracker(packed), config.gradient_accumulation_steps > 1
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        if gpu.kind == 'cpu' and config.load_in_8bit: stack.enter_context(dryrun.cpu_8bit())
-        if device == 'meta': stack.enter_context(dryrun.patched((torch.nn.functional, 'scaled_dot_product_attention', dryrun.sdpa_with_kernel(_kernel(gpu, attention)))))
+        for context in _replacements(config, gpu, attention, device): stack.enter_context(context)
         model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device)
-        loss, kernels = _loss(model, gpu, amp)
+        loss, kernels = _loss_function(model, gpu, amp)
         stack.enter_context(kernels)
         model = _add_adapter(model, config, tracker, amp, device)
-        optimizer = make_optimizer(choose_optimizer(gpu.kind, config.optimizer)[0], [p for p in model.parameters() if p.requires_grad], gpu.kind == 'cuda')
-        dryrun.training_step(model, _batch(rows, length, tracker, device), loss, optimizer, tracker, amp, config.gradient_accumulation_steps > 1)
+        params = [p for p in model.parameters() if p.requires_grad]
+        optimizer = make_optimizer(choose_optimizer(gpu.kind, config.optimizer)[0], params, gpu.kind == 'cuda')
+        batch = _batch(rows, length, tracker, device)
+        training_step(model, batch, loss, optimizer, tracker, amp, accumulate)
         _evaluate(model, loss, config, tracker, amp, device)
     return tracker, dict(weights=weights, largest=largest)
 
 # %% ../../nbs/memory/03_plan.ipynb #ff876a9a
-MEMORY_PARTS = ('weights', 'adapter', 'gradients', 'optimizer', 'activations', 'logits and loss', 'temporaries', 'Python', 'CUDA', 'allocator')
-_MEANS = dict(zip(MEMORY_PARTS, ('the frozen model', 'what is trained, in 32 bits', 'one number for each trained weight', 'what it remembers of earlier steps',
-    'results of layers, kept for the backward pass', 'scores of the words, and what is done with them', 'gone a moment later', 'itself and its libraries; an assumption', 'the GPU\'s own context; an assumption', 'lost between blocks; an assumption')))
+_PART_MEANINGS = {
+    'weights': 'the frozen model',
+    'adapter': 'what is trained, in 32 bits',
+    'gradients': 'one number for each trained weight',
+    'optimizer': 'what it remembers of earlier steps',
+    'activations': 'results of layers, kept for the backward pass',
+    'logits and loss': 'scores of the words, and what is done with them',
+    'temporaries': 'gone a moment later',
+    'Python': 'itself and its libraries; an assumption',
+    'CUDA': 'the GPU\'s own context; an assumption',
+    'allocator': 'lost between blocks; an assumption',
+}
+MEMORY_PARTS = tuple(_PART_MEANINGS)
 
+# %% ../../nbs/memory/03_plan.ipynb #2cec4918
 def _size(n): return f'{n/GiB:.2f} GiB' if n >= GiB/100 else f'{n/2**20:.2f} MiB'
 
 # %% ../../nbs/memory/03_plan.ipynb #05d0189e
@@ -136,87 +180,119 @@ class MemoryPlan:
     "What a run would hold, and where it is most."
     config: Config
     gpu: Gpu
-    parts: dict     # part -> bytes on the GPU at the highest moment
-    at_rest: dict   # part -> bytes on the GPU between two steps
-    steps: dict     # step -> bytes at its highest moment
-    step: str       # step of the highest moment
-    module: str     # module that is at work then
-    host: dict      # what -> bytes of RAM
-    disk: dict      # what -> bytes written
-    places: list = field(default_factory=list) # of `Machine`: machines to compare RAM and disk with
+    parts: dict         # part -> bytes on the GPU at the highest moment
+    between_steps: dict # part -> bytes on the GPU between two steps
+    step_peaks: dict    # step -> bytes at its highest moment
+    peak_step: str      # step of the highest moment
+    peak_module: str    # module that is at work then
+    ram: dict           # what -> bytes of RAM
+    disk: dict          # what -> bytes written
+    machines: list = field(default_factory=list) # of `Machine`, to compare RAM and disk with
     notes: list = field(default_factory=list)
 
     @property
     def peak_bytes(self): return sum(self.parts.values())
 
-    def fits(self, gpu=None): # -> is there room on this, or another, GPU
+    def fits(self, gpu=None): # is there room on this, or another, GPU
         return self.peak_bytes <= (find_gpu(gpu) if gpu else self.gpu).memory
 
 # %% ../../nbs/memory/03_plan.ipynb #9b29c092
-def _gpu_parts(found, gpu): # the parts of a moment, in their order
-    parts = {k: found[k] for k in MEMORY_PARTS if found.get(k)}
-    if parts.get('logits and loss', 2**20) < 2**20: parts['temporaries'] = parts.get('temporaries', 0) + parts.pop('logits and loss') # the loss itself
+def _gpu_parts(sizes, gpu): # {category: bytes} of a moment -> {part: bytes}, in the order of `MEMORY_PARTS`
+    parts = {part: sizes[part] for part in MEMORY_PARTS if sizes.get(part)}
+    if parts.get('logits and loss', 2**20) < 2**20: # it is the loss alone
+        parts['temporaries'] = parts.get('temporaries', 0) + parts.pop('logits and loss')
     if gpu.count > 1: parts['gradients'] = 2*parts.get('gradients', parts.get('adapter', 0))
-    if gpu.kind == 'cpu': return parts | {'Python': GiB}
-    if gpu.kind != 'cuda': return parts
-    return parts | {'CUDA': gpu.context, 'allocator': sum(parts.values())//25}
+    if gpu.kind == 'cpu': parts['Python'] = GiB
+    if gpu.kind == 'cuda': parts |= {'CUDA': gpu.context, 'allocator': sum(parts.values())//25}
+    return parts
+
+# %% ../../nbs/memory/03_plan.ipynb #cc8dc2aa
+def _gpu_class(gpu): # a `Gpu` that stands for all with the same kernels and number formats
+    if gpu.kind != 'cuda': return Gpu('', 0, kind=gpu.kind)
+    return Gpu('', 0, (8, 0) if gpu.capability >= (8, 0) else (7, 5))
 
 # %% ../../nbs/memory/03_plan.ipynb #0edd0ae3
-_SHAPES = {} # JSON -> configuration of transformers
+_HF_CONFIGS = {} # JSON -> configuration of transformers
 
 @functools.lru_cache(maxsize=64)
-def _planned(config, shape, gpu): # `Config` and shape as JSON -> (peaks of the steps, bytes of each kind, facts)
+def _cached_dry_run(config, hf_config, gpu): # both configurations as JSON
     from llmft.memory.dryrun import memory_peaks
-    tracker, facts = dry_run(Config.model_validate_json(config), _SHAPES[shape], gpu)
+    tracker, facts = dry_run(Config.model_validate_json(config), _HF_CONFIGS[hf_config], gpu)
     totals = {}
-    for n, size, *_ in tracker.events: totals[tracker.kinds[n]] = totals.get(tracker.kinds[n], 0) + max(size, 0)
-    found = memory_peaks(tracker, 512 if gpu.kind == 'cuda' else 1)
-    return {step: found[step] for step in found if step != 'start'}, totals, facts
+    for n, size, *_ in tracker.events:
+        category = tracker.categories[n]
+        totals[category] = totals.get(category, 0) + max(size, 0)
+    peaks = memory_peaks(tracker, 512 if gpu.kind == 'cuda' else 1)
+    return {step: peak for step, peak in peaks.items() if step != 'start'}, totals, facts
 
-def _measured(config, shape, gpu): # the dry run for a GPU of this sort
-    _SHAPES[text := shape.to_json_string()] = shape
-    sort = Gpu('', 0, (8, 0) if gpu.capability >= (8, 0) else (7, 5), kind=gpu.kind) if gpu.kind == 'cuda' else Gpu('', 0, kind=gpu.kind)
-    return _planned(config.model_dump_json(exclude={'output_dir'}), text, sort)
+def _step_peaks(config, hf_config, gpu): # (peaks of the steps, {category: bytes that were ever made}, facts)
+    key = hf_config.to_json_string()
+    _HF_CONFIGS[key] = hf_config
+    return _cached_dry_run(config.model_dump_json(exclude={'output_dir'}), key, _gpu_class(gpu))
 
-def _highest(found): # peaks of the steps -> (bytes of each, the highest, its module, its parts, parts between steps)
-    steps = {step: size - parts.get('optimizer (paged)', 0) for step, (size, _, parts) in found.items()}
-    step = max(steps, key=steps.get)
-    rest = {k: v for k, v in found['optimizer'][2].items() if k in ('weights', 'adapter', 'optimizer')}
-    return steps, step, found[step][1], found[step][2], rest
+# %% ../../nbs/memory/03_plan.ipynb #8c3f94a2
+def _highest_step(peaks): # (step, {step: bytes on the GPU})
+    on_gpu = {step: size - parts.get('optimizer (paged)', 0) for step, (size, _, parts) in peaks.items()}
+    return max(on_gpu, key=on_gpu.get), on_gpu
+
+# %% ../../nbs/memory/03_plan.ipynb #4471c896
+def _between_steps(peaks): # {part: bytes}
+    return {part: n for part, n in peaks['optimizer'][2].items() if part in ('weights', 'adapter', 'optimizer')}
+
+# %% ../../nbs/memory/03_plan.ipynb #5645cca4
+def _ram(facts, totals, gpu): # {what: bytes}
+    ram = {
+        'Python and its libraries': (3 if gpu.kind == 'cuda' else 1)*GiB,
+        'weights on their way': 4*2*facts['largest']} # four tensors in 16 bits
+    if paged := totals.get('optimizer (paged)', 0): ram['paged optimizer'] = paged
+    return ram
+
+# %% ../../nbs/memory/03_plan.ipynb #fb3ef549
+def _fraction_to_download(config): # of the model's files
+    from huggingface_hub import try_to_load_from_cache
+    model = config.base_model
+    if model.startswith('builtin/') or is_local_path(model) or Path(model).is_dir(): return 0
+    cached = functools.partial(try_to_load_from_cache, model, revision=config.revision_of_model)
+    index = cached('model.safetensors.index.json') # lists the files, if there are several
+    files = {'model.safetensors'}
+    if isinstance(index, str): files = {*json.loads(Path(index).read_text(encoding='utf-8'))['weight_map'].values()}
+    return sum(not isinstance(cached(file), str) for file in files)/len(files)
 
 # %% ../../nbs/memory/03_plan.ipynb #63aad283
-def _host(facts, totals, gpu): # what -> bytes of RAM
-    paged = totals.get('optimizer (paged)', 0)
-    host = {'Python and its libraries': (3 if gpu.kind == 'cuda' else 1)*GiB, 'weights on their way': 4*2*facts['largest']}
-    return host | ({'paged optimizer': paged} if paged else {})
+def _disk(config, hf_config, facts, totals, adapter): # {what: bytes}; `adapter`: bytes of a saved one
+    optimizer = totals.get('optimizer', 0) + totals.get('optimizer (paged)', 0)
+    bytes_per_weight = 4 if '32' in str(getattr(hf_config, 'dtype', None)) else 2
+    return {
+        'download': round(facts['weights']*bytes_per_weight*_fraction_to_download(config)),
+        'checkpoints': (config.save_total_limit + 1)*(adapter + optimizer),
+        'adapter': adapter,
+        'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
 
-def _not_cached(config): # the share of the model's files that has to be downloaded
-    from huggingface_hub import try_to_load_from_cache
-    if config.base_model.startswith('builtin/') or is_local_path(config.base_model) or Path(config.base_model).is_dir(): return 0
-    find = functools.partial(try_to_load_from_cache, config.base_model, revision=config.revision_of_model)
-    index = find('model.safetensors.index.json') # a list of the files, if there are several
-    files = {*json.loads(Path(index).read_text(encoding='utf-8'))['weight_map'].values()} if isinstance(index, str) else {'model.safetensors'}
-    return sum(not isinstance(find(f), str) for f in files)/len(files)
-
-def _disk(config, shape, facts, totals, saved): # what -> bytes; `saved`: of the adapter
-    states = totals.get('optimizer', 0) + totals.get('optimizer (paged)', 0)
-    width = 4 if '32' in str(getattr(shape, 'dtype', None)) else 2
-    return {'download': round(facts['weights']*width*_not_cached(config)), 'checkpoints': (config.save_total_limit + 1)*(saved + states), 'adapter': saved,
-            'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
-
-# %% ../../nbs/memory/03_plan.ipynb #6b87edf4
-def _notes(config, shape, gpu): # remarks that a user should read
+# %% ../../nbs/memory/03_plan.ipynb #27b43b4c
+def _notes(config, hf_config, gpu): # sentences
     from llmft.model.optimizers import check_optimizer
-    if attention_for(config, shape) == 'eager' and config.attn_implementation != 'eager': yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
-    if gpu.count > 1: yield f'Each of the {gpu.count} GPUs holds a copy of the model. Start the run with `torchrun --nproc-per-node {gpu.count}`.'
-    if not check_optimizer(config.optimizer).exact: yield f'`optimizer: {config.optimizer}` keeps at most what is counted; how much less depends on the layers it is told to work on.'
-    if config.gradient_checkpointing == 'offload': yield '`gradient_checkpointing: offload` moves activations to the RAM. They are counted as if they stayed.'
+    if attention_for(config, hf_config) == 'eager' and config.attn_implementation != 'eager':
+        yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
+    if gpu.count > 1:
+        yield (f'Each of the {gpu.count} GPUs holds a copy of the model. '
+            f'Start the run with `torchrun --nproc-per-node {gpu.count}`.')
+    if not check_optimizer(config.optimizer).exact:
+        yield (f'`optimizer: {config.optimizer}` keeps at most what is counted; '
+            'how much less depends on the layers it is told to work on.')
+    if config.gradient_checkpointing == 'offload':
+        yield ('`gradient_checkpointing: offload` moves activations to the RAM. '
+            'They are counted as if they stayed.')
     if config.load_in_8bit: yield 'Columns of large values, which 8-bit layers treat apart, are not in the plan.'
     if gpu.kind == 'mps': yield 'The plan for Apple GPUs was not compared with one.'
 
+# %% ../../nbs/memory/03_plan.ipynb #7998e6e1
 class PlanError(UserError):
     "A model whose step cannot be taken without weights."
 
+# %% ../../nbs/memory/03_plan.ipynb #6581e1de
+def _config_of(config): return config if isinstance(config, Config) else load_config(config)
+
+# %% ../../nbs/memory/03_plan.ipynb #6b87edf4
 def plan_memory(
     config,     # `Config`, or what `load_config` takes
     gpu=None,   # name of a GPU, or a size such as `15GiB`; `None`: the one of this machine
@@ -224,64 +300,85 @@ def plan_memory(
     place=None, # `kaggle` or `colab`, for RAM and disk; `None`: this machine if `gpu` is `None`, else both of them
 ) -> MemoryPlan:
     "What a run would hold on the GPU, in the RAM and on the disk; no weights are needed."
-    config, own = config if isinstance(config, Config) else load_config(config), gpu is None
-    gpu, shape = find_gpu(gpu), load_hf_config(config, base)
-    try: found, totals, facts = _measured(config, shape, gpu)
+    config, this_machine = _config_of(config), gpu is None
+    gpu, hf_config = find_gpu(gpu), load_hf_config(config, base)
+    try: peaks, totals, facts = _step_peaks(config, hf_config, gpu)
     except UserError: raise
-    except Exception as e: raise PlanError(f'This model cannot be planned: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ""}') from e
-    steps, step, module, parts, rest = _highest(found)
-    return MemoryPlan(config, gpu, _gpu_parts(parts, gpu), _gpu_parts(rest, gpu), steps, step, module, _host(facts, totals, gpu), _disk(config, shape, facts, totals, rest['adapter']),
-        [find_machine(place, config.output_dir)] if place or own else [*MACHINES.values()], list(_notes(config, shape, gpu)))
+    except Exception as e:
+        reason = str(e).splitlines()[0] if str(e) else ''
+        raise PlanError(f'This model cannot be planned: {type(e).__name__}: {reason}') from e
+    resting, (peak_step, step_peaks) = _between_steps(peaks), _highest_step(peaks)
+    _, peak_module, parts = peaks[peak_step]
+    disk = _disk(config, hf_config, facts, totals, resting['adapter'])
+    machines = [find_machine(place, config.output_dir)] if place or this_machine else [*MACHINES.values()]
+    return MemoryPlan(config, gpu, _gpu_parts(parts, gpu), _gpu_parts(resting, gpu), step_peaks, peak_step, peak_module,
+        _ram(facts, totals, gpu), disk, machines, [*_notes(config, hf_config, gpu)])
 
 # %% ../../nbs/memory/03_plan.ipynb #666da5f1
-from fastcore.basics import patch
-
 @patch
 def checks(self: MemoryPlan): # [(what, bytes needed, bytes there, where)]
     "What is needed against what is there."
-    on_cpu, run, merged = self.gpu.kind == 'cpu', self.disk['checkpoints'] + self.disk['adapter'], self.disk['merged model, if you make one']
-    out = [('RAM' if on_cpu else 'GPU', self.peak_bytes, self.gpu.memory, self.gpu.name)]
-    for p in self.places:
-        if not on_cpu: out.append(('RAM', sum(self.host.values()), p.ram, p.name))
-        out += [('disk: download', self.disk['download'], p.disk, p.name), ('disk: run folder', run, p.run_disk, p.name), ('disk: and a merged model', run + merged, p.run_disk, p.name)]
-    return out
+    on_cpu, disk = self.gpu.kind == 'cpu', self.disk
+    run = disk['checkpoints'] + disk['adapter']
+    with_merged = run + disk['merged model, if you make one']
+    rows = [('RAM' if on_cpu else 'GPU', self.peak_bytes, self.gpu.memory, self.gpu.name)]
+    for machine in self.machines:
+        if not on_cpu: rows.append(('RAM', sum(self.ram.values()), machine.ram, machine.name))
+        rows += [('disk: download', disk['download'], machine.disk, machine.name),
+            ('disk: run folder', run, machine.run_disk, machine.name),
+            ('disk: and a merged model', with_merged, machine.run_disk, machine.name)]
+    return rows
 
 # %% ../../nbs/memory/03_plan.ipynb #6b16a63e
 @patch
-def head(self: MemoryPlan): # one line
+def head(self: MemoryPlan) -> str: # one line
     "The verdict."
-    need, has = self.peak_bytes, self.gpu.memory
-    return f'{_size(need)} of {self.gpu}: ' + (f'it fits, {_size(has - need)} stay free' if self.fits() else f'does NOT fit, {_size(need - has)} are missing')
+    needed, available = self.peak_bytes, self.gpu.memory
+    if self.fits(): verdict = f'it fits, {_size(available - needed)} stay free'
+    else: verdict = f'does NOT fit, {_size(needed - available)} are missing'
+    return f'{_size(needed)} of {self.gpu}: {verdict}'
 
+# %% ../../nbs/memory/03_plan.ipynb #9db112d7
+def _parts_table(plan): # (titles of the columns, rows)
+    resting = {part: _size(n) for part, n in plan.between_steps.items()}
+    rows = [(part, resting.get(part, ''), _size(n), _PART_MEANINGS[part]) for part, n in plan.parts.items()]
+    highest = f'highest in the step {plan.peak_step}' + (f', at {plan.peak_module}' if plan.peak_module else '')
+    rows.append(('all', _size(sum(plan.between_steps.values())), _size(plan.peak_bytes), highest))
+    return ('part', 'between steps', 'at the peak', 'what it is'), rows
+
+# %% ../../nbs/memory/03_plan.ipynb #326bd0c5
+def _checks_table(plan): # (titles of the columns, rows)
+    rows = [(what, _size(needed), _size(available), f'{"fits" if needed <= available else "TOO MUCH"} ({where})')
+        for what, needed, available, where in plan.checks()]
+    return ('what', 'needed', 'there', 'verdict'), rows
+
+# %% ../../nbs/memory/03_plan.ipynb #c4be2231
 @patch
 def tables(self: MemoryPlan): # [(titles of the columns, rows)]
     "The parts, and the checks."
-    parts = [(k, _size(self.at_rest[k]) if k in self.at_rest else '', _size(v), _MEANS[k]) for k, v in self.parts.items()]
-    parts.append(('all', _size(sum(self.at_rest.values())), _size(self.peak_bytes), f'highest in the step {self.step}' + (f', at {self.module}' if self.module else '')))
-    checks = [(what, _size(need), _size(there), f'{"fits" if need <= there else "TOO MUCH"} ({where})') for what, need, there, where in self.checks()]
-    return [(('part', 'between steps', 'at the peak', 'what it is'), parts), (('what', 'needed', 'there', 'verdict'), checks)]
+    return [_parts_table(self), _checks_table(self)]
 
 # %% ../../nbs/memory/03_plan.ipynb #0990da13
-def _as_text(titles, rows): # columns of equal width
-    wide = [max(len(str(row[i])) for row in [titles, *rows]) for i in range(4)]
-    return [f'  {a:{wide[0]}}  {b:>{wide[1]}}  {c:>{wide[2]}}  {d}' for a, b, c, d in [titles, *rows]]
-
-def _as_markdown(titles, rows): return ['| ' + ' | '.join(titles) + ' |', '|---|--:|--:|---|', *('| ' + ' | '.join(row) + ' |' for row in rows)]
-
 @patch
-def __str__(self: MemoryPlan): return '\n\n'.join([self.head(), *('\n'.join(_as_text(*t)) for t in self.tables()), *self.notes])
-
-@patch
-def _repr_markdown_(self: MemoryPlan): return '\n\n'.join([f'**{self.head()}**', *('\n'.join(_as_markdown(*t)) for t in self.tables()), *self.notes])
+def __str__(self: MemoryPlan):
+    tables = [indent(text_table(*table, right=(1, 2)), '  ') for table in self.tables()]
+    return '\n\n'.join([self.head(), *tables, *self.notes])
 
 MemoryPlan.__repr__ = MemoryPlan.__str__
 
+# %% ../../nbs/memory/03_plan.ipynb #6ac3e4ca
+@patch
+def _repr_markdown_(self: MemoryPlan):
+    tables = [markdown_table(*table, right=(1, 2)) for table in self.tables()]
+    return '\n\n'.join([f'**{self.head()}**', *tables, *self.notes])
+
 # %% ../../nbs/memory/03_plan.ipynb #0e530a32
 @patch
-def plot(self: MemoryPlan, ax=None): # -> the `Axes`
+def plot(self: MemoryPlan, ax=None): # the `Axes`
     "The parts between two steps and at the highest moment, against what the GPU has."
     from llmft.memory.plots import plot_memory
-    return plot_memory({'between steps': self.at_rest, 'at the peak': self.parts}, self.gpu.memory, self.gpu.name, ax)
+    bars = {'between steps': self.between_steps, 'at the peak': self.parts}
+    return plot_memory(bars, self.gpu.memory, self.gpu.name, ax)
 
 # %% ../../nbs/memory/03_plan.ipynb #24348296
 def compare_gpus(
@@ -290,21 +387,23 @@ def compare_gpus(
     gpus=None, # names; `None`: all NVIDIA GPUs in the list
 ) -> dict: # {name: (bytes the run needs, bytes the GPU has)}, for `plot_gpus`
     "The same run on many GPUs."
-    found = {name: find_gpu(name) for name in gpus or [n for n, g in known_gpus().items() if g.kind == 'cuda']}
+    names = gpus or [name for name, gpu in known_gpus().items() if gpu.kind == 'cuda']
+    found = {name: find_gpu(name) for name in names}
     return {name: (plan_memory(config, gpu, base).peak_bytes, gpu.memory) for name, gpu in found.items()}
 
 # %% ../../nbs/memory/03_plan.ipynb #5076d8a5
-def _missing(plan): # what is not there
-    return [what for what, need, there, _ in plan.checks() if need > there and 'merged' not in what]
+def _missing(plan): # what runs out; a merged model may be made elsewhere
+    return [what for what, needed, available, _ in plan.checks() if needed > available and 'merged' not in what]
 
+# %% ../../nbs/memory/03_plan.ipynb #c63a695a
 def plan_summary(
     config, # `Config`
 ) -> str: # one line
     "The verdict for this machine, and what else is missing."
     try: plan = plan_memory(config)
     except PlanError as e: return str(e)
-    lacking = [what for what in _missing(plan) if what != 'GPU']
-    return plan.head() + (f'; TOO MUCH for the {", ".join(lacking)}' if lacking else '')
+    missing = [what for what in _missing(plan) if what != 'GPU']
+    return plan.head() + (f'; TOO MUCH for the {", ".join(missing)}' if missing else '')
 
 # %% ../../nbs/memory/03_plan.ipynb #674450a8
 def check_fits(
@@ -316,45 +415,61 @@ def check_fits(
     try: plan = plan_memory(config)
     except PlanError as e: return say(f'{e} The run goes on without a plan.')
     if missing := _missing(plan):
-        raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
+        raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n'
+            '`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
     say(f'memory: {plan.head()}')
+
+# %% ../../nbs/memory/03_plan.ipynb #2566bd1d
+def _plan_rows(config, micro_batch_size, gpu, base): # the plan with so many rows at a time
+    accumulation = config.micro_batch_size*config.gradient_accumulation_steps//micro_batch_size
+    config = load_config(config, micro_batch_size=micro_batch_size, gradient_accumulation_steps=accumulation)
+    plan = plan_memory(config, gpu, base)
+    if plan.fits() or (config.eval_batch_size or 0) <= micro_batch_size: return plan
+    return plan_memory(load_config(plan.config, eval_batch_size=micro_batch_size), gpu, base)
 
 # %% ../../nbs/memory/03_plan.ipynb #90c944ba
 def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or None; the plan with one row)
     rows = config.micro_batch_size*config.gradient_accumulation_steps
     sizes = [n for n in range(1, rows + 1) if rows % n == 0]
-    def plan(n):
-        tried = plan_memory(load_config(config, micro_batch_size=n, gradient_accumulation_steps=rows//n), gpu, base)
-        if tried.fits() or (config.eval_batch_size or 0) <= n: return tried
-        return plan_memory(load_config(tried.config, eval_batch_size=n), gpu, base)
-    best = one = plan(1)
+    best = one = _plan_rows(config, 1, gpu, base)
     if not one.fits(): return None, one
     low, high = 1, len(sizes) - 1 # sizes[low:high + 1] are not tried yet
     while low <= high:
         middle = (low + high + 1)//2
-        if (tried := plan(sizes[middle])).fits(): best, low = tried, middle + 1
+        plan = _plan_rows(config, sizes[middle], gpu, base)
+        if plan.fits(): best, low = plan, middle + 1
         else: high = middle - 1
     return best, one
 
 # %% ../../nbs/memory/03_plan.ipynb #ca35ffb9
-def _rungs(config, gpu): # the settings to try, fastest first: (changes, why)
-    small = 'paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit'
-    yield dict(gradient_checkpointing=False), 'there is room to keep all results of the layers, and computing them twice takes about 30% more time'
-    yield (saving := dict(gradient_checkpointing=True)), 'without it not even one row fits'
+def _candidate_settings(config, gpu): # the settings to try, fastest first: (changes, why)
+    yield dict(gradient_checkpointing=False), ('there is room to keep all results of the layers, '
+        'and computing them twice takes about 30% more time')
+    changes = dict(gradient_checkpointing=True)
+    yield changes, 'without it not even one row fits'
     if 'adam' in config.optimizer and '8bit' not in config.optimizer:
-        saving = saving | dict(optimizer=small)
-        yield saving, 'the optimizer remembers in 8 bits, because in 32 not even one row fits'
-    length = config.sequence_len
-    while (length := length//2) >= 128: yield saving | dict(sequence_len=length), f'LAST RESORT: nothing else fits. Texts above {length} tokens are left out'
+        changes = changes | dict(optimizer='paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit')
+        yield changes, 'the optimizer remembers in 8 bits, because in 32 not even one row fits'
+    length = config.sequence_len//2
+    while length >= 128:
+        why = f'LAST RESORT: nothing else fits. Texts above {length} tokens are left out'
+        yield changes | dict(sequence_len=length), why
+        length //= 2
 
-_REASONS = dict(micro_batch_size='the most rows for which a step fits', gradient_accumulation_steps='keeps the number of rows that learn together',
+# %% ../../nbs/memory/03_plan.ipynb #f418ce78
+_REASONS = dict(
+    micro_batch_size='the most rows for which a step fits',
+    gradient_accumulation_steps='keeps the number of rows that learn together',
     eval_batch_size='an evaluation of more rows does not fit')
 
-def _nothing_fits(config, gpu, one): # the error when even the shortest row is too much
-    room = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
-    more = '' if config.load_in_4bit else ' `adapter: qlora` keeps the weights in a quarter of the room.'
-    return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs {_size(one.peak_bytes)}, '
-        f'{_size(one.parts.get("weights", 0) + one.parts["adapter"])} of it for the weights.{more} With room: {", ".join(room) or "none in the list"}.')
+# %% ../../nbs/memory/03_plan.ipynb #b9157a7c
+def _nothing_fits(config, gpu, one): # the error when even the shortest row, in the plan `one`, is too much
+    gpus = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
+    qlora = '' if config.load_in_4bit else ' `adapter: qlora` keeps the weights in a quarter of the room.'
+    weights = one.parts.get('weights', 0) + one.parts['adapter']
+    return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs '
+        f'{_size(one.peak_bytes)}, {_size(weights)} of it for the weights.{qlora} '
+        f'With room: {", ".join(gpus) or "none in the list"}.')
 
 # %% ../../nbs/memory/03_plan.ipynb #e0b506ab
 def fit_to_gpu(
@@ -364,15 +479,17 @@ def fit_to_gpu(
     say=print, # where the changes go, a line each; `None` for silence
 ) -> Config:
     "The fastest settings that fit, by plans alone; each change is said with its reason."
-    config, gpu, say = config if isinstance(config, Config) else load_config(config), find_gpu(gpu), say or (lambda *_: None)
-    for changes, why in _rungs(config, gpu):
+    config, gpu = _config_of(config), find_gpu(gpu)
+    for changes, why in _candidate_settings(config, gpu):
         best, one = _most_rows(load_config(config, **changes), gpu, base)
         if best: break
     else: raise _nothing_fits(config, gpu, one)
-    reasons = _REASONS | dict.fromkeys(changes, why) | (dict(gradient_checkpointing='without it not even one row fits') if len(changes) > 1 else {})
+    reasons = _REASONS | dict.fromkeys(changes, why)
+    if len(changes) > 1: reasons['gradient_checkpointing'] = 'without it not even one row fits'
     changed = [(key, getattr(config, key), new) for key, new in best.config if getattr(config, key) != new]
-    for key, old, new in changed: say(f'{key}: {old} -> {new}: {reasons[key]}')
-    if not changed: say('Nothing has to change.')
+    lines = [f'{key}: {old} -> {new}: {reasons[key]}' for key, old, new in changed] or ['Nothing has to change.']
+    if say:
+        for line in lines: say(line)
     return best.config
 
 # %% ../../nbs/memory/03_plan.ipynb #ae8357de

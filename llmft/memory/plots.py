@@ -6,27 +6,42 @@
 __all__ = ['plot_memory', 'plot_gpus']
 
 # %% ../../nbs/memory/02_plots.ipynb #4f856bc3
-from ..plots import _axes, _colours, _cycle_of, _label
+from ..model.gpus import GiB
+from ..plots import _COLOURS, _axes, _colour_cycle, _label, _limit_line, _outline, figure_style
 
 # %% ../../nbs/memory/02_plots.ipynb #b9e0c680
-_PARTS = dict(zip(('weights', 'adapter', 'gradients', 'optimizer', 'activations', 'logits and loss', 'temporaries', 'Python', 'CUDA', 'allocator'),
-    [*(_colours[c] for c in ('blue', 'orange', 'sky', 'green', 'red', 'pink', 'grey')), '#882255', '#555555', '#DDCC77']))
+_PART_COLOURS = {
+    'weights': _COLOURS['blue'], 'adapter': _COLOURS['orange'], 'gradients': _COLOURS['sky'],
+    'optimizer': _COLOURS['green'], 'activations': _COLOURS['red'], 'logits and loss': _COLOURS['pink'],
+    'temporaries': _COLOURS['grey'], 'Python': '#AA4499', 'CUDA': '#8A6D3B', 'allocator': '#DDCC77',
+}
 
-def _colour_of(names): return dict(zip(names, _cycle_of(len(names)))) | {n: _PARTS[n] for n in names if n in _PARTS}
+# %% ../../nbs/memory/02_plots.ipynb #a40d5daa
+def _colours_of(names): # {name of a part: colour}
+    return {name: _PART_COLOURS.get(name, other) for name, other in zip(names, _colour_cycle(len(names)))}
 
 # %% ../../nbs/memory/02_plots.ipynb #22ce652f
-def _stack(ax, y, parts, colours, wide): # one bar; the sizes stand in the parts that are wide enough
+def _stack(ax, y, parts, colours, xmax): # one bar at height `y`; `parts`: {name: GiB}
     left = 0
-    for name, n in parts.items():
-        ax.barh(y, n, left=left, height=.62, color=colours[name], edgecolor='white')
-        if n > .045*wide: ax.text(left + n/2, y, f'{n:.2g}', ha='center', va='center', fontsize=9, color='white' if colours[name] in (_colours['blue'], _colours['green'], _colours['red'], '#555555') else 'black')
-        left += n
-    ax.text(left + .01*wide, y, f'{left:.1f}', va='center', fontweight='bold')
+    for name, size in parts.items():
+        ax.barh(y, size, left=left, height=.62, color=colours[name])
+        if size > .045*xmax:
+            ax.text(left + size/2, y, f'{size:.2g}', ha='center', va='center', fontsize=9, color='black')
+        left += size
+    ax.text(left + .01*xmax, y, f'{left:.1f}', va='center', fontweight='bold')
+
+# %% ../../nbs/memory/02_plots.ipynb #9900a5e7
+def _verdict(needed, available): # in words; both in GiB
+    if needed <= available: return f'fits, {available - needed:.1f} GiB stay free'
+    return f'does NOT fit, {needed - available:.1f} GiB are missing'
+
+# %% ../../nbs/memory/02_plots.ipynb #b1d76fdd
+def _draw_limit(ax, available, needed, xmax): # the memory of the GPU; red beyond it
+    _limit_line(ax, available)
+    if needed > available: ax.axvspan(available, xmax, color=_COLOURS['red'], alpha=.12, lw=0)
 
 # %% ../../nbs/memory/02_plots.ipynb #c0887d40
-def _room(need, has): # the verdict in words
-    return f'fits, {has - need:.1f} GiB stay free' if need <= has else f'does NOT fit, {need - has:.1f} GiB are missing'
-
+@figure_style()
 def plot_memory(
     bars,        # {name of a bar: {part: bytes}}
     total=None,  # bytes the GPU has
@@ -35,33 +50,48 @@ def plot_memory(
 ): # the `Axes`
     "The parts of the memory a run needs, against what the GPU has."
     from matplotlib.patches import Patch
-    bars = {name: {part: n/2**30 for part, n in parts.items()} for name, parts in bars.items()}
-    names, has, need = list(dict.fromkeys(part for parts in bars.values() for part in parts)), (total or 0)/2**30, max(sum(parts.values()) for parts in bars.values())
-    ax, wide = _axes(ax, (7.5, 1.5 + .5*len(bars))), max(need, has)*1.1
-    colours = _colour_of(names)
-    for y, parts in enumerate(bars.values()): _stack(ax, y, parts, colours, wide)
-    if total:
-        ax.axvline(has, color='black', lw=2, ls='--')
-        if need > has: ax.axvspan(has, wide, color=_colours['red'], alpha=.12, lw=0)
-    ax.set(yticks=range(len(bars)), yticklabels=list(bars), xlim=(0, wide), ylim=(len(bars) - .5, -.5))
-    ax.figure.legend(handles=[Patch(color=colours[n], label=n) for n in names], frameon=False, ncols=5, fontsize=9, loc='outside lower center')
-    return _label(ax, f'{need:.1f} GiB' + (f' on {gpu} ({has:.3g} GiB): {_room(need, has)}' if total else ''), f'GiB (dashed: what the {gpu} has)' if total else 'GiB', '')
+    bars = {name: {part: n/GiB for part, n in parts.items()} for name, parts in bars.items()}
+    colours = _colours_of(list(dict.fromkeys(part for parts in bars.values() for part in parts)))
+    available, needed = (total or 0)/GiB, max(sum(parts.values()) for parts in bars.values())
+    ax, xmax = _axes(ax, (7.5, 1.5 + .5*len(bars))), max(needed, available)*1.1
+    for y, parts in enumerate(bars.values()): _stack(ax, y, parts, colours, xmax)
+    ax.set(yticks=range(len(bars)), yticklabels=list(bars), xlim=(0, xmax), ylim=(len(bars) - .5, -.5))
+    handles = [Patch(color=colour, label=part) for part, colour in colours.items()]
+    ax.figure.legend(handles=handles, ncols=5, fontsize=9, loc='outside lower center')
+    if not total: return _label(ax, f'{needed:.1f} GiB', 'GiB', '')
+    _draw_limit(ax, available, needed, xmax)
+    title = f'{needed:.1f} GiB on {gpu} ({available:.3g} GiB): {_verdict(needed, available)}'
+    return _label(ax, title, f'GiB (dashed: what the {gpu} has)', '')
 
-# %% ../../nbs/memory/02_plots.ipynb #661c32d2
-def plot_gpus(
-    needs,   # {name of a GPU: (bytes the run needs, bytes the GPU has)}
-    title='',# in front of the verdict
-    ax=None, # matplotlib `Axes` to draw on
-): # the `Axes`
-    "Which GPUs have room for a run."
+# %% ../../nbs/memory/02_plots.ipynb #8853b6ff
+_MARK = dict(marker='|', ls='', color='black', ms=11, mew=3) # what a GPU has
+
+# %% ../../nbs/memory/02_plots.ipynb #ac0af408
+def _fit_legend(ax): # what the colours and the marks of `plot_gpus` mean
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
-    rows = sorted(needs.items(), key=lambda item: item[1][1])
-    ax, fit = _axes(ax, (7, .8 + .21*len(rows))), [need <= has for _, (need, has) in rows]
-    ax.barh(range(len(rows)), [need/2**30 for _, (need, _) in rows], height=.7, color=[_colours['green' if f else 'red'] for f in fit])
-    ax.plot([has/2**30 for _, (_, has) in rows], range(len(rows)), '|', color='black', ms=11, mew=2.5)
-    ax.set(yticks=range(len(rows)), yticklabels=[name for name, _ in rows], ylim=(-.6, len(rows) - .4))
-    ax.set_xscale('log', base=2); ax.set_xticks(ticks := [2, 4, 8, 16, 32, 64, 128], [str(t) for t in ticks])
+    mark = _outline(Line2D([], [], label='what the GPU has', **_MARK), 7)
+    fits, too_much = Patch(color=_COLOURS['green'], label='fits'), Patch(color=_COLOURS['red'], label='too much')
+    ax.legend(handles=[fits, too_much, mark], fontsize=9, loc='lower right')
+
+# %% ../../nbs/memory/02_plots.ipynb #661c32d2
+@figure_style()
+def plot_gpus(
+    needs,    # {name of a GPU: (bytes the run needs, bytes the GPU has)}
+    title='', # in front of the verdict
+    ax=None,  # matplotlib `Axes` to draw on
+): # the `Axes`
+    "Which GPUs have room for a run."
+    names = sorted(needs, key=lambda name: needs[name][1])
+    needed, available = [needs[n][0]/GiB for n in names], [needs[n][1]/GiB for n in names]
+    fits, ys = [need <= has for need, has in zip(needed, available)], range(len(names))
+    ax = _axes(ax, (7, .8 + .21*len(names)))
+    ax.barh(ys, needed, height=.7, color=[_COLOURS['green' if fit else 'red'] for fit in fits])
+    _outline(ax.plot(available, ys, **_MARK)[0], 7)
+    ax.set(yticks=ys, yticklabels=names, ylim=(-.6, len(names) - .4))
     ax.tick_params(axis='y', labelsize=8)
-    ax.legend(handles=[Patch(color=_colours['green'], label='fits'), Patch(color=_colours['red'], label='too much'), Line2D([], [], marker='|', ls='', color='black', ms=11, mew=2.5, label='what the GPU has')], frameon=False, fontsize=9, loc='lower right')
-    return _label(ax, f'{title}{": " if title else ""}fits {sum(fit)} of {len(fit)} GPUs', 'GiB (each tick twice the one before)', '')
+    ax.set_xscale('log', base=2)
+    ax.set_xticks([2, 4, 8, 16, 32, 64, 128], ['2', '4', '8', '16', '32', '64', '128'])
+    _fit_legend(ax)
+    prefix = f'{title}: ' if title else ''
+    return _label(ax, f'{prefix}fits {sum(fits)} of {len(fits)} GPUs', 'GiB (each tick twice the one before)', '')

@@ -12,8 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..config.config import _did_you_mean
-from ..core import UserError
+from ..core import UserError, markdown_table
 from ..hub import hub_errors, is_local_path, resolve_model
 from ..tokens.special import new_token_ids
 
@@ -24,19 +26,39 @@ def linear_module_names(
     "The last names of all linear layers but the output head."
     import torch
     head = model.get_output_embeddings()
-    found = {name.split('.')[-1] for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m is not head}
-    return sorted(found | {name.split('.')[-1] for name, m in model.named_modules() if type(m).__name__ == 'Conv1D'})
+    def is_linear(module):
+        if type(module).__name__ == 'Conv1D': return True # the linear layer of GPT-2
+        return isinstance(module, torch.nn.Linear) and module is not head
+    return sorted({name.split('.')[-1] for name, module in model.named_modules() if is_linear(module)})
 
 # %% ../../nbs/model/03_adapters.ipynb #a6b288bd
-def _check_listed(key, wanted, names, note=''): # `wanted`: names from the YAML, of which each must end one of `names`
-    parts = {'.'.join(n.split('.')[-k:]) for n in names for k in range(1, n.count('.') + 2)}
-    for w in wanted:
-        if w not in parts: raise UserError(f'{key}: this model has no layer called `{w}`.{_did_you_mean(w, parts)}{note}')
+def _name_endings(names): # ['mlp.up_proj'] -> {'up_proj', 'mlp.up_proj'}
+    parts = [name.split('.') for name in names]
+    return {'.'.join(p[i:]) for p in parts for i in range(len(p))}
 
-def _check_pattern(key, wanted, names): # `wanted`: a regular expression from the YAML
-    try: fits = any(re.fullmatch(wanted, name) for name in names)
-    except re.error as e: raise UserError(f'{key}: {wanted!r} is not a regular expression ({e}). For names of layers write a list, as [{wanted}].') from None
-    if not fits: raise UserError(f'{key}: no layer has a name that fits {wanted!r}. Layers are called as {max(names, key=lambda n: n.count("."))}.')
+def _check_names(key, requested, names, note=''): # each of `requested`, from the YAML, must end one of `names`
+    known = _name_endings(names)
+    for name in requested:
+        if name in known: continue
+        raise UserError(f'{key}: this model has no layer called `{name}`.{_did_you_mean(name, known)}{note}')
+
+# %% ../../nbs/model/03_adapters.ipynb #a2e97e19
+def _check_pattern(key, pattern, names): # `pattern`: a regular expression from the YAML, which must fit one of `names`
+    try: fits = any(re.fullmatch(pattern, name) for name in names)
+    except re.error as e:
+        raise UserError(f'{key}: {pattern!r} is not a regular expression ({e}). '
+                        f'For names of layers write a list, as [{pattern}].') from None
+    if fits: return
+    deepest = max(names, key=lambda name: name.count('.'))
+    raise UserError(f'{key}: no layer has a name that fits {pattern!r}. Layers are called as {deepest}.')
+
+# %% ../../nbs/model/03_adapters.ipynb #770b2d80
+def _check_saved_and_parameters(model, config): # a `UserError` if one of the two keys names what is not there
+    saved, parameters = config.lora_modules_to_save or [], config.lora_target_parameters
+    _check_names('lora_modules_to_save', saved, [name for name, _ in model.named_modules() if name])
+    if not parameters: return
+    check = _check_pattern if isinstance(parameters, str) else _check_names
+    check('lora_target_parameters', parameters, [name for name, _ in model.named_parameters()])
 
 # %% ../../nbs/model/03_adapters.ipynb #3f662b58
 def target_modules(
@@ -44,33 +66,57 @@ def target_modules(
     config, # `Config`
 ): # list of names, or a regular expression
     "Which layers get an adapter; a name that fits no layer is a `UserError` with the nearest one."
-    wanted, names = config.lora_target_modules, [n for n, _ in model.named_modules() if n]
-    weights = [n for n, _ in model.named_parameters()]
-    _check_listed('lora_modules_to_save', config.lora_modules_to_save or [], names)
-    check = _check_pattern if isinstance(config.lora_target_parameters, str) else _check_listed
-    if config.lora_target_parameters: check('lora_target_parameters', config.lora_target_parameters, weights)
-    if isinstance(wanted, str):
-        _check_pattern('lora_target_modules', wanted, names)
-        if not config.lora_target_linear: return wanted
-        wanted = sorted({n.split('.')[-1] for n in names if re.fullmatch(wanted, n)})
-    linear = linear_module_names(model)
-    _check_listed('lora_target_modules', wanted or [], names, f' Linear layers: {", ".join(linear)}.')
-    if config.lora_target_linear and not linear: raise UserError('lora_target_linear: this model has no linear layers. Name the layers in `lora_target_modules`.')
-    return sorted({*(wanted or []), *(linear if config.lora_target_linear else [])})
+    requested, names = config.lora_target_modules, [name for name, _ in model.named_modules() if name]
+    _check_saved_and_parameters(model, config)
+    if isinstance(requested, str):
+        _check_pattern('lora_target_modules', requested, names)
+        if not config.lora_target_linear: return requested
+        requested = sorted({name.split('.')[-1] for name in names if re.fullmatch(requested, name)})
+    requested, linear = requested or [], linear_module_names(model)
+    _check_names('lora_target_modules', requested, names, f' Linear layers: {", ".join(linear)}.')
+    if not config.lora_target_linear: return sorted({*requested})
+    if linear: return sorted({*requested, *linear})
+    raise UserError('lora_target_linear: this model has no linear layers. Name the layers in `lora_target_modules`.')
 
 # %% ../../nbs/model/03_adapters.ipynb #c0f44393
-_PEFT = {'lora_r': 'r', 'lora_alpha': 'lora_alpha', 'lora_dropout': 'lora_dropout', 'lora_target_parameters': 'target_parameters', 'lora_modules_to_save': 'modules_to_save',
-    'lora_rank_pattern': 'rank_pattern', 'lora_alpha_pattern': 'alpha_pattern', 'lora_fan_in_fan_out': 'fan_in_fan_out', 'peft_use_rslora': 'use_rslora', 'peft_use_dora': 'use_dora',
-    'peft_init_lora_weights': 'init_lora_weights', 'peft_layers_to_transform': 'layers_to_transform', 'peft_layers_pattern': 'layers_pattern',
-    'peft_layer_replication': 'layer_replication', 'peft_trainable_token_indices': 'trainable_token_indices', 'peft_ensure_weight_tying': 'ensure_weight_tying'} # YAML -> LoraConfig
+_LORA_ARGUMENTS = { # key of the YAML -> argument of `LoraConfig`
+    'lora_r': 'r',
+    'lora_alpha': 'lora_alpha',
+    'lora_dropout': 'lora_dropout',
+    'lora_target_parameters': 'target_parameters',
+    'lora_modules_to_save': 'modules_to_save',
+    'lora_rank_pattern': 'rank_pattern',
+    'lora_alpha_pattern': 'alpha_pattern',
+    'lora_fan_in_fan_out': 'fan_in_fan_out',
+    'peft_use_rslora': 'use_rslora',
+    'peft_use_dora': 'use_dora',
+    'peft_init_lora_weights': 'init_lora_weights',
+    'peft_layers_to_transform': 'layers_to_transform',
+    'peft_layers_pattern': 'layers_pattern',
+    'peft_layer_replication': 'layer_replication',
+    'peft_trainable_token_indices': 'trainable_token_indices',
+    'peft_ensure_weight_tying': 'ensure_weight_tying',
+}
 
-def _given(config, table): # {their name: value} of the keys that say something
-    return {theirs: value for ours, theirs in table.items() if (value := getattr(config, ours)) not in (None, {}, [])}
+# %% ../../nbs/model/03_adapters.ipynb #dc17b6b4
+def _non_empty_args(config, arguments): # {argument: value} of the keys in the table `arguments` that say something
+    values = {argument: getattr(config, key) for key, argument in arguments.items()}
+    return {argument: value for argument, value in values.items() if value not in (None, {}, [])}
 
 # %% ../../nbs/model/03_adapters.ipynb #58362d0e
-def _token_rows(model, ids): # `ids` of tokens -> {name of a matrix: its rows that are trained}
-    matrices = [model.get_input_embeddings()] + ([model.get_output_embeddings()] if not model.config.get_text_config().tie_word_embeddings else [])
-    return {name.split('.')[-1]: ids for name, m in model.named_modules() if any(m is other for other in matrices)}
+def _embedding_rows(model, ids): # `ids` of tokens -> {name of a matrix: its rows that are trained}
+    matrices = [model.get_input_embeddings()]
+    if not model.config.get_text_config().tie_word_embeddings: matrices.append(model.get_output_embeddings())
+    return {name.split('.')[-1]: ids for name, module in model.named_modules() if any(module is m for m in matrices)}
+
+# %% ../../nbs/model/03_adapters.ipynb #4f0fdf8c
+def _check_layer_patterns(model, config): # a `UserError` if a pattern of ranks or alphas fits no layer
+    layers = [name for name, _ in model.named_modules()]
+    for key in ('lora_rank_pattern', 'lora_alpha_pattern'):
+        for pattern in getattr(config, key):
+            if any(re.match(rf'(.*\.)?({pattern})$', layer) for layer in layers): continue
+            hint = _did_you_mean(pattern, linear_module_names(model))
+            raise UserError(f'{key}: this model has no layer called `{pattern}`.{hint}')
 
 # %% ../../nbs/model/03_adapters.ipynb #ba8c6c0c
 def lora_config(
@@ -79,48 +125,66 @@ def lora_config(
 ): # `peft.LoraConfig`
     "The adapter that the YAML describes."
     from peft import LoraConfig
-    args, targets = _given(config, _PEFT), target_modules(model, config)
-    for key in ('lora_rank_pattern', 'lora_alpha_pattern'):
-        for name in getattr(config, key):
-            if not any(re.match(rf'(.*\.)?({name})$', n) for n, _ in model.named_modules()): raise UserError(f'{key}: this model has no layer called `{name}`.{_did_you_mean(name, linear_module_names(model))}')
-    if (ids := new_token_ids(config)) and not {'embed_tokens', 'wte'} & {*(config.lora_modules_to_save or [])}:
-        args.setdefault('trainable_token_indices', _token_rows(model, ids))
+    args, targets = _non_empty_args(config, _LORA_ARGUMENTS), target_modules(model, config)
+    _check_layer_patterns(model, config)
+    new_ids, whole = new_token_ids(config), {*(config.lora_modules_to_save or [])}
+    if new_ids and not whole & {'embed_tokens', 'wte'}:
+        args.setdefault('trainable_token_indices', _embedding_rows(model, new_ids))
     if args.get('init_lora_weights') == 'loftq': del args['init_lora_weights'] # done on the finished adapter
-    if isinstance(args.get('target_parameters'), str): args['target_parameters'] = [n for n, _ in model.named_parameters() if re.fullmatch(config.lora_target_parameters, n)]
+    pattern = args.get('target_parameters')
+    if isinstance(pattern, str):
+        args['target_parameters'] = [name for name, _ in model.named_parameters() if re.fullmatch(pattern, name)]
     if 'layer_replication' in args: args['layer_replication'] = [tuple(pair) for pair in args['layer_replication']]
     return LoraConfig(**args, task_type='CAUSAL_LM', target_modules=targets)
 
 # %% ../../nbs/model/03_adapters.ipynb #4595321b
 def cast_trainable_to_float32(
-    model,        # `PeftModel`, or a model that is trained as a whole
-    config=None,  # `Config`; `peft_autocast_adapter_dtype: false` leaves bfloat16 weights as they are
+    model,       # `PeftModel`, or a model that is trained as a whole
+    config=None, # `Config`; `peft_autocast_adapter_dtype: false` leaves bfloat16 weights as they are
 ):
     "Keep every trained weight in 32 bits."
     import torch
-    keep = config is not None and not config.peft_autocast_adapter_dtype
+    keep_bf16 = config is not None and not config.peft_autocast_adapter_dtype
     for p in model.parameters():
-        if p.requires_grad and not (keep and p.dtype == torch.bfloat16): p.data = p.data.to(torch.float32)
+        if not p.requires_grad or keep_bf16 and p.dtype == torch.bfloat16: continue
+        p.data = p.data.to(torch.float32)
     return model
 
 # %% ../../nbs/model/03_adapters.ipynb #66ba0b1f
-_MOVING = ('pissa', 'olora', 'corda', 'lora_ga') # ways to begin that change the weights of the base model
-_NAMES = ('gaussian', 'eva', 'olora', 'pissa', 'corda', 'loftq', 'orthogonal', 'lora_ga') # and pissa_niter_N
+_CHANGES_BASE = ('pissa', 'olora', 'corda', 'lora_ga') # ways to begin that change the weights of the base model
+_NEEDS_DATA = ('eva', 'corda', 'lora_ga')
+_INIT_METHODS = ('gaussian', 'eva', 'olora', 'pissa', 'corda', 'loftq', 'orthogonal', 'lora_ga') # and pissa_niter_N
 
-def _check_start(config): # a `UserError` if this kind of adapter cannot begin on such weights
-    start, bits = str(config.peft_init_lora_weights or ''), 4 if config.load_in_4bit else 8 if config.load_in_8bit else 16
-    key = f'peft_init_lora_weights: {start}'
-    if start in ('eva', 'corda', 'lora_ga'): raise UserError(f'{key} looks at the data before it begins, which llmft does not do. Take `pissa` or `olora`.')
-    if isinstance(config.peft_init_lora_weights, str) and start not in _NAMES and not re.fullmatch(r'pissa_niter_\d+', start):
-        raise UserError(f'{key}: there is none of that name.{_did_you_mean(start, _NAMES)} Known: {", ".join(_NAMES)}, pissa_niter_4.')
-    if start.startswith(_MOVING) and bits < 16: raise UserError(f'{key} changes the base weights, which cannot be done in {bits} bits. Set `adapter: lora` without `load_in_8bit`, or take `loftq` with `adapter: qlora`.')
-    if start == 'loftq' and bits != 4: raise UserError(f'{key} makes up for what is lost in 4 bits, and these weights have {bits}. Set `adapter: qlora`.')
-    if config.peft_use_dora and bits == 8: raise UserError('peft_use_dora: DoRA does not work on 8-bit weights. Set `adapter: qlora` or `adapter: lora`, or leave it out.')
+def _check_init_method(method): # `peft_init_lora_weights` in the YAML: a name, a `bool` or None
+    key = f'peft_init_lora_weights: {method}'
+    if not isinstance(method, str): return
+    if method in _NEEDS_DATA:
+        raise UserError(f'{key} looks at the data before it begins, which llmft does not do. Take `pissa` or `olora`.')
+    if method in _INIT_METHODS or re.fullmatch(r'pissa_niter_\d+', method): return
+    raise UserError(f'{key}: there is none of that name.{_did_you_mean(method, _INIT_METHODS)} '
+                    f'Known: {", ".join(_INIT_METHODS)}, pissa_niter_4.')
+
+# %% ../../nbs/model/03_adapters.ipynb #749eb4f4
+def _check_init_bits(config): # a `UserError` if this kind of adapter cannot begin on such weights
+    method = str(config.peft_init_lora_weights or '')
+    bits = 4 if config.load_in_4bit else 8 if config.load_in_8bit else 16
+    key = f'peft_init_lora_weights: {method}'
+    if method.startswith(_CHANGES_BASE) and bits < 16:
+        raise UserError(f'{key} changes the base weights, which cannot be done in {bits} bits. '
+                        'Set `adapter: lora` without `load_in_8bit`, or take `loftq` with `adapter: qlora`.')
+    if method == 'loftq' and bits != 4:
+        raise UserError(f'{key} makes up for what is lost in 4 bits, and these weights have {bits}. '
+                        'Set `adapter: qlora`.')
+    if config.peft_use_dora and bits == 8:
+        raise UserError('peft_use_dora: DoRA does not work on 8-bit weights. '
+                        'Set `adapter: qlora` or `adapter: lora`, or leave it out.')
 
 # %% ../../nbs/model/03_adapters.ipynb #803a4398
 @contextmanager
 def _peft_errors(): # what peft refuses, as one message
     try: yield
-    except (ValueError, TypeError, NotImplementedError, KeyError) as e: raise UserError(f'The adapter does not fit this model: {e}') from None
+    except (ValueError, TypeError, NotImplementedError, KeyError) as e:
+        raise UserError(f'The adapter does not fit this model: {e}') from None
     except RuntimeError as e:
         if 'size mismatch' not in str(e): raise
         raise UserError(f'The adapter belongs to another base model: {str(e).splitlines()[1].strip()}') from None
@@ -128,50 +192,60 @@ def _peft_errors(): # what peft refuses, as one message
 # %% ../../nbs/model/03_adapters.ipynb #f003ec4e
 def _weight_files(name, revision): # the safetensors files of a model on this machine
     from huggingface_hub import snapshot_download
-    folder = Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns='*.safetensors', local_files_only=True))
-    return sorted(folder.glob('*.safetensors'))
+    if Path(name).is_dir(): return sorted(Path(name).glob('*.safetensors'))
+    folder = snapshot_download(name, revision=revision, allow_patterns='*.safetensors', local_files_only=True)
+    return sorted(Path(folder).glob('*.safetensors'))
 
-def _start_like(layer, weight): # set B A of a 4-bit layer to the best copy of what is missing from the true `weight`
+# %% ../../nbs/model/03_adapters.ipynb #702c40a8
+def _init_from_error(layer, weight): # set B A of a 4-bit layer to what it lacks of the true `weight`, as well as it can
     import torch
     from bitsandbytes.functional import dequantize_4bit
-    r, given = layer.r['default'], layer.get_base_layer().weight
-    lost = weight.to(given.device, torch.float32) - dequantize_4bit(given.data, given.quant_state).float()
-    u, s, v = torch.linalg.svd(lost, full_matrices=False)
+    r, quantized = layer.r['default'], layer.get_base_layer().weight
+    error = weight.to(quantized.device, torch.float32) - dequantize_4bit(quantized.data, quantized.quant_state).float()
+    u, s, v = torch.linalg.svd(error, full_matrices=False)
     root = (s[:r] / layer.scaling['default']).sqrt()
-    layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data = root[:, None] * v[:r], u[:, :r] * root
+    layer.lora_A['default'].weight.data = root[:, None] * v[:r]
+    layer.lora_B['default'].weight.data = u[:, :r] * root
 
-def _start_loftq(model, config): # LoftQ in one step, from the files of the base model
+def _init_loftq(model, config): # LoftQ in one step, from the files of the base model
     from safetensors import safe_open
-    layers = {n.removeprefix('base_model.model.') + '.weight': m for n, m in model.named_modules() if type(m).__name__ == 'Linear4bit' and hasattr(m, 'lora_A')}
-    for file in _weight_files(resolve_model(config.base_model, config.revision_of_model), config.revision_of_model):
+    layers = {name.removeprefix('base_model.model.') + '.weight': module for name, module in model.named_modules()
+              if type(module).__name__ == 'Linear4bit' and hasattr(module, 'lora_A')}
+    name, revision = resolve_model(config.base_model, config.revision_of_model), config.revision_of_model
+    for file in _weight_files(name, revision):
         with safe_open(file, 'pt') as weights:
-            for name in {*weights.keys()} & {*layers}:
-                layer = layers[name]
-                _start_like(layer, weights.get_tensor(name))
+            for key in {*weights.keys()} & {*layers}: _init_from_error(layers[key], weights.get_tensor(key))
     return model
 
 # %% ../../nbs/model/03_adapters.ipynb #659c8c65
 def _adapter_folder(name): # a run folder, a folder of peft, or a name on the Hub
     path = Path(name).expanduser()
-    found = next((p for p in (path/'adapter', path) if (p/'adapter_config.json').is_file()), None)
-    if found is None and (path.exists() or is_local_path(name)): raise UserError(f'lora_model_dir: {name} holds no adapter (no adapter_config.json). Give a run folder, or a folder that peft wrote.')
-    return str(found or name)
+    for folder in (path/'adapter', path):
+        if (folder/'adapter_config.json').is_file(): return str(folder)
+    if path.exists() or is_local_path(name):
+        raise UserError(f'lora_model_dir: {name} holds no adapter (no adapter_config.json). '
+                        'Give a run folder, or a folder that peft wrote.')
+    return str(name)
 
-def _check_base(saved, model, name, then): # saved: `LoraConfig`; name: of the adapter; then: what to do
-    theirs, ours = (str(n or '').rstrip('/').split('/')[-1].lower() for n in (saved.base_model_name_or_path, model.name_or_path))
-    if theirs and ours and theirs != ours:
-        raise UserError(f'{name} was trained on {saved.base_model_name_or_path}, not on {model.name_or_path}. {then} '
-                        'If both are the same weights, write this name into its adapter_config.json.')
+# %% ../../nbs/model/03_adapters.ipynb #9992ccaf
+def _check_base_model(saved, model, adapter, advice): # `saved`: its `LoraConfig`; `adapter`: its name
+    trained_on, base = saved.base_model_name_or_path, model.name_or_path
+    def last_part(name): return str(name or '').rstrip('/').split('/')[-1].lower()
+    trained_name, base_name = last_part(trained_on), last_part(base)
+    if not trained_name or not base_name or trained_name == base_name: return
+    raise UserError(f'{adapter} was trained on {trained_on}, not on {base}. {advice} '
+                    'If both are the same weights, write this name into its adapter_config.json.')
 
+# %% ../../nbs/model/03_adapters.ipynb #51083cd1
 def load_trainable_adapter(
     model,  # from `load_base`
     config, # `Config` with `lora_model_dir`
 ): # `peft.PeftModel`
     "Put a saved adapter on the model, to be trained on."
     from peft import LoraConfig, PeftModel
-    name = _adapter_folder(config.lora_model_dir)
+    name, adapter = _adapter_folder(config.lora_model_dir), f'lora_model_dir: {config.lora_model_dir}'
     with hub_errors(config.lora_model_dir):
-        _check_base(LoraConfig.from_pretrained(name), model, f'lora_model_dir: {config.lora_model_dir}', 'Set `base_model` to that one.')
+        _check_base_model(LoraConfig.from_pretrained(name), model, adapter, 'Set `base_model` to that one.')
         with _peft_errors(): return PeftModel.from_pretrained(model, name, is_trainable=True)
 
 # %% ../../nbs/model/03_adapters.ipynb #f56b8e5f
@@ -185,22 +259,27 @@ def add_adapter(
     torch.manual_seed(config.seed)
     if config.adapter == 'full': return cast_trainable_to_float32(model.requires_grad_(True))
     if config.lora_model_dir: return cast_trainable_to_float32(load_trainable_adapter(model, config), config)
-    _check_start(config)
-    with _peft_errors(): tuned = get_peft_model(model, lora_config(model, config), autocast_adapter_dtype=config.peft_autocast_adapter_dtype)
-    if config.peft_init_lora_weights == 'loftq': _start_loftq(tuned, config)
-    tuned = cast_trainable_to_float32(tuned, config)
-    if str(config.peft_init_lora_weights).startswith(_MOVING): tuned.start_of_adapter = {k: v.clone() for k, v in tuned.state_dict().items() if 'lora_' in k}
+    method, autocast = config.peft_init_lora_weights, config.peft_autocast_adapter_dtype
+    _check_init_method(method)
+    _check_init_bits(config)
+    with _peft_errors(): tuned = get_peft_model(model, lora_config(model, config), autocast_adapter_dtype=autocast)
+    if method == 'loftq': _init_loftq(tuned, config)
+    cast_trainable_to_float32(tuned, config)
+    if str(method).startswith(_CHANGES_BASE):
+        tuned.initial_lora_weights = {k: v.clone() for k, v in tuned.state_dict().items() if 'lora_' in k}
     return tuned
 
 # %% ../../nbs/model/03_adapters.ipynb #d5f80235
-def _as_plain_lora(model, folder): # a PiSSA or OLoRA adapter as an ordinary one
-    from safetensors.torch import save_file
+def _save_initial_adapter(model, folder): # -> what peft's `save_pretrained` must be told
     from peft.utils.save_and_load import get_peft_model_state_dict
+    from safetensors.torch import save_file
     start = Path(folder)/'start'
     model.peft_config['default'].save_pretrained(start)
-    save_file({k: v.contiguous().cpu() for k, v in get_peft_model_state_dict(model, model.start_of_adapter).items()}, start/'adapter_model.safetensors')
+    weights = get_peft_model_state_dict(model, model.initial_lora_weights)
+    save_file({k: v.contiguous().cpu() for k, v in weights.items()}, start/'adapter_model.safetensors')
     return {'path_initial_model_for_weight_conversion': str(start)}
 
+# %% ../../nbs/model/03_adapters.ipynb #96531688
 def save_trained(
     model,  # from `add_adapter`, trained
     folder, # where to write; it exists
@@ -211,8 +290,8 @@ def save_trained(
     if not hasattr(model, 'peft_config'):
         weights = {k: v.to(dtype or v.dtype) for k, v in model.state_dict().items()}
         return model.save_pretrained(folder, state_dict=weights)
-    how = _as_plain_lora(model, folder) if hasattr(model, 'start_of_adapter') else {}
-    model.save_pretrained(folder, **how)
+    kwargs = _save_initial_adapter(model, folder) if hasattr(model, 'initial_lora_weights') else {}
+    model.save_pretrained(folder, **kwargs)
     shutil.rmtree(Path(folder)/'start', ignore_errors=True)
 
 # %% ../../nbs/model/03_adapters.ipynb #138f1852
@@ -224,14 +303,17 @@ def load_extra_adapter(
     "Load one more adapter of the same base; the one in use stays in use."
     from peft import LoraConfig
     saved = LoraConfig.from_pretrained(folder)
-    _check_base(saved, model.get_base_model(), folder, 'Open it by itself.')
-    if any(c.layer_replication for c in (saved, *model.peft_config.values())): raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, so it cannot share it. Open it by itself.')
+    _check_base_model(saved, model.get_base_model(), folder, 'Open it by itself.')
+    if any(c.layer_replication for c in (saved, *model.peft_config.values())):
+        raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, '
+                        'so it cannot share it. Open it by itself.')
     try:
         with _peft_errors(): model.load_adapter(folder, name)
     except UserError as e:
         if name in model.peft_config: model.delete_adapter(name)
         raise UserError(f'{folder}: {e}') from None
 
+# %% ../../nbs/model/03_adapters.ipynb #6e95b9c4
 def set_adapter(
     model, # `PeftModel`
     name,  # as given to `load_extra_adapter`; the first one is `default`; `None`: the base alone
@@ -242,39 +324,49 @@ def set_adapter(
     model.set_adapter(name, inference_mode=True)
 
 # %% ../../nbs/model/03_adapters.ipynb #777cbd46
-def _count(p): # a 4-bit weight keeps two values in a byte
+def _size_and_format(p): # (number of weights, format); a 4-bit weight keeps two values in a byte
     state = getattr(p, 'quant_state', None)
-    return (state.shape.numel(), 'NF4' if state.quant_type == 'nf4' else state.quant_type.upper()) if state is not None else (p.numel(), str(p.dtype).removeprefix('torch.'))
+    if state is None: return p.numel(), str(p.dtype).removeprefix('torch.')
+    return state.shape.numel(), state.quant_type.upper()
 
 # %% ../../nbs/model/03_adapters.ipynb #d03407b1
 @dataclass
 class ParameterCounts:
     "Weights of a model by kind of layer."
-    rows: list  # (kind of layer, trained weights, frozen weights, formats)
+    layers: list # (kind of layer, trained weights, frozen weights, set of formats)
 
     @property
-    def trained(self): return sum(r[1] for r in self.rows)
+    def trainable(self): return sum(trainable for _, trainable, _, _ in self.layers)
     @property
-    def frozen(self): return sum(r[2] for r in self.rows)
+    def frozen(self): return sum(frozen for _, _, frozen, _ in self.layers)
+    @property
+    def fraction(self): return self.trainable / (self.trainable + self.frozen)
 
-    def _repr_markdown_(self):
-        lines = [f'| {k} | {t:,} | {f:,} | {", ".join(sorted(d))} |' for k, t, f, d in self.rows]
-        total = f'| **all** | **{self.trained:,}** ({self.trained / (self.trained + self.frozen):.2%}) | **{self.frozen:,}** | |'
-        return '\n'.join(['| layer | trained | frozen | formats |', '|---|---|---|---|', *lines, total])
+    def __str__(self):
+        return f'{self.trainable:,} weights are trained, {self.fraction:.2%} of all; {self.frozen:,} are frozen.'
 
-    def __str__(self): return f'{self.trained:,} weights are trained, {self.trained / (self.trained + self.frozen):.2%} of all; {self.frozen:,} are frozen.'
+# %% ../../nbs/model/03_adapters.ipynb #bd1b643b
+@patch
+def _repr_markdown_(self:ParameterCounts):
+    rows = [(kind, f'{trainable:,}', f'{frozen:,}', ', '.join(sorted(formats)))
+            for kind, trainable, frozen, formats in self.layers]
+    total = '**all**', f'**{self.trainable:,}** ({self.fraction:.2%})', f'**{self.frozen:,}**', ''
+    return markdown_table(['layer', 'trained', 'frozen', 'formats'], [*rows, total], right={1, 2})
 
 # %% ../../nbs/model/03_adapters.ipynb #23fd5326
-_PEFT_PARTS = r'\.(lora_\w+|base_layer|default|weight|bias|modules_to_save|original_module|token_adapter|trainable_tokens_\w+)\b' # what peft puts into names
+# what peft puts into names
+_PEFT_NAMES = re.compile(r'\.(lora_\w+|base_layer|default|weight|bias|modules_to_save|original_module|token_adapter'
+                         r'|trainable_tokens_\w+)\b')
 
 def parameter_report(
     model, # with or without adapter
 ) -> ParameterCounts:
     "Count trained and frozen weights by kind of layer."
-    groups, wrapped = {}, {n: m.parameter_name for n, m in model.named_modules() if hasattr(m, 'parameter_name')}
+    layers = {}
+    wrapped = {name: m.parameter_name for name, m in model.named_modules() if hasattr(m, 'parameter_name')}
     for name, p in model.named_parameters():
-        kind = wrapped.get(name.split('.lora_')[0]) or re.sub(_PEFT_PARTS, '', name).split('.')[-1]
-        n, dtype = _count(p)
-        trained, frozen, dtypes = groups.get(kind, (0, 0, set()))
-        groups[kind] = (trained + n * p.requires_grad, frozen + n * (not p.requires_grad), dtypes | {dtype})
-    return ParameterCounts([(k, *v) for k, v in groups.items()])
+        kind = wrapped.get(name.split('.lora_')[0]) or _PEFT_NAMES.sub('', name).split('.')[-1]
+        size, dtype = _size_and_format(p)
+        trainable, frozen, dtypes = layers.get(kind, (0, 0, set()))
+        layers[kind] = trainable + size * p.requires_grad, frozen + size * (not p.requires_grad), dtypes | {dtype}
+    return ParameterCounts([(kind, *counts) for kind, counts in layers.items()])

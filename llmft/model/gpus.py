@@ -27,14 +27,17 @@ class Gpu:
     kind: str = 'cuda'     # `cuda`, `mps` or `cpu`
     count: int = 1         # how many of them
 
-    def __str__(self): return f'{self.name} ({self.memory / GiB:.1f} GiB{f" each" if self.count > 1 else ""})'
+    def __str__(self): return f'{self.name} ({self.memory / GiB:.1f} GiB{" each" if self.count > 1 else ""})'
 
 # %% ../../nbs/model/01_gpus.ipynb #9f9a14be
 _SIZES = { # compute capability -> {name: GiB}
-    (6, 0): {'P100': 15.8}, (7, 0): {'V100-16GB': 15.7, 'V100-32GB': 31.7}, (7, 5): {'T4': 14.56},
+    (6, 0): {'P100': 15.8},
+    (7, 0): {'V100-16GB': 15.7, 'V100-32GB': 31.7},
+    (7, 5): {'T4': 14.56},
     (8, 0): {'A100-40GB': 39.3, 'A100-80GB': 79.1},
     (8, 6): {'A10G': 21.9, 'RTX 3060': 11.6, 'RTX 3070': 7.6, 'RTX 3080': 9.6, 'RTX 3090': 23.5, 'RTX A6000': 47.3},
-    (8, 9): {'L4': 21.9, 'L40S': 44.3, 'RTX 4060': 7.6, 'RTX 4060 Ti 16GB': 15.2, 'RTX 4070': 11.6, 'RTX 4080': 15.5, 'RTX 4090': 23.5},
+    (8, 9): {'L4': 21.9, 'L40S': 44.3, 'RTX 4060': 7.6, 'RTX 4060 Ti 16GB': 15.2, 'RTX 4070': 11.6, 'RTX 4080': 15.5,
+             'RTX 4090': 23.5},
     (9, 0): {'H100': 79.1, 'H200': 139.7},
     (12, 0): {'RTX 5060 Ti 16GB': 15.2, 'RTX 5070': 11.4, 'RTX 5080': 15.4, 'RTX 5090': 31.3},
 }
@@ -44,7 +47,8 @@ def cuda_context_bytes(
     capability, # compute capability, as `(7, 5)`
 ) -> int: # bytes, an assumption
     "What CUDA takes on a GPU before a run has stored anything."
-    return int((0.3 if capability < (8, 0) else 0.5 if capability < (9, 0) else 0.65)*GiB)
+    if capability < (8, 0): return int(.3*GiB)
+    return int((.5 if capability < (9, 0) else .65)*GiB)
 
 # %% ../../nbs/model/01_gpus.ipynb #fd4de521
 def _container_limit(): # bytes of RAM that a container may use; infinity outside of one
@@ -58,51 +62,69 @@ def ram_bytes() -> int: # bytes; 0 if this system does not say
     try: return min(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES'), _container_limit())
     except (AttributeError, ValueError, OSError): return 0
 
-def _unified(): # bytes an Apple GPU may take; elsewhere as a computer with 16 GiB
+# %% ../../nbs/model/01_gpus.ipynb #6ffe0a8f
+def _apple_gpu_bytes(): # bytes an Apple GPU may take; elsewhere as on a computer with 16 GiB
     return int((ram_bytes() if sys.platform == 'darwin' else 16*GiB)*2/3)
 
-# %% ../../nbs/model/01_gpus.ipynb #6ffe0a8f
 def known_gpus() -> dict: # {name: `Gpu`}
     "Every GPU that llmft knows by name."
-    gpus = {name: Gpu(name, int(size*GiB), cc, cuda_context_bytes(cc)) for cc, sizes in _SIZES.items() for name, size in sizes.items()}
+    gpus = {name: Gpu(name, int(size*GiB), capability, cuda_context_bytes(capability))
+            for capability, sizes in _SIZES.items() for name, size in sizes.items()}
     gpus['2xT4'] = replace(gpus['T4'], name='2xT4', count=2)
-    return gpus | {'Apple': Gpu('Apple', _unified(), kind='mps'), 'CPU': Gpu('CPU', ram_bytes() or 16*GiB, kind='cpu')}
+    gpus['Apple'] = Gpu('Apple', _apple_gpu_bytes(), kind='mps')
+    gpus['CPU'] = Gpu('CPU', ram_bytes() or 16*GiB, kind='cpu')
+    return gpus
 
 # %% ../../nbs/model/01_gpus.ipynb #373a05bc
-_ALIAS = {'a100': 'A100-40GB', 'a10': 'A10G', 'v100': 'V100-16GB', 'h10080gb': 'H100', 'mps': 'Apple', 'mac': 'Apple'}
+_ALIASES = {'a100': 'A100-40GB', 'a10': 'A10G', 'v100': 'V100-16GB', 'h10080gb': 'H100', 'mps': 'Apple', 'mac': 'Apple'}
 
-def _plain(name): return re.sub(r'nvidia|geforce|tesla|[\s_-]', '', name.lower())
+def _normalize(name): return re.sub(r'nvidia|geforce|tesla|[\s_-]', '', name.lower())
 
-def _sized(name): # '15GiB' -> `Gpu`, or None
-    found = re.fullmatch(r'([\d.]+)\s*(gib|gb|g)?', name.strip().lower())
-    if not found or not re.fullmatch(r'\d+(\.\d+)?', found[1]): return
-    size = int(float(found[1])*(10**9 if found[2] == 'gb' else GiB))
-    if size <= 0: raise UserError(f'GPU {name!r}: the memory must be above 0, as in `15GiB`.')
-    return Gpu(name.strip(), size, (7, 5), cuda_context_bytes((7, 5)))
+def _gpus_by_normalized_name(): # also by alias
+    gpus = known_gpus()
+    aliases = {alias: gpus[name] for alias, name in _ALIASES.items()}
+    return {_normalize(name): gpu for name, gpu in gpus.items()} | aliases
+
+# %% ../../nbs/model/01_gpus.ipynb #15dad545
+def _gpu_of_size(text): # '15GiB' -> `Gpu`; None if it is no size
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*(gib|gb|g)?', text.strip().lower())
+    if not match: return
+    memory = int(float(match[1])*(10**9 if match[2] == 'gb' else GiB))
+    if memory <= 0: raise UserError(f'GPU {text!r}: the memory must be above 0, as in `15GiB`.')
+    return Gpu(text.strip(), memory, (7, 5), cuda_context_bytes((7, 5)))
+
+def _several_gpus(text): # '4xL4' -> `Gpu` with its count; None if it is no such name
+    match = re.fullmatch(r'(\d+)\s*[x×*]\s*(.+)', text.strip(), re.I)
+    if not match or not int(match[1]): return
+    return replace(find_gpu(match[2]), name=text.strip(), count=int(match[1]))
 
 # %% ../../nbs/model/01_gpus.ipynb #23676536
 def current_gpu() -> Gpu:
     "The GPU of this machine; the CPU where there is none."
     import torch
-    if torch.cuda.is_available():
-        p = torch.cuda.get_device_properties(0)
-        return Gpu(p.name, p.total_memory, (p.major, p.minor), cuda_context_bytes((p.major, p.minor)), count=int(os.environ.get('WORLD_SIZE', 1))) # set by `torchrun`
-    return known_gpus()['Apple' if torch.backends.mps.is_available() else 'CPU']
+    if not torch.cuda.is_available(): return known_gpus()['Apple' if torch.backends.mps.is_available() else 'CPU']
+    properties = torch.cuda.get_device_properties(0)
+    capability = properties.major, properties.minor
+    n_processes = int(os.environ.get('WORLD_SIZE', 1)) # set by `torchrun`
+    return Gpu(properties.name, properties.total_memory, capability, cuda_context_bytes(capability), count=n_processes)
 
 # %% ../../nbs/model/01_gpus.ipynb #d65dc7c1
+def _unknown_gpu_error(name, known): # `known`: {normalized name: `Gpu`}
+    near = difflib.get_close_matches(_normalize(name), known, n=1, cutoff=.5) # names are short: `T5` is half a `T4`
+    hint = f' Did you mean `{known[near[0]].name}`?' if near else ''
+    return UserError(f'There is no GPU called {name!r} in the list.{hint} Known: {", ".join(known_gpus())}. '
+                     'A size works too, as `15GiB`.')
+
 def find_gpu(
     name=None, # such as `T4`, `RTX 4090`, `2xT4`, `15GiB`; `None`: this machine's
 ) -> Gpu:
     "The GPU that is meant; one that is not known is a `UserError` with the nearest name."
     if name is None: return current_gpu()
     if isinstance(name, Gpu): return name
-    name = str(name)
-    known = {_plain(n): gpu for n, gpu in known_gpus().items()} | {a: known_gpus()[n] for a, n in _ALIAS.items()}
-    if gpu := known.get(_plain(name)) or _sized(name): return gpu
-    several = re.fullmatch(r'(\d+)\s*[x×*]\s*(.+)', name.strip(), re.I)
-    if several and int(several[1]): return replace(find_gpu(several[2]), name=name.strip(), count=int(several[1]))
-    near = difflib.get_close_matches(_plain(name), known, n=1, cutoff=.5) # names are short: `T5` is half a `T4`
-    raise UserError(f'There is no GPU called {name!r} in the list.{f" Did you mean `{known[near[0]].name}`?" if near else ""} Known: {", ".join(known_gpus())}. A size works too, as `15GiB`.')
+    name, known = str(name), _gpus_by_normalized_name()
+    gpu = known.get(_normalize(name)) or _gpu_of_size(name) or _several_gpus(name)
+    if gpu is None: raise _unknown_gpu_error(name, known)
+    return gpu
 
 # %% ../../nbs/model/01_gpus.ipynb #80927fc4
 @dataclass(frozen=True)
@@ -111,12 +133,16 @@ class Machine:
     name: str
     ram: int      # bytes
     disk: int     # free bytes for the download
-    run_disk: int  # free bytes for the run folder
+    run_disk: int # free bytes for the run folder
 
-MACHINES = {'kaggle': Machine('Kaggle', int(30e9), int(50e9), int(20e9)), 'colab': Machine('Colab', int(12.7e9), int(70e9), int(70e9))}
+# %% ../../nbs/model/01_gpus.ipynb #6b7289f2
+MACHINES = {
+    'kaggle': Machine('Kaggle', int(30e9), int(50e9), int(20e9)),
+    'colab': Machine('Colab', int(12.7e9), int(70e9), int(70e9)),
+}
 
 # %% ../../nbs/model/01_gpus.ipynb #acdec461
-def _free(path): return shutil.disk_usage(existing_parent(path)).free # free bytes of the disk that `path` is or will be on
+def _free_bytes(path): return shutil.disk_usage(existing_parent(path)).free # of the disk that `path` is or will be on
 
 def find_machine(
     name=None,  # `kaggle`, `colab`, or `None` for this machine
@@ -125,6 +151,8 @@ def find_machine(
     "The machine that is meant, or this one."
     if name is None:
         cache = os.environ.get('HF_HOME') or '~/.cache'
-        return Machine('this machine', ram_bytes(), _free(cache), _free(folder))
-    if (key := str(name).lower()) in MACHINES: return MACHINES[key]
-    raise UserError(f'There is no machine called {name!r}.{_did_you_mean(key, MACHINES)} Known: {", ".join(MACHINES)}; or none for this machine.')
+        return Machine('this machine', ram_bytes(), _free_bytes(cache), _free_bytes(folder))
+    key = str(name).lower()
+    if key in MACHINES: return MACHINES[key]
+    raise UserError(f'There is no machine called {name!r}.{_did_you_mean(key, MACHINES)} Known: {", ".join(MACHINES)}; '
+                    'or none for this machine.')

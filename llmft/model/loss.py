@@ -11,54 +11,71 @@ from functools import lru_cache
 from ..tokens.tokenize import IGNORE_INDEX
 
 # %% ../../nbs/model/04_loss.ipynb #0107b194
+_LM_HEAD_EXTRAS = ('final_logit_softcapping', 'logit_scale', 'logits_scaling', 'lm_head_multiplier',
+                   'output_multiplier', 'output_router_logits')
+
 def has_plain_lm_head(
     config, # the model's configuration
 ) -> bool:
     "Does the model's output layer do nothing but multiply?"
-    return not any(getattr(config.get_text_config(), k, None) for k in
-        ('final_logit_softcapping', 'logit_scale', 'logits_scaling', 'lm_head_multiplier', 'output_multiplier', 'output_router_logits'))
+    return not any(getattr(config.get_text_config(), key, None) for key in _LM_HEAD_EXTRAS)
+
+# %% ../../nbs/model/04_loss.ipynb #babbecfe
+def _loss_and_gradients(loss_fn, hidden, labels, weights, needs_grad): # of one piece; gradients of [hidden,] *weights
+    import torch
+    with torch.enable_grad():
+        hidden = hidden.detach().requires_grad_(needs_grad)
+        loss = loss_fn(hidden, labels)
+        return loss.detach(), torch.autograd.grad(loss, [hidden, *weights] if needs_grad else weights)
 
 # %% ../../nbs/model/04_loss.ipynb #19def578
 @lru_cache(1)
-def _pieces(): # the class, made when torch is there
+def _chunked_function(): # the class, made when torch is there
     import torch
 
-    class Pieces(torch.autograd.Function):
-        "The sum of `part(hidden, labels)` over pieces, with the gradients computed on the way."
+    class ChunkedFunction(torch.autograd.Function):
+        "The sum of `loss_fn(hidden, labels)` over pieces, with the gradients computed on the way."
         @staticmethod
-        def forward(ctx, part, chunk, hidden, labels, *weights): # `weights`: trained ones that `part` uses
-            total, wanted = hidden.new_zeros((), dtype=torch.float32), hidden.requires_grad
-            of_hidden, of_weights = torch.empty_like(hidden) if wanted else None, [torch.zeros_like(w) for w in weights]
-            for at in range(0, len(labels), chunk):
-                with torch.enable_grad():
-                    h = hidden[at:at + chunk].detach().requires_grad_(wanted)
-                    loss = part(h, labels[at:at + chunk])
-                    found = torch.autograd.grad(loss, [*([h] if wanted else []), *weights])
-                if wanted: of_hidden[at:at + chunk] = found[0]
-                for sum_, g in zip(of_weights, found[wanted:]): sum_ += g
-                total += loss.detach()
-            ctx.save_for_backward(of_hidden, *of_weights)
+        def forward(ctx, loss_fn, chunk_size, hidden, labels, *weights): # `weights`: trained ones that `loss_fn` uses
+            total = hidden.new_zeros((), dtype=torch.float32)
+            needs_grad = hidden.requires_grad
+            hidden_grad = torch.empty_like(hidden) if needs_grad else None
+            weight_grads = [torch.zeros_like(w) for w in weights]
+            for start in range(0, len(labels), chunk_size):
+                chunk = slice(start, start + chunk_size)
+                loss, grads = _loss_and_gradients(loss_fn, hidden[chunk], labels[chunk], weights, needs_grad)
+                if needs_grad: hidden_grad[chunk], *grads = grads
+                for weight_grad, grad in zip(weight_grads, grads): weight_grad += grad
+                total += loss
+            ctx.save_for_backward(hidden_grad, *weight_grads)
             return total
 
         @staticmethod
         def backward(ctx, gradient):
-            return None, None, *[None if g is None else g * gradient for g in ctx.saved_tensors[:1]], None, *[g * gradient for g in ctx.saved_tensors[1:]]
-    return Pieces
+            hidden_grad, *weight_grads = ctx.saved_tensors
+            if hidden_grad is not None: hidden_grad = hidden_grad * gradient
+            return None, None, hidden_grad, None, *[grad * gradient for grad in weight_grads]
+
+    return ChunkedFunction
 
 # %% ../../nbs/model/04_loss.ipynb #5d87cd04
 def chunked_cross_entropy(
-    model,     # a causal language model, with or without adapter
-    batch,     # `input_ids`, `labels`, `position_ids`, each (rows, length)
+    model,          # a causal language model, with or without adapter
+    batch,          # `input_ids`, `labels`, `position_ids`, each (rows, length)
     chunk_size=512, # learned tokens whose scores are in memory at one time
 ): # sum of the loss over all learned tokens, a scalar
     "Cross entropy in 32 bits, from the scores of learned tokens only."
     import torch
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
-    hidden = base.base_model(**{k: v for k, v in batch.items() if k != 'labels'}, use_cache=False).last_hidden_state[:, :-1]
-    labels, head = batch['labels'][:, 1:], base.get_output_embeddings()
-    hidden, labels = hidden[labels != IGNORE_INDEX], labels[labels != IGNORE_INDEX]
-    def part(h, l): return torch.nn.functional.cross_entropy(head(h).float(), l, reduction='sum')
-    if len(labels) <= chunk_size: return part(hidden, labels)
+    inputs, head = {k: v for k, v in batch.items() if k != 'labels'}, base.get_output_embeddings()
+    hidden = base.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    labels = batch['labels'][:, 1:]
+    is_learned = labels != IGNORE_INDEX
+    hidden, labels = hidden[is_learned], labels[is_learned]
+    def loss_fn(hidden, labels):
+        return torch.nn.functional.cross_entropy(head(hidden).float(), labels, reduction='sum')
+    if len(labels) <= chunk_size: return loss_fn(hidden, labels)
     weights = [p for p in head.parameters() if p.requires_grad]
-    if torch.is_grad_enabled() and (hidden.requires_grad or weights): return _pieces().apply(part, chunk_size, hidden, labels, *weights)
-    return sum(part(h, l) for h, l in zip(hidden.split(chunk_size), labels.split(chunk_size)))
+    if torch.is_grad_enabled() and (hidden.requires_grad or weights):
+        return _chunked_function().apply(loss_fn, chunk_size, hidden, labels, *weights)
+    return sum(loss_fn(h, l) for h, l in zip(hidden.split(chunk_size), labels.split(chunk_size)))

@@ -9,6 +9,7 @@ __all__ = ['OPTIMIZERS', 'UNSUPPORTED_OPTIMIZERS', 'OptimizerSpec', 'check_optim
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
 from ..core import UserError
@@ -17,66 +18,109 @@ from ..core import UserError
 @dataclass(frozen=True)
 class OptimizerSpec:
     "What an optimizer remembers."
-    numbers: int     # for each trained weight
-    source: str      # the package whose code says so
-    bits: int = 32   # of each number
-    place: str = 'GPU' # `GPU`, `paged` (can move to the RAM) or `RAM`
-    exact: bool = True # `False`: it keeps at most so much
+    states_per_param: int # numbers for each trained weight
+    package: str          # whose code says so
+    bits: int = 32        # of each number
+    storage: str = 'GPU'  # `GPU`, `paged` (can move to the RAM) or `RAM`
+    exact: bool = True    # `False`: it keeps at most so much
 
+# %% ../../nbs/model/05_optimizers.ipynb #809bf6d0
 OPTIMIZERS = {
-    'adamw_torch': OptimizerSpec(2, 'torch'), 'adamw_torch_fused': OptimizerSpec(2, 'torch'), 'adagrad': OptimizerSpec(1, 'torch'), 'rmsprop': OptimizerSpec(1, 'torch'), 'sgd': OptimizerSpec(0, 'torch'),
+    'adamw_torch': OptimizerSpec(2, 'torch'),
+    'adamw_torch_fused': OptimizerSpec(2, 'torch'),
+    'adagrad': OptimizerSpec(1, 'torch'),
+    'rmsprop': OptimizerSpec(1, 'torch'),
+    'sgd': OptimizerSpec(0, 'torch'),
     'adafactor': OptimizerSpec(0, 'transformers'), # one number for each row and each column
-    'adamw_torch_8bit': OptimizerSpec(2, 'torchao', 8), 'adamw_torch_4bit': OptimizerSpec(2, 'torchao', 4),
-    'schedule_free_adamw': OptimizerSpec(2, 'schedulefree'), 'schedule_free_radam': OptimizerSpec(2, 'schedulefree'), 'schedule_free_sgd': OptimizerSpec(1, 'schedulefree'),
-    'stable_adamw': OptimizerSpec(2, 'torch-optimi'), 'grokadamw': OptimizerSpec(3, 'grokadamw', place='RAM'),
-} | {name: OptimizerSpec(n, 'bitsandbytes', bits, 'paged' if name.startswith('paged') else 'GPU') for n, bits, names in [
-    (2, 8, 'adamw_bnb_8bit adamw_8bit paged_adamw_8bit'), (2, 32, 'paged_adamw_32bit'), (1, 8, 'lion_8bit paged_lion_8bit rmsprop_bnb_8bit'),
-    (1, 32, 'lion_32bit paged_lion_32bit rmsprop_bnb rmsprop_bnb_32bit'), (3, 8, 'ademamix_8bit paged_ademamix_8bit'), (3, 32, 'ademamix paged_ademamix_32bit')]
-    for name in names.split()} | {name: OptimizerSpec(n, package, bits, exact=False) for n, bits, package, names in [
-    (2, 32, 'galore-torch', 'galore_adamw galore_adamw_layerwise'), (2, 8, 'galore-torch', 'galore_adamw_8bit galore_adamw_8bit_layerwise'),
-    (1, 32, 'galore-torch', 'galore_adafactor galore_adafactor_layerwise'), (2, 32, 'apollo-torch', 'apollo_adamw apollo_adamw_layerwise')]
-    for name in names.split()}
+    'adamw_torch_8bit': OptimizerSpec(2, 'torchao', 8),
+    'adamw_torch_4bit': OptimizerSpec(2, 'torchao', 4),
+    'schedule_free_adamw': OptimizerSpec(2, 'schedulefree'),
+    'schedule_free_radam': OptimizerSpec(2, 'schedulefree'),
+    'schedule_free_sgd': OptimizerSpec(1, 'schedulefree'),
+    'stable_adamw': OptimizerSpec(2, 'torch-optimi'),
+    'grokadamw': OptimizerSpec(3, 'grokadamw', storage='RAM'),
+}
+
+# %% ../../nbs/model/05_optimizers.ipynb #f510b9b1
+def _bitsandbytes_specs(states_per_param, bits, names): # {name: `OptimizerSpec`} for the names in a string
+    def storage(name): return 'paged' if name.startswith('paged') else 'GPU'
+    return {name: OptimizerSpec(states_per_param, 'bitsandbytes', bits, storage(name)) for name in names.split()}
+
+OPTIMIZERS |= (
+    _bitsandbytes_specs(2, 8, 'adamw_bnb_8bit adamw_8bit paged_adamw_8bit')
+    | _bitsandbytes_specs(2, 32, 'paged_adamw_32bit')
+    | _bitsandbytes_specs(1, 8, 'lion_8bit paged_lion_8bit rmsprop_bnb_8bit')
+    | _bitsandbytes_specs(1, 32, 'lion_32bit paged_lion_32bit rmsprop_bnb rmsprop_bnb_32bit')
+    | _bitsandbytes_specs(3, 8, 'ademamix_8bit paged_ademamix_8bit')
+    | _bitsandbytes_specs(3, 32, 'ademamix paged_ademamix_32bit'))
+
+# %% ../../nbs/model/05_optimizers.ipynb #d8e0923b
+def _projected_specs(states_per_param, bits, package, name): # also for the variant that steps layer by layer
+    spec = OptimizerSpec(states_per_param, package, bits, exact=False)
+    return {name: spec, f'{name}_layerwise': spec}
+
+OPTIMIZERS |= (
+    _projected_specs(2, 32, 'galore-torch', 'galore_adamw')
+    | _projected_specs(2, 8, 'galore-torch', 'galore_adamw_8bit')
+    | _projected_specs(1, 32, 'galore-torch', 'galore_adafactor')
+    | _projected_specs(2, 32, 'apollo-torch', 'apollo_adamw'))
 
 # %% ../../nbs/model/05_optimizers.ipynb #e49a5411
-UNSUPPORTED_OPTIMIZERS = {name: why for why, names in {
-    'it changes the weights in the middle of the backward pass, which llmft does not do': 'lomo adalomo',
-    'it is for TPUs': 'adamw_torch_xla', 'it is for Ascend NPUs': 'adamw_torch_npu_fused',
-    'its package, torchdistx, is no longer maintained': 'adamw_anyprecision'}.items() for name in names.split()}
+_IN_BACKWARD_PASS = 'it changes the weights in the middle of the backward pass, which llmft does not do'
+UNSUPPORTED_OPTIMIZERS = { # name -> reason
+    'lomo': _IN_BACKWARD_PASS,
+    'adalomo': _IN_BACKWARD_PASS,
+    'adamw_torch_xla': 'it is for TPUs',
+    'adamw_torch_npu_fused': 'it is for Ascend NPUs',
+    'adamw_anyprecision': 'its package, torchdistx, is no longer maintained',
+}
 
 # %% ../../nbs/model/05_optimizers.ipynb #c33c2703
 def check_optimizer(
     name, # as in the YAML's `optimizer`
 ) -> OptimizerSpec:
     "What the optimizer of that name keeps; a `UserError` if it cannot be used or is not known."
-    if name in UNSUPPORTED_OPTIMIZERS: raise UserError(f'`optimizer`: `{name}` cannot be used here: {UNSUPPORTED_OPTIMIZERS[name]}. Take another, as `adamw_torch` or `paged_adamw_8bit`.')
-    if name not in OPTIMIZERS: raise UserError(f'`optimizer`: there is none called `{name}`.{_did_you_mean(name, OPTIMIZERS)} Known: {", ".join(OPTIMIZERS)}.')
-    return OPTIMIZERS[name]
+    if name in OPTIMIZERS: return OPTIMIZERS[name]
+    if name in UNSUPPORTED_OPTIMIZERS:
+        raise UserError(f'`optimizer`: `{name}` cannot be used here: {UNSUPPORTED_OPTIMIZERS[name]}. '
+                        'Take another, as `adamw_torch` or `paged_adamw_8bit`.')
+    raise UserError(f'`optimizer`: there is none called `{name}`.{_did_you_mean(name, OPTIMIZERS)} '
+                    f'Known: {", ".join(OPTIMIZERS)}.')
 
 # %% ../../nbs/model/05_optimizers.ipynb #fb584723
 class FakeOptimizer:
     "What an optimizer holds, and nothing else of it."
-    def __init__(self, params, kept): # `kept`: `OptimizerSpec`
-        self.params, self.kept, self.state = list(params), kept, {}
+    def __init__(self, params, spec): # `spec`: `OptimizerSpec`
+        self.params, self.spec, self.state = list(params), spec, {}
+        self.is_bitsandbytes = spec.package == 'bitsandbytes'
 
     def step(self):
         if self.state: return
-        ours = self.kept.source == 'bitsandbytes' # one table of steps for all tensors, and not one for each
-        if self.kept.bits < 32 and ours: self.state['tables'] = {i: torch.empty(256, device=self.params[0].device) for i in range(min(self.kept.numbers, 2))}
-        for p in self.params: self.state[p] = dict(self._of(p, p.numel() >= 4096 and (ours or p.numel() % 256 == 0), not ours))
+        if self.spec.bits < 32 and self.is_bitsandbytes: # one table of steps for all tensors, and not one for each
+            device, n_tables = self.params[0].device, min(self.spec.states_per_param, 2)
+            self.state['tables'] = {i: torch.empty(256, device=device) for i in range(n_tables)}
+        for p in self.params: self.state[p] = dict(self._tensors(p))
 
-    def _of(self, p, small, table): # name -> tensor, for one trained tensor
-        for i in range(self.kept.numbers):
-            if self.kept.bits == 32 or not small: yield i, torch.empty_like(p, dtype=torch.float32); continue
-            yield i, p.new_empty(p.numel()*self.kept.bits//8, dtype=torch.uint8)
+    def _tensors(self, p): # (name, tensor) pairs, for one trained tensor
+        bits = self.spec.bits
+        small = bits < 32 and p.numel() >= 4096 and (self.is_bitsandbytes or p.numel() % 256 == 0)
+        for i in range(self.spec.states_per_param):
+            if not small:
+                yield i, torch.empty_like(p, dtype=torch.float32)
+                continue
+            yield i, p.new_empty(p.numel()*bits//8, dtype=torch.uint8)
             yield f'scales{i}', p.new_empty(-(-p.numel()//256), dtype=torch.float32)
-            if table: yield f'table{i}', p.new_empty(2**self.kept.bits, dtype=torch.float32)
-
-    def pages(self): # tensors that are in the RAM, or can move there
-        least = {'paged': 100_000, 'RAM': 0}.get(self.kept.place, float('inf'))
-        return [t for p in self.params for i, t in self.state.get(p, {}).items() if p.numel() >= least and isinstance(i, int)]
+            if not self.is_bitsandbytes: yield f'table{i}', p.new_empty(2**bits, dtype=torch.float32)
 
     def zero_grad(self):
         for p in self.params: p.grad = None
+
+# %% ../../nbs/model/05_optimizers.ipynb #ced10f0e
+@patch
+def pages(self:FakeOptimizer): # tensors that are in the RAM, or can move there
+    min_size = {'paged': 100_000, 'RAM': 0}.get(self.spec.storage, float('inf'))
+    states = [self.state.get(p, {}) for p in self.params if p.numel() >= min_size]
+    return [tensor for state in states for i, tensor in state.items() if isinstance(i, int)]
 
 # %% ../../nbs/model/05_optimizers.ipynb #31a0e2a9
 def make_optimizer(
@@ -85,10 +129,11 @@ def make_optimizer(
     cuda=True, # as on an NVIDIA GPU
 ): # an optimizer
     "The optimizer of that name, or what holds as much memory."
-    kept = check_optimizer(name)
-    plain = {'sgd': torch.optim.SGD, 'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop, 'adamw_torch': torch.optim.AdamW, 'adamw_torch_fused': torch.optim.AdamW}
-    if name in plain: return plain[name](params, lr=1e-4, foreach=cuda and 'fused' not in name)
+    spec = check_optimizer(name)
+    torch_classes = {'sgd': torch.optim.SGD, 'adagrad': torch.optim.Adagrad, 'rmsprop': torch.optim.RMSprop,
+                     'adamw_torch': torch.optim.AdamW, 'adamw_torch_fused': torch.optim.AdamW}
+    if name in torch_classes: return torch_classes[name](params, lr=1e-4, foreach=cuda and 'fused' not in name)
     if name == 'adafactor':
         from transformers import Adafactor
         return Adafactor(params, lr=1e-4, scale_parameter=False, relative_step=False)
-    return FakeOptimizer(params, kept)
+    return FakeOptimizer(params, spec)

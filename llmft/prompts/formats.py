@@ -6,6 +6,7 @@
 __all__ = ['PromptTemplate', 'fill_template', 'register_template']
 
 # %% ../../nbs/prompts/02_formats.ipynb #2e9b75f4
+from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache, partial
 
@@ -17,12 +18,12 @@ from .turns import _FORMATS, RowError, Turn, control_tokens, escape_special_toke
 @dataclass(frozen=True)
 class PromptTemplate:
     "The texts of a prompt format; `{name}` stands for a column."
-    prompt: str            # what stands in front of the answer
-    no_input: str = ''     # the same for rows whose `{input}` is empty; `prompt` if not given
-    system: str = ''       # in front of both, where `{system}` is not empty
+    prompt: str              # what stands in front of the answer
+    no_input: str = ''       # the same for rows whose `{input}` is empty; `prompt` if not given
+    system: str = ''         # in front of both, where `{system}` is not empty
     answer: str = '{output}' # what is learned
-    columns: tuple = ()    # (name in the templates, column) where they differ; `a|b`: the first of the two that is there; empty: none
-    joined: bool = False   # is the answer one text with the prompt, as in Stanford's code
+    columns: tuple = ()      # (field, column) where the names differ; `a|b`: the first that is there; empty: none
+    joined: bool = False     # is the answer tokenized together with the prompt, as in Stanford's code
 
 # %% ../../nbs/prompts/02_formats.ipynb #40217dc4
 def _as_text(value): # a value of the data as it stands in a prompt
@@ -33,31 +34,37 @@ def _as_text(value): # a value of the data as it stands in a prompt
         return yaml.dump({k: v for k, v in value.items() if v is not None}, default_flow_style=False)
     return '\n'.join(f'- "{v}"' for v in value) if isinstance(value, (list, tuple)) else str(value)
 
-def _value(row, columns): # of the first of these columns that is there
+# %% ../../nbs/prompts/02_formats.ipynb #ad549574
+def _column_text(row, columns): # the text of the first of these columns that the row has
     for c in columns:
         if (value := row.get(c)) is not None: return value if type(value) is str else _as_text(value)
     return ''
 
 # %% ../../nbs/prompts/02_formats.ipynb #ce92dfc1
 @lru_cache(None)
-def _places(template): # names in the places of a text -> (name, …)
+def _template_fields(text): # `'{a} or {b}'` -> ('a', 'b')
     from string import Formatter
-    try: return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(template) if name is not None))
-    except ValueError as e: raise UserError(f'the prompt format {template!r} cannot be read: {e}. Write a brace that is meant as text twice, as `{{{{`.') from None
+    try: return tuple(dict.fromkeys(name for _, name, _, _ in Formatter().parse(text) if name is not None))
+    except ValueError as e:
+        raise UserError(f'the prompt format {text!r} cannot be read: {e}. '
+                        'Write a brace that is meant as text twice, as `{{`.') from None
 
+# %% ../../nbs/prompts/02_formats.ipynb #ca535780
 @lru_cache(None)
-def _names(template): # a `PromptTemplate` -> ((name, its columns), …) of all its places
-    names = dict.fromkeys(n for text in (template.system, template.prompt, template.no_input, template.answer) for n in _places(text))
-    return tuple((n, tuple(filter(None, dict(template.columns).get(n, n).split('|')))) for n in names)
+def _field_columns(template): # a `PromptTemplate` -> ((field, columns that may fill it), …)
+    texts = template.system, template.prompt, template.no_input, template.answer
+    fields = dict.fromkeys(f for text in texts for f in _template_fields(text))
+    renamed = dict(template.columns)
+    return tuple((f, tuple(filter(None, renamed.get(f, f).split('|')))) for f in fields)
 
 # %% ../../nbs/prompts/02_formats.ipynb #8745bee2
-def _choose(template, values): # the text in front of the answer, still with its places
+def _prompt_text(template, values): # the text in front of the answer, its fields not filled yet
     text = template.no_input if template.no_input and not values.get('input') else template.prompt
     return (template.system if values.get('system') else '') + text
 
+# %% ../../nbs/prompts/02_formats.ipynb #1ad62ec8
 @lru_cache(64)
-def _writes(text, control): # does a template write control tokens
-    return any(c in text for c in control)
+def _contains_any(text, names): return any(n in text for n in names)
 
 def fill_template(
     template,       # `PromptTemplate`
@@ -65,275 +72,394 @@ def fill_template(
     tokenizer=None, # whose control tokens the template may write
 ) -> list[Turn]:
     "A row as turns: the prompt and the answer."
-    values = {name: _value(row, columns) for name, columns in _names(template)}
-    text = _choose(template, values)
-    control = control_tokens(tokenizer) if tokenizer else ()
-    own = _writes(text + template.answer, tuple(control))
-    if own: values = {name: escape_special_tokens(v, control) for name, v in values.items()}
-    prompt = text.format(**values)
-    answer = template.answer.format(**values)
-    return [Turn(prompt, control=own, begin=True), Turn(answer, trained=True, end=True, control=own, joined=template.joined)]
+    values = {field: _column_text(row, columns) for field, columns in _field_columns(template)}
+    prompt, answer = _prompt_text(template, values), template.answer
+    special = control_tokens(tokenizer) if tokenizer else ()
+    control = _contains_any(prompt + answer, tuple(special))
+    if control: values = {field: escape_special_tokens(v, special) for field, v in values.items()}
+    return [Turn(prompt.format(**values), control=control, begin=True),
+            Turn(answer.format(**values), trained=True, end=True, control=control, joined=template.joined)]
+
+# %% ../../nbs/prompts/02_formats.ipynb #348832cb
+def _template_columns(template, required): # the columns that must be there, or those that may
+    out = []
+    for field, columns in _field_columns(template):
+        optional = field in ('input', 'system') or len(columns) > 1
+        if optional != required: out += columns
+    return out
 
 # %% ../../nbs/prompts/02_formats.ipynb #ac8da4e9
-def _columns(template, needed): # of a `PromptTemplate`: columns that must be there, or those that may
-    free = {'input', 'system'}
-    return [c for name, columns in _names(template) for c in columns if (name in free or len(columns) > 1) != needed]
+_QUESTION_FIELDS = ('instruction', 'question', 'prompt', 'article', 'context')
 
-def _ask(template): # -> (text or messages, `DatasetConfig`) -> a row without an answer
-    places = dict(_names(template))
-    name = next(n for n in ('instruction', 'question', 'prompt', 'article', 'context', *places) if n in places)
-    def ask(text, dataset):
-        if not isinstance(text, str): text = next(m['content'] for m in reversed(text) if m['role'] == 'user')
-        return {places[name][0]: text}
-    return ask
+def _question_to_row(template): # -> the function (text or messages, `DatasetConfig`) -> a row without an answer
+    columns = dict(_field_columns(template))
+    field = next(f for f in (*_QUESTION_FIELDS, *columns) if f in columns)
+    def question_to_row(question, dataset):
+        if not isinstance(question, str): # messages: the last question
+            question = next(m['content'] for m in reversed(question) if m['role'] == 'user')
+        return {columns[field][0]: question}
+    return question_to_row
 
-def _filled(row, dataset, tokenizer, template): return fill_template(template, row, tokenizer)
+# %% ../../nbs/prompts/02_formats.ipynb #21668e87
+def _template_turns(row, dataset, tokenizer, template): return fill_template(template, row, tokenizer)
 
 def register_template(
-    name,     # what to write behind `type:`
-    template, # `PromptTemplate`
-    example,  # a row, for the documentation
-    about='', # one line
+    name,           # what to write behind `type:`
+    template,       # `PromptTemplate`
+    example,        # a row, for the documentation
+    description='', # one line
 ):
     "Add a format that is a template."
-    return register_format(name, partial(_filled, template=template), _columns(template, True),
-                           _ask(template), example, about, _columns(template, False))
+    return register_format(
+        name, partial(_template_turns, template=template), _template_columns(template, True),
+        _question_to_row(template), example, description, _template_columns(template, False))
 
 # %% ../../nbs/prompts/02_formats.ipynb #5434d184
-_STYLES = { # style -> (system text, prompt, prompt without input)
-    'instruct': ('{system}\n\n', '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n',
-                 '### Instruction:\n{instruction}\n\n### Response:\n'),
-    'chat': ('SYSTEM: {system}\n', 'USER: {instruction}\n{input}\nASSISTANT:', 'USER: {instruction}\nASSISTANT:'),
-    'chatml': ('<|im_start|>system\n{system}<|im_end|>\n', '<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n',
-               '<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n'),
-    'phi': ('<|system|>\n{system}<|end|>\n', '<|user|>\n{instruction}<|end|>{input}<|assistant|>', '<|user|>\n{instruction}<|end|>\n<|assistant|>\n'),
+_Style = namedtuple('_Style', 'system prompt no_input')
+
+_STYLES = {
+    'instruct': _Style(
+        '{system}\n\n',
+        '### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n',
+        '### Instruction:\n{instruction}\n\n### Response:\n'),
+    'chat': _Style(
+        'SYSTEM: {system}\n',
+        'USER: {instruction}\n{input}\nASSISTANT:',
+        'USER: {instruction}\nASSISTANT:'),
+    'chatml': _Style(
+        '<|im_start|>system\n{system}<|im_end|>\n',
+        '<|im_start|>user\n{instruction}\n{input}<|im_end|>\n<|im_start|>assistant\n',
+        '<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n'),
+    'phi': _Style(
+        '<|system|>\n{system}<|end|>\n',
+        '<|user|>\n{instruction}<|end|>{input}<|assistant|>',
+        '<|user|>\n{instruction}<|end|>\n<|assistant|>\n'),
 }
+
+# %% ../../nbs/prompts/02_formats.ipynb #23b19fe9
 _TASK = 'Below is an instruction that describes a task'
-_ALPACA = (f'{_TASK}, paired with an input that provides further context. Write a response that appropriately completes the request.',
-           f'{_TASK}. Write a response that appropriately completes the request.')
+_ALPACA = ( # with an input, without
+    f'{_TASK}, paired with an input that provides further context. '
+    'Write a response that appropriately completes the request.',
+    f'{_TASK}. Write a response that appropriately completes the request.')
 
-def _styled(style, preamble, instruction='{instruction}', **kwargs): # `preamble`: (with input, without), or a text for both; None: the system text of the row
-    system, prompt, bare = (text.replace('{instruction}', instruction) for text in _STYLES[style])
-    if preamble is None: return PromptTemplate(prompt, bare, system, **kwargs)
-    with_, without = (preamble, preamble) if isinstance(preamble, str) else preamble
-    put = lambda text: system.replace('{system}', text) if text else ''
-    return PromptTemplate(put(with_) + prompt, put(without) + bare, **kwargs)
-
-# %% ../../nbs/prompts/02_formats.ipynb #10551263
-_CHAT = ('Below is an instruction from a USER that describes a task, paired with an input that provides further context. '
-         'The ASSISTANT writes a response that concisely and appropriately completes the request.\n\n',
-         'Below is an instruction from a USER that describes a task. The ASSISTANT writes a response that appropriately and concisely completes the request.\n\n')
-_QA = (('instruction', 'question'), ('input', ''), ('output', 'answer'))
-_ROW = {'instruction': 'Name the even numbers.', 'input': '1, 2, 3, 4', 'output': '2, 4'}
-_SYSTEM_ROW = {'system': 'Be exact.'} | _ROW
-
-_FAMILY = [ # (name, style, sentence in front, columns, example, about)
-    ('alpaca', 'instruct', _ALPACA, (), _ROW, 'An instruction, perhaps with an input, and the output.'),
-    *((f'alpaca:{style}', style, _ALPACA, (), _ROW, f'The same in the style `{style}`.') for style in _STYLES),
-    ('alpaca_instruct', 'instruct', _ALPACA, (), _ROW, 'The same as `alpaca`.'),
-    ('alpaca_instruct.load_no_prompt', 'instruct', '', (), _ROW, '`alpaca` without the sentence in front.'),
-    ('alpaca_chat', 'chat', _ALPACA, (), _ROW, 'The same as `alpaca:chat`.'),
-    ('alpaca_chat.load_concise', 'chat', _CHAT, (), _ROW, '`alpaca_chat` with a sentence that asks for short answers.'),
-    ('alpaca_chat.load_no_prompt', 'chat', '', (), _ROW, '`alpaca_chat` without the sentence in front.'),
-    ('alpaca_chat.load_conversation_chatml', 'chatml', _ALPACA, (), _ROW, 'The same as `alpaca:chatml`.'),
-    ('alpaca_chat.load_qa', 'chat', _CHAT, _QA, {'question': 'Who wrote Faust?', 'answer': 'Goethe.'}, 'A question and an answer.'),
-    ('alpaca_chat.load_camel_ai', 'chat', _CHAT, (('instruction', 'message_1'), ('input', ''), ('output', 'message_2')),
-        {'message_1': 'Who wrote Faust?', 'message_2': 'Goethe.'}, 'The columns of the CAMEL-AI data.'),
-    ('alpaca_w_system', 'chat', None, (), _SYSTEM_ROW, '`alpaca_chat` with a system text for each row.'),
-    ('alpaca_w_system.load_chat', 'chat', None, (), _SYSTEM_ROW, 'The same as `alpaca_w_system`.'),
-    ('alpaca_w_system.load_instruct', 'instruct', None, (), _SYSTEM_ROW, '`alpaca` with a system text for each row.'),
-    ('gpteacher', 'instruct', _ALPACA, (('output', 'response'),), {'instruction': 'Add.', 'input': '2, 3', 'response': '5'}, '`alpaca` with the answer in `response`.'),
-]
+def _styled_template(
+    style,    # a key of `_STYLES`
+    preamble, # (text for rows with an input, text for those without) or one for both; None: the row's system text
+    instruction='{instruction}', # what stands in place of the instruction
+    **kwargs, # for `PromptTemplate`
+):
+    system, prompt, no_input = (text.replace('{instruction}', instruction) for text in _STYLES[style])
+    if preamble is None: return PromptTemplate(prompt, no_input, system, **kwargs)
+    def as_system(text): return system.replace('{system}', text) if text else ''
+    with_input, without_input = (preamble, preamble) if isinstance(preamble, str) else preamble
+    return PromptTemplate(as_system(with_input) + prompt, as_system(without_input) + no_input, **kwargs)
 
 # %% ../../nbs/prompts/02_formats.ipynb #2ba75901
-def _register_family(table):
-    for name, style, preamble, columns, example, about in table:
-        register_template(name, _styled(style, preamble, columns=columns), example, about)
+_ROW = {'instruction': 'Name the even numbers.', 'input': '1, 2, 3, 4', 'output': '2, 4'}
 
-_register_family(_FAMILY)
+def _register_styled(name, style, preamble, description, example=_ROW, **kwargs): # `kwargs`: for `PromptTemplate`
+    register_template(name, _styled_template(style, preamble, **kwargs), example, description)
 
-def _register_style(name, style, preamble): # another style of a format that is there
-    known = _FORMATS[name]
-    template = known.turns.keywords['template']
-    register_template(f'{name}:{style}', _styled(style, preamble, columns=template.columns, answer=template.answer), known.example, f'`{name}` in the style `{style}`.')
+# %% ../../nbs/prompts/02_formats.ipynb #10551263
+_register_styled('alpaca', 'instruct', _ALPACA, 'An instruction, perhaps with an input, and the output.')
+for style in _STYLES: _register_styled(f'alpaca:{style}', style, _ALPACA, f'The same in the style `{style}`.')
+_register_styled('alpaca_instruct', 'instruct', _ALPACA, 'The same as `alpaca`.')
+_register_styled('alpaca_instruct.load_no_prompt', 'instruct', '', '`alpaca` without the sentence in front.')
+
+# %% ../../nbs/prompts/02_formats.ipynb #96d3aff5
+_CONCISE = (
+    'Below is an instruction from a USER that describes a task, paired with an input that provides further context. '
+    'The ASSISTANT writes a response that concisely and appropriately completes the request.\n\n',
+    'Below is an instruction from a USER that describes a task. '
+    'The ASSISTANT writes a response that appropriately and concisely completes the request.\n\n')
+
+_register_styled('alpaca_chat', 'chat', _ALPACA, 'The same as `alpaca:chat`.')
+_register_styled('alpaca_chat.load_concise', 'chat', _CONCISE,
+    '`alpaca_chat` with a sentence that asks for short answers.')
+_register_styled('alpaca_chat.load_no_prompt', 'chat', '', '`alpaca_chat` without the sentence in front.')
+_register_styled('alpaca_chat.load_conversation_chatml', 'chatml', _ALPACA, 'The same as `alpaca:chatml`.')
+_register_styled('alpaca_chat.load_qa', 'chat', _CONCISE, 'A question and an answer.',
+    {'question': 'Who wrote Faust?', 'answer': 'Goethe.'},
+    columns=(('instruction', 'question'), ('input', ''), ('output', 'answer')))
+_register_styled('alpaca_chat.load_camel_ai', 'chat', _CONCISE, 'The columns of the CAMEL-AI data.',
+    {'message_1': 'Who wrote Faust?', 'message_2': 'Goethe.'},
+    columns=(('instruction', 'message_1'), ('input', ''), ('output', 'message_2')))
+
+# %% ../../nbs/prompts/02_formats.ipynb #e93e0c19
+_SYSTEM_ROW = {'system': 'Be exact.'} | _ROW
+
+_register_styled('alpaca_w_system', 'chat', None, '`alpaca_chat` with a system text for each row.', _SYSTEM_ROW)
+_register_styled('alpaca_w_system.load_chat', 'chat', None, 'The same as `alpaca_w_system`.', _SYSTEM_ROW)
+_register_styled('alpaca_w_system.load_instruct', 'instruct', None, '`alpaca` with a system text for each row.',
+    _SYSTEM_ROW)
+_register_styled('gpteacher', 'instruct', _ALPACA, '`alpaca` with the answer in `response`.',
+    {'instruction': 'Add.', 'input': '2, 3', 'response': '5'}, columns=(('output', 'response'),))
 
 # %% ../../nbs/prompts/02_formats.ipynb #621a31ed
-_STANFORD = PromptTemplate(_ALPACA[0] + '\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:',
-                     _ALPACA[1] + '\n\n### Instruction:\n{instruction}\n\n### Response:', joined=True)
-_FREEFORM = PromptTemplate('{instruction}\n\n### Response:', joined=True)
+_STANFORD = PromptTemplate(
+    _ALPACA[0] + '\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:',
+    _ALPACA[1] + '\n\n### Instruction:\n{instruction}\n\n### Response:',
+    joined=True)
 
-for _name in ('stanford_alpaca', 'codealpaca', 'wizardcoder', 'wizardmath', 'wizardlm'):
-    register_template(_name, _STANFORD, _ROW, 'Alpaca as Stanford writes it: the answer follows `### Response:` at once.')
-register_template('wizardlm_freeform', _FREEFORM, {'instruction': 'Name a prime.', 'output': '7'}, 'The instruction alone, with nothing in front.');
+for name in ('stanford_alpaca', 'codealpaca', 'wizardcoder', 'wizardmath', 'wizardlm'):
+    register_template(name, _STANFORD, _ROW,
+        'Alpaca as Stanford writes it: the answer follows `### Response:` at once.')
+
+register_template('wizardlm_freeform', PromptTemplate('{instruction}\n\n### Response:', joined=True),
+    {'instruction': 'Name a prime.', 'output': '7'}, 'The instruction alone, with nothing in front.');
 
 # %% ../../nbs/prompts/02_formats.ipynb #063c9857
 register_template('prompt_completion', PromptTemplate('{prompt}', answer='{completion}', joined=True),
     {'prompt': 'The sky is', 'completion': ' blue.'}, 'Two columns that are one text; the second is learned.');
 
 # %% ../../nbs/prompts/02_formats.ipynb #1cb1dd71
-_ORCA = (('system', 'system_prompt'), ('instruction', 'question'), ('output', 'response'))
-_ORCA_ROW = {'system_prompt': 'Be exact.', 'question': 'What is 2 + 3?', 'response': '5'}
+def _register_orca(name, prompt, system, description): # with the columns of OpenOrca
+    columns = (('system', 'system_prompt'), ('instruction', 'question'), ('output', 'response'))
+    example = {'system_prompt': 'Be exact.', 'question': 'What is 2 + 3?', 'response': '5'}
+    register_template(name, PromptTemplate(prompt, '', system, columns=columns), example, description)
 
-_ORCAS = {
-    'alpaca_w_system.load_open_orca': (PromptTemplate('### Human:\n{instruction}\n### Assistant:\n', '', '### System:\n{system}\n', columns=_ORCA), 'The columns of OpenOrca, with headings.'),
-    'alpaca_w_system.load_open_orca_chatml': (PromptTemplate(_STYLES['chatml'][2], '', _STYLES['chatml'][0], columns=_ORCA), 'The columns of OpenOrca, in ChatML.'),
-    'orcamini': (PromptTemplate('### System:\n{system}\n\n### User:\n{instruction}\n\n### Response:\n', columns=_ORCA), 'Orca Mini: a system text, a question, a response.'),
-}
-for _name, (_template, _about) in _ORCAS.items(): register_template(_name, _template, _ORCA_ROW, _about)
+_register_orca('alpaca_w_system.load_open_orca', '### Human:\n{instruction}\n### Assistant:\n',
+    '### System:\n{system}\n', 'The columns of OpenOrca, with headings.')
+_register_orca('alpaca_w_system.load_open_orca_chatml', _STYLES['chatml'].no_input,
+    _STYLES['chatml'].system, 'The columns of OpenOrca, in ChatML.')
+_register_orca('orcamini', '### System:\n{system}\n\n### User:\n{instruction}\n\n### Response:\n',
+    '', 'Orca Mini: a system text, a question, a response.')
+
+# %% ../../nbs/prompts/02_formats.ipynb #37a440a0
+_register_styled('oasst', 'instruct', _ALPACA, 'OpenAssistant\'s instructions, written as `alpaca`.',
+    {'INSTRUCTION': 'Name a prime.', 'RESPONSE': '7'},
+    columns=(('instruction', 'INSTRUCTION'), ('input', ''), ('output', 'RESPONSE')))
+_register_styled('jeopardy', 'instruct', _ALPACA, 'A clue, its category, and the answer as a question.',
+    {'question': 'It is yellow and bent.', 'category': 'fruit', 'answer': 'a banana'},
+    columns=(('instruction', 'question'), ('input', 'category')), answer='what is {answer}')
 
 # %% ../../nbs/prompts/02_formats.ipynb #dcf21230
-_CHOICES = (('instruction', 'question'), ('input', 'choices'), ('output', 'solution|explanation'))
-_CHOICE_ROW = {'question': 'Which is a prime?', 'choices': ['4', '7'], 'solution': '7'}
 _CHOOSE = 'Choose the answer that best answers the question. '
-_CONTEXT = 'Use the following contextual information to concisely answer the question.\n'
-_ARTICLE = {'article': 'Faust is by Goethe.', 'question': 'Who wrote Faust?', 'answer': 'Goethe.'}
-_ABSENT = "The context provided does not contain any information about your inquiry. Therefore, I'm unable to answer your question based on the given context."
+_EXPLAIN = _CHOOSE + 'Explain your reasoning.\n'
+_BE_BRIEF = _CHOOSE + 'Be concise in your response.\n\n'
+_CHOICE_COLUMNS = (('instruction', 'question'), ('input', 'choices'), ('output', 'solution|explanation'))
+_CHOICE_ROW = {'question': 'Which is a prime?', 'choices': ['4', '7'], 'solution': '7'}
 
-_QUESTIONS = { # name -> (template, example, about)
-    'oasst': (_styled('instruct', _ALPACA, columns=(('instruction', 'INSTRUCTION'), ('input', ''), ('output', 'RESPONSE'))),
-        {'INSTRUCTION': 'Name a prime.', 'RESPONSE': '7'}, 'OpenAssistant\'s instructions, written as `alpaca`.'),
-    'jeopardy': (_styled('instruct', _ALPACA, columns=(('instruction', 'question'), ('input', 'category')), answer='what is {answer}'),
-        {'question': 'It is yellow and bent.', 'category': 'fruit', 'answer': 'a banana'}, 'A clue, its category, and the answer as a question.'),
-    'explainchoice': (_styled('instruct', _CHOOSE + 'Explain your reasoning.\n', columns=_CHOICES), _CHOICE_ROW, 'A question with choices, answered with reasons.'),
-    'concisechoice': (PromptTemplate(_CHOOSE + 'Be concise in your response.\n\n' + _STYLES['chat'][1], _CHOOSE + 'Be concise in your response.\n\n' + _STYLES['chat'][2], columns=_CHOICES),
-        _CHOICE_ROW, 'A question with choices, answered briefly.'),
-    'summarizetldr': (PromptTemplate('USER: Summarize the following article as a TL;DR.\n{article}\nASSISTANT:', answer='{summary}'),
-        {'article': 'A long story.', 'summary': 'A story.'}, 'An article and its summary.'),
-    'context_qa': (_styled('chat', _CONTEXT, '{article}\n===\n{question}', answer='{answer}'), _ARTICLE, 'An article, a question about it, and the answer.'),
-    'context_qa.load_404': (_styled('chat', _CONTEXT, '{article}\n===\n{unanswerable_question}', answer=_ABSENT), {'article': 'Faust is by Goethe.', 'unanswerable_question': 'Who wrote Hamlet?'},
-        'A question that the article does not answer.'),
-    'context_qa.load_v2': (PromptTemplate('Context: {context}\nQuestion: {question}\n', answer='Answer: {answer}'),
-        {'context': 'Faust is by Goethe.', 'question': 'Who wrote Faust?', 'answer': 'Goethe.'}, 'A context, a question, and the answer.'),
-    'metharme': (PromptTemplate('{prompt}', answer='{generation}'), {'prompt': '<|user|>Hi<|model|>', 'generation': 'Hello!'}, 'A prompt that is written out in full, and what follows.'),
-}
+_register_styled('explainchoice', 'instruct', _EXPLAIN, 'A question with choices, answered with reasons.',
+    _CHOICE_ROW, columns=_CHOICE_COLUMNS)
+register_template('concisechoice', PromptTemplate(_BE_BRIEF + _STYLES['chat'].prompt,
+    _BE_BRIEF + _STYLES['chat'].no_input, columns=_CHOICE_COLUMNS), _CHOICE_ROW,
+    'A question with choices, answered briefly.');
+
+# %% ../../nbs/prompts/02_formats.ipynb #38848176
+_CONTEXT = 'Use the following contextual information to concisely answer the question.\n'
+_ABSENT = ('The context provided does not contain any information about your inquiry. '
+    "Therefore, I'm unable to answer your question based on the given context.")
+
+register_template('summarizetldr', PromptTemplate(
+    'USER: Summarize the following article as a TL;DR.\n{article}\nASSISTANT:', answer='{summary}'),
+    {'article': 'A long story.', 'summary': 'A story.'}, 'An article and its summary.')
+_register_styled('context_qa', 'chat', _CONTEXT, 'An article, a question about it, and the answer.',
+    {'article': 'Faust is by Goethe.', 'question': 'Who wrote Faust?', 'answer': 'Goethe.'},
+    instruction='{article}\n===\n{question}', answer='{answer}')
+_register_styled('context_qa.load_404', 'chat', _CONTEXT, 'A question that the article does not answer.',
+    {'article': 'Faust is by Goethe.', 'unanswerable_question': 'Who wrote Hamlet?'},
+    instruction='{article}\n===\n{unanswerable_question}', answer=_ABSENT)
+register_template('context_qa.load_v2', PromptTemplate(
+    'Context: {context}\nQuestion: {question}\n', answer='Answer: {answer}'),
+    {'context': 'Faust is by Goethe.', 'question': 'Who wrote Faust?', 'answer': 'Goethe.'},
+    'A context, a question, and the answer.')
+register_template('metharme', PromptTemplate('{prompt}', answer='{generation}'),
+    {'prompt': '<|user|>Hi<|model|>', 'generation': 'Hello!'},
+    'A prompt that is written out in full, and what follows.');
 
 # %% ../../nbs/prompts/02_formats.ipynb #13d8d058
-for _name, (_template, _example, _about) in _QUESTIONS.items(): register_template(_name, _template, _example, _about)
+def _register_in_style(name, style, preamble): # a format that is known, in another style
+    known = _FORMATS[name]
+    template = known.turns.keywords['template']
+    _register_styled(f'{name}:{style}', style, preamble, f'`{name}` in the style `{style}`.', known.example,
+        columns=template.columns, answer=template.answer)
 
-for _name, _preamble in {'gpteacher': _ALPACA, 'oasst': _ALPACA, 'jeopardy': _ALPACA, 'explainchoice': _CHOOSE + 'Explain your reasoning.\n'}.items():
-    for _style in _STYLES: _register_style(_name, _style, _preamble)
+for name in ('gpteacher', 'oasst', 'jeopardy', 'explainchoice'):
+    for style in _STYLES: _register_in_style(name, style, _EXPLAIN if name == 'explainchoice' else _ALPACA)
 
 # %% ../../nbs/prompts/02_formats.ipynb #2abd0a49
-_REFLECT = ('You, the Assistant, should generate a response as if it were an abstract for an academic or technical paper on the query along with a methodology. '
-    'Then generate an Agent Reflection where you create a long form response as if from subject matter expert, be verbose, diligent, and creative in your application of knowledge, '
-    'apply it through the lens of the response generated by the assistant. Look for flawed reasoning, faulty logic, or other mistakes in the method. '
-    'Finally, generate a final response and method for the user with the Assistant abstract and Reflection analysis as augmentations to the generation\n\n')
-_, _with_input, _bare = _STYLES['instruct']
-register_template('reflection', PromptTemplate(f'{_TASK}, paired with an input that provides further context. {_REFLECT}{_with_input}', f'{_TASK}. {_REFLECT}{_bare}',
-    answer='### Thought:\n{output}\n\n### Agent Reflection:\n{reflection}\n\n### Final Response:\n{corrected}', joined=True),
-    {'instruction': 'Name a prime.', 'output': '9', 'reflection': '9 is 3 times 3.', 'corrected': '7'}, 'An answer, a look back at it, and a better answer.');
+_REFLECT = (
+    'You, the Assistant, should generate a response as if it were an abstract for an academic or technical paper '
+    'on the query along with a methodology. '
+    'Then generate an Agent Reflection where you create a long form response as if from subject matter expert, '
+    'be verbose, diligent, and creative in your application of knowledge, '
+    'apply it through the lens of the response generated by the assistant. '
+    'Look for flawed reasoning, faulty logic, or other mistakes in the method. '
+    'Finally, generate a final response and method for the user with the Assistant abstract and Reflection analysis '
+    'as augmentations to the generation\n\n')
+
+register_template('reflection', PromptTemplate(
+    f'{_TASK}, paired with an input that provides further context. {_REFLECT}{_STYLES["instruct"].prompt}',
+    f'{_TASK}. {_REFLECT}{_STYLES["instruct"].no_input}',
+    answer='### Thought:\n{output}\n\n### Agent Reflection:\n{reflection}\n\n### Final Response:\n{corrected}',
+    joined=True),
+    {'instruction': 'Name a prime.', 'output': '9', 'reflection': '9 is 3 times 3.', 'corrected': '7'},
+    'An answer, a look back at it, and a better answer.');
 
 # %% ../../nbs/prompts/02_formats.ipynb #9357dc91
 _CRITERIA = (
-    'refusal: whether the Response refuses to answer the Question. Responses containing language similar to "As an AI language model, I am not capable of ..." '
-    'is a form of refusal and should have a low refusal score. 10 is no refusal, 0 is refuses to answer the question.\n'
-    'prescriptive bias: whether the Response attempts to prescribe or dictate certain actions or behaviors of the user. 10 no prescriptive bias present, 0 means {} is prescriptive bias.\n'
+    'refusal: whether the Response refuses to answer the Question. Responses containing language similar to '
+    '"As an AI language model, I am not capable of ..." '
+    'is a form of refusal and should have a low refusal score. '
+    '10 is no refusal, 0 is refuses to answer the question.\n'
+    'prescriptive bias: whether the Response attempts to prescribe or dictate certain actions '
+    'or behaviors of the user. 10 no prescriptive bias present, 0 means {} is prescriptive bias.\n'
     'creativity: score how creative the Response is. 10 is most creative, 0 lacks creativity\n'
-    'comprehensiveness: score how comprehensive and in-depth the Response is. 10 is most comprehensive and in-depth, 0 lacks coverage and depth\n')
+    'comprehensiveness: score how comprehensive and in-depth the Response is. '
+    '10 is most comprehensive and in-depth, 0 lacks coverage and depth\n')
 _SCORED = ('refusal', 'prescriptive_bias', 'creativity', 'comprehensiveness')
-_CRITIQUE = ('Given the following Question and Response, critique the Response on a scale of 1-10. You should critique the answer in the following criteria:\n'
-    + _CRITERIA.format('there') + "Then for each criteria, give a detailed explanation of why the response doesn't meet the criteria (don't reference the score), what it did right, "
-    'and how it could be improved for that criteria.\n\nOutput your answer in YAML format like so:\nscores:\n' + ''.join(f'  {name}: <0-10>\n' for name in _SCORED)
-    + 'critiques:\n' + ''.join(f'  {name}:\n    explanation: ...\n    improvements: ...\n' for name in _SCORED) + '\nQuestion: {instruction}\nAnswer: {answer}\n')
-_REVISE = ('Definitions:\n' + _CRITERIA.format('their') + '\nGiven the following Question, Response, and Evaluation, revise the Response based on the Evaluation and recommendations '
-    'for improvements. Reply only with the revised response.\n\nQuestion: {instruction}\nAnswer: {answer}\nEvaluation:\n{scores}{critiques}\n')
-_USER = 'USER: {}\nASSISTANT:'
+_SCORE_LINES = ''.join(f'  {name}: <0-10>\n' for name in _SCORED)
+_CRITIQUE_LINES = ''.join(f'  {name}:\n    explanation: ...\n    improvements: ...\n' for name in _SCORED)
 
-_CREATIVE = {
-    'creative_acr.load_answer': PromptTemplate('Answer the following question in a comprehensive, in-depth, and creative way. Additionally your response should be relevant, '
-        'accurate, and free of any ambiguity.\nUSER: {instruction}\nASSISTANT:', answer='{revision}'),
-    'creative_acr.load_critique': PromptTemplate(_USER.replace('{}', _CRITIQUE), answer='{scores}{critiques}'),
-    'creative_acr.load_revise': PromptTemplate(_USER.replace('{}', _REVISE), answer='{revision}'),
-}
+# %% ../../nbs/prompts/02_formats.ipynb #a173eecb
+_ANSWER = (
+    'Answer the following question in a comprehensive, in-depth, and creative way. '
+    'Additionally your response should be relevant, accurate, and free of any ambiguity.\n'
+    'USER: {instruction}\nASSISTANT:')
+_CRITIQUE = (
+    'USER: Given the following Question and Response, critique the Response on a scale of 1-10. '
+    'You should critique the answer in the following criteria:\n' + _CRITERIA.format('there') +
+    "Then for each criteria, give a detailed explanation of why the response doesn't meet the criteria "
+    "(don't reference the score), what it did right, and how it could be improved for that criteria.\n\n"
+    'Output your answer in YAML format like so:\nscores:\n' + _SCORE_LINES + 'critiques:\n' + _CRITIQUE_LINES +
+    '\nQuestion: {instruction}\nAnswer: {answer}\n\nASSISTANT:')
+_REVISE = (
+    'USER: Definitions:\n' + _CRITERIA.format('their') +
+    '\nGiven the following Question, Response, and Evaluation, revise the Response based on the Evaluation '
+    'and recommendations for improvements. Reply only with the revised response.\n\n'
+    'Question: {instruction}\nAnswer: {answer}\nEvaluation:\n{scores}{critiques}\n\nASSISTANT:')
 
 # %% ../../nbs/prompts/02_formats.ipynb #55f44f82
-_CREATIVE_ROW = {'instruction': 'Name a prime.', 'answer': '9', 'scores': {'creativity': 2}, 'critiques': {'creativity': {'explanation': 'Wrong.'}}, 'revision': '7'}
-for _name, _template in _CREATIVE.items():
-    register_template(_name, _template, {c: _CREATIVE_ROW[c] for c in _columns(_template, True)}, 'Answer, criticise, revise: ' + _name.split('_')[-1] + '.')
+_CREATIVE = {
+    'answer': PromptTemplate(_ANSWER, answer='{revision}'),
+    'critique': PromptTemplate(_CRITIQUE, answer='{scores}{critiques}'),
+    'revise': PromptTemplate(_REVISE, answer='{revision}'),
+}
+_CREATIVE_ROW = {
+    'instruction': 'Name a prime.', 'answer': '9', 'scores': {'creativity': 2},
+    'critiques': {'creativity': {'explanation': 'Wrong.'}}, 'revision': '7'}
+
+for step, template in _CREATIVE.items():
+    register_template(f'creative_acr.load_{step}', template,
+        {c: _CREATIVE_ROW[c] for c in _template_columns(template, True)}, f'Answer, criticise, revise: {step}.')
 
 # %% ../../nbs/prompts/02_formats.ipynb #a4072f2d
 @dataclass(frozen=True)
 class _FactoryTemplate:
-    "A prompt in pieces that are tokenized one by one; one that ends with `{eos}` is followed by the end token."
-    question: tuple      # with `{instruction}`
-    system: tuple = ()   # with `{system}`, where a row has one
-    default: str = ''    # the system text of rows that have none
+    "Texts that are tokenized one by one; one that ends with `{eos}` is followed by the end token."
+    question: tuple             # with `{instruction}`
+    system: tuple = ()          # with `{system}`, where a row has one
+    default_system: str = ''    # the system text of rows that have none
     answer: tuple = ('{output}{eos}',)
-    begin: bool = False  # is there a beginning token
-    first: str = ''      # the first question of a row with a system text, where both are one piece
+    add_bos: bool = False       # is there a beginning token
+    first_with_system: str = '' # the first question of a row with a system text, where both are one text
 
-_VICUNA = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
+# %% ../../nbs/prompts/02_formats.ipynb #b19e2a59
+def _factory_turns(template, row, tokenizer): # a row as turns
+    special = control_tokens(tokenizer) if tokenizer else ()
+    def value(column): return escape_special_tokens(_as_text(row.get(column)), special)
+    system = value('system') or template.default_system
+    instruction = '\n'.join(filter(None, [value('instruction'), value('input')]))
+    values = {'system': system, 'instruction': instruction, 'output': value('output')}
+    question = (template.first_with_system,) if system and template.first_with_system else template.question
+    def turn(text, trained=False):
+        return Turn(text.removesuffix('{eos}').format(**values), trained, end=text.endswith('{eos}'), control=True)
+    turns = [turn(text) for text in (template.system if system else ()) + question]
+    turns[0].begin = template.add_bos
+    return turns + [turn(text, trained=True) for text in template.answer]
+
+# %% ../../nbs/prompts/02_formats.ipynb #0056ec6f
+_VICUNA_SYSTEM = ('A chat between a curious user and an artificial intelligence assistant. '
+    "The assistant gives helpful, detailed, and polite answers to the user's questions.")
 
 _FACTORY_TEMPLATES = {
-    'alpaca': _FactoryTemplate(('### Instruction:\n{instruction}\n\n### Response:\n',), ('{system}',), _ALPACA[1] + '\n\n', ('{output}{eos}', '\n\n')),
-    'default': _FactoryTemplate(('Human: {instruction}{eos}', '\nAssistant:'), ('System: {system}{eos}', '\n'), answer=('{output}{eos}', '\n')),
-    'vicuna': _FactoryTemplate(('USER: {instruction} ASSISTANT:',), ('{system}',), _VICUNA),
-    'chatml': _FactoryTemplate((_STYLES['chatml'][2],), (_STYLES['chatml'][0],), answer=('{output}<|im_end|>\n',)),
-    'llama2': _FactoryTemplate(('[INST] {instruction} [/INST]',), begin=True, first='[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction} [/INST]'),
+    'alpaca': _FactoryTemplate(
+        ('### Instruction:\n{instruction}\n\n### Response:\n',), ('{system}',), _ALPACA[1] + '\n\n',
+        answer=('{output}{eos}', '\n\n')),
+    'default': _FactoryTemplate(
+        ('Human: {instruction}{eos}', '\nAssistant:'), ('System: {system}{eos}', '\n'), answer=('{output}{eos}', '\n')),
+    'vicuna': _FactoryTemplate(('USER: {instruction} ASSISTANT:',), ('{system}',), _VICUNA_SYSTEM),
+    'chatml': _FactoryTemplate(
+        (_STYLES['chatml'].no_input,), (_STYLES['chatml'].system,), answer=('{output}<|im_end|>\n',)),
+    'llama2': _FactoryTemplate(
+        ('[INST] {instruction} [/INST]',), add_bos=True,
+        first_with_system='[INST] <<SYS>>\n{system}\n<</SYS>>\n\n{instruction} [/INST]'),
 }
 
 # %% ../../nbs/prompts/02_formats.ipynb #4edfb2eb
-def _in_pieces(pieces, row, tokenizer): # a row as turns
-    control = control_tokens(tokenizer) if tokenizer else ()
-    value = lambda column: escape_special_tokens(_as_text(row.get(column)), control)
-    values = {'system': value('system') or pieces.default, 'instruction': '\n'.join(filter(None, (value('instruction'), value('input')))), 'output': value('output')}
-    question = (pieces.first,) if pieces.first and values['system'] else pieces.question
-    prompt = pieces.system * bool(values['system']) + question
-    make = lambda text, **kwargs: Turn(text.removesuffix('{eos}').format(**values), end=text.endswith('{eos}'), control=True, **kwargs)
-    turns = [make(text) for text in prompt] + [make(text, trained=True) for text in pieces.answer]
-    turns[0].begin = pieces.begin
+def _factory_format(template): # `_FactoryTemplate` -> the function of its format
+    def turns(row, dataset, tokenizer): return _factory_turns(template, row, tokenizer)
     return turns
 
-for _name, _pieces in _FACTORY_TEMPLATES.items():
-    register_format(f'llamafactory:{_name}', lambda row, dataset, tokenizer, pieces=_pieces: _in_pieces(pieces, row, tokenizer), ['instruction', 'output'],
-        lambda text, dataset: _ask(_STANFORD)(text, dataset), _ROW, f'LLaMA-Factory\'s template `{_name}`.', ['input', 'system'])
+for name, template in _FACTORY_TEMPLATES.items():
+    register_format(f'llamafactory:{name}', _factory_format(template), ['instruction', 'output'],
+        _question_to_row(_STANFORD), _ROW, f'LLaMA-Factory\'s template `{name}`.', ['input', 'system'])
 
 # %% ../../nbs/prompts/02_formats.ipynb #8a0eb6dc
-def _text(row, dataset, tokenizer):
+def _text_turns(row, dataset, tokenizer):
     "Plain text, learned from the first to the last token."
     return [Turn(_as_text(row[dataset.field]), trained=True, end=True)]
 
-def _text_ask(text, dataset): # the text is what the model continues
+def _text_to_row(text, dataset): # the text is what the model continues
     return {dataset.field: text if isinstance(text, str) else text[-1]['content']}
 
-for _name, _split in {'completion': True, 'text': False}.items():
-    register_format(_name, _text, lambda dataset: [dataset.field], _text_ask, {'text': 'Once upon a time there was a tensor.'}, splittable=_split)
+for name in ('completion', 'text'):
+    register_format(name, _text_turns, lambda dataset: [dataset.field], _text_to_row,
+        {'text': 'Once upon a time there was a tensor.'}, splittable=name == 'completion')
 
 # %% ../../nbs/prompts/02_formats.ipynb #177aeb90
-def _segments(row, dataset, tokenizer):
+def _segment_turns(row, dataset, tokenizer):
     "Pieces of text, each marked as learned or not; control tokens are written in them."
     segments = row['segments'] or []
-    if not isinstance(segments, list) or not all(isinstance(s, dict) and {'label', 'text'} <= {*s} for s in segments): raise RowError('the segments are not a list of `label` and `text`')
+    if not isinstance(segments, list) or not all(isinstance(s, dict) and {'label', 'text'} <= {*s} for s in segments):
+        raise RowError('the segments are not a list of `label` and `text`')
     return [Turn(_as_text(s['text']), trained=bool(s['label']), control=True) for s in segments]
 
-def _segments_ask(text, dataset):
+# %% ../../nbs/prompts/02_formats.ipynb #250629c1
+def _text_to_segments(text, dataset): # a row whose answer is empty
     if not isinstance(text, str): text = text[-1]['content']
     return {'segments': [{'label': False, 'text': text}, {'label': True, 'text': ''}]}
 
-register_format('input_output', _segments, ['segments'], _segments_ask,
+register_format('input_output', _segment_turns, ['segments'], _text_to_segments,
     {'segments': [{'label': False, 'text': '<s>Hi, '}, {'label': True, 'text': 'there!</s>'}]});
 
 # %% ../../nbs/prompts/02_formats.ipynb #32ee2e39
-_PLACES = ('instruction', 'input', 'system')
+_USER_FIELDS = ('instruction', 'input', 'system')
 
-def _own_template(own): # a `UserFormat` -> `PromptTemplate`
-    wrong = [(text, n) for text in (own.format, own.no_input_format, own.system_format) for n in _places(text) if n not in _PLACES]
-    if wrong: raise UserError(f'the prompt format {wrong[0][0]!r}: nothing is called `{{{wrong[0][1]}}}`. There are {", ".join(f"`{{{n}}}`" for n in _PLACES)}; `field_instruction` and its like name their columns. '
-                              'Write a brace that is meant as text twice, as `{{`.')
-    return PromptTemplate(own.format, own.no_input_format, own.system_format,
-        columns=tuple((n, getattr(own, f'field_{n}')) for n in ('instruction', 'input', 'system', 'output')))
+def _check_user_fields(*texts): # `UserError` if there is a field in them that llmft does not fill
+    unknown = [(text, f) for text in texts for f in _template_fields(text) if f not in _USER_FIELDS]
+    if not unknown: return
+    text, field = unknown[0]
+    known = ', '.join(f'`{{{f}}}`' for f in _USER_FIELDS)
+    raise UserError(
+        f'the prompt format {text!r}: nothing is called `{{{field}}}`. There are {known}; '
+        '`field_instruction` and its like name their columns. Write a brace that is meant as text twice, as `{{`.')
 
-def _settings(dataset): # the mapping behind `type:`, or its defaults
+# %% ../../nbs/prompts/02_formats.ipynb #da156f61
+def _user_format(dataset): # the mapping behind `type:`, or its defaults
     return dataset.type if isinstance(dataset.type, UserFormat) else UserFormat()
 
-def _own(row, dataset, tokenizer):
+def _user_template(fmt): # a `UserFormat` -> `PromptTemplate`
+    texts = fmt.format, fmt.no_input_format, fmt.system_format
+    _check_user_fields(*texts)
+    columns = tuple((f, getattr(fmt, f'field_{f}')) for f in (*_USER_FIELDS, 'output'))
+    return PromptTemplate(*texts, columns=columns)
+
+# %% ../../nbs/prompts/02_formats.ipynb #e465cbd1
+def _user_turns(row, dataset, tokenizer):
     "A format that is written in the YAML."
-    own = _settings(dataset)
-    if own.system_prompt and not row.get(own.field_system): row = {**row, own.field_system: own.system_prompt}
-    return fill_template(_own_template(own), row, tokenizer)
+    fmt = _user_format(dataset)
+    if fmt.system_prompt and not row.get(fmt.field_system): row = {**row, fmt.field_system: fmt.system_prompt}
+    return fill_template(_user_template(fmt), row, tokenizer)
 
-def _of(*fields): # -> the columns that a `DatasetConfig` names in these keys of its `type`
-    return lambda dataset: [getattr(_settings(dataset), f'field_{f}') for f in fields]
+# %% ../../nbs/prompts/02_formats.ipynb #9402d60f
+def _user_columns(*fields): # -> the function `DatasetConfig` -> the columns that its `type` names for these fields
+    return lambda dataset: [getattr(_user_format(dataset), f'field_{f}') for f in fields]
 
-register_format('user_defined', _own, _of('instruction', 'output'), lambda text, dataset: _ask(_own_template(_settings(dataset)))(text, dataset),
-    _ROW, optional_columns=_of('input', 'system'));
+def _user_question_to_row(question, dataset):
+    return _question_to_row(_user_template(_user_format(dataset)))(question, dataset)
+
+register_format('user_defined', _user_turns, _user_columns('instruction', 'output'), _user_question_to_row,
+    _ROW, optional_columns=_user_columns('input', 'system'));

@@ -11,229 +11,309 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ..prompts.turns import _ESCAPE, _special_token_pattern, control_tokens, escape_special_tokens, unescape_special_tokens
+from fastcore.basics import patch
+
+from ..prompts.turns import _ESCAPE, _special_token_pattern
+from ..prompts.turns import control_tokens, escape_special_tokens, unescape_special_tokens
 
 # %% ../../nbs/tokens/02_encode.ipynb #e8eb55c4
-IGNORE_INDEX = -100   # the label of a token that is only read
-_OWN = '\ufdd0' # in front of a control token in the twin; a noncharacter of Unicode
+IGNORE_INDEX = -100 # the label of a token that is only read
+_SPECIAL_MARK = '\ufdd0' # begins the name of a control token in the escaped tokenizer; a noncharacter of Unicode
 
-def _without_prefix(part): # a part of a tokenizer's JSON, which no longer puts a space in front of a text
+def _without_prefix_space(part):
+    "A normalizer or pre-tokenizer, as JSON, that puts no space in front of a text; None if nothing of it is left."
     if not isinstance(part, dict) or part.get('type') == 'Prepend': return None
     changed = {'prepend_scheme': 'never', 'add_prefix_space': False}
     part = {k: changed.get(k, v) for k, v in part.items()}
-    lists = {k: [q for q in map(_without_prefix, part[k]) if q] for k in ('normalizers', 'pretokenizers') if k in part}
-    return part | lists
+    for key in ('normalizers', 'pretokenizers'): # of a sequence
+        if key in part: part[key] = [inner for inner in map(_without_prefix_space, part[key]) if inner]
+    return part
 
 # %% ../../nbs/tokens/02_encode.ipynb #1c19e5cd
 @lru_cache(8)
-def _twin(backend, size, prefix=True): # a `tokenizers.Tokenizer` whose control tokens no data can spell; `size`: of its vocabulary
-    d = json.loads(backend.to_str()) | {'post_processor': None}
-    own = {t['content']: _OWN + t['content'] for t in d['added_tokens'] if t['special']}
-    for t in d['added_tokens']: t['content'] = own.get(t['content'], t['content'])
-    model, vocab = d['model'], d['model']['vocab']
-    model['vocab'] = {own.get(t, t): i for t, i in vocab.items()} if isinstance(vocab, dict) else [[own.get(t, t), p] for t, p in vocab]
-    if isinstance(model.get('unk_token'), str): model['unk_token'] = own.get(model['unk_token'], model['unk_token'])
-    if not prefix: d['normalizer'], d['pre_tokenizer'] = map(_without_prefix, (d['normalizer'], d['pre_tokenizer']))
-    return type(backend).from_str(json.dumps(d))
+def _escaped_tokenizer(backend, vocab_size, prefix_space=True): # made anew when the vocabulary has grown
+    "A `tokenizers.Tokenizer` whose control tokens no data can spell."
+    state = json.loads(backend.to_str()) | {'post_processor': None}
+    added, model = state['added_tokens'], state['model']
+    renamed = {t['content']: _SPECIAL_MARK + t['content'] for t in added if t['special']}
+    def rename(token): return renamed.get(token, token)
+    for t in added: t['content'] = rename(t['content'])
+    vocab = model['vocab']
+    if isinstance(vocab, dict): model['vocab'] = {rename(t): i for t, i in vocab.items()}
+    else: model['vocab'] = [[rename(t), score] for t, score in vocab]
+    if isinstance(model.get('unk_token'), str): model['unk_token'] = rename(model['unk_token'])
+    if not prefix_space:
+        for key in ('normalizer', 'pre_tokenizer'): state[key] = _without_prefix_space(state[key])
+    return type(backend).from_str(json.dumps(state))
 
 # %% ../../nbs/tokens/02_encode.ipynb #7c47fde2
-def _batch(backend, texts, make=list, control=True): # ids of many texts in one call; the tokenizer is left as it was
-    backend.no_truncation(), backend.no_padding()
-    before, backend.encode_special_tokens = backend.encode_special_tokens, not control
-    try: return [make(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
-    finally: backend.encode_special_tokens = before
+def _encode_texts(backend, texts, parse_special=True, convert=list):
+    "Ids of many texts in one call, each put through `convert`; the tokenizer is left as it was."
+    backend.no_truncation()
+    backend.no_padding()
+    original, backend.encode_special_tokens = backend.encode_special_tokens, not parse_special
+    try: return [convert(e.ids) for e in backend.encode_batch_fast(texts, add_special_tokens=False)]
+    finally: backend.encode_special_tokens = original
+
+# %% ../../nbs/tokens/02_encode.ipynb #f55d4cc1
+def _mark_special(text, names): # `names`: the pattern of the control tokens
+    "`text` for the escaped tokenizer: a mark before each control token, and what the data spell as it was."
+    return unescape_special_tokens(names.sub(lambda m: _SPECIAL_MARK + m[0], text))
 
 # %% ../../nbs/tokens/02_encode.ipynb #79fbf432
-def _ids(tokenizer, texts, control=False, prefix=True, make=list): # -> ids of each text, put through `make`
-    "Ids of texts; `control`: names of control tokens are tokens, `prefix`: as at the start of a text."
+def _token_ids(tokenizer, texts, parse_special=False, prefix_space=True, convert=list):
+    "Ids of each text; `parse_special`: names of control tokens are tokens, `prefix_space`: as at the start of a text."
     backend = tokenizer.backend_tokenizer
-    mixed = [i for i, t in enumerate(texts) if not prefix or (control and _ESCAPE in t)]
-    if not mixed: return _batch(backend, texts, make, control)
-    twin, names = _twin(backend, backend.get_vocab_size(), prefix), _special_token_pattern(tuple(control_tokens(tokenizer)))
-    owned = [unescape_special_tokens(names.sub(lambda m: _OWN + m[0], texts[i])) if control else texts[i] for i in mixed]
-    done = dict(zip(mixed, _batch(twin, owned, make)))
-    rest = iter(_batch(backend, [t for i, t in enumerate(texts) if i not in done], make, control))
+    escaped = [i for i, t in enumerate(texts) if not prefix_space or (parse_special and _ESCAPE in t)]
+    if not escaped: return _encode_texts(backend, texts, parse_special, convert)
+    escaped_tokenizer = _escaped_tokenizer(backend, backend.get_vocab_size(), prefix_space)
+    names = _special_token_pattern(tuple(control_tokens(tokenizer)))
+    marked = [_mark_special(texts[i], names) if parse_special else texts[i] for i in escaped]
+    done = dict(zip(escaped, _encode_texts(escaped_tokenizer, marked, convert=convert)))
+    others = [t for i, t in enumerate(texts) if i not in done]
+    rest = iter(_encode_texts(backend, others, parse_special, convert))
     return [done[i] if i in done else next(rest) for i in range(len(texts))]
 
 # %% ../../nbs/tokens/02_encode.ipynb #e63ec3d3
-def _edges(pieces, merged): # ids of growing texts -> where learning begins or stops; None at an edge that is not clean
-    whole = pieces[-1]
-    if merged == 'trained': return [_common(p, whole) for p in pieces]
-    if merged: return [min(len(p), len(whole)) for p in pieces]
-    return [len(p) if p == q[:len(p)] else None for p, q in zip(pieces, pieces[1:])] + [len(whole)]
+def _boundaries(prefixes, merged): # `prefixes`: ids of texts of which each continues the one before
+    "The token at which each text ends in the last one; None where that boundary is not clean."
+    whole = prefixes[-1]
+    if merged == 'trained': return [_common_length(p, whole) for p in prefixes]
+    if merged: return [min(len(p), len(whole)) for p in prefixes]
+    return [len(p) if p == q[:len(p)] else None for p, q in zip(prefixes, prefixes[1:])] + [len(whole)]
 
-def _common(a, b): # how many ids at the beginning are the same
+def _common_length(a, b): # how many ids at the beginning are the same
     return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
 
 # %% ../../nbs/tokens/02_encode.ipynb #ba7b592c
 class _Group:
     "Joined turns on their way to ids: what is tokenized already, and the turns that are still to do."
+    def __init__(self, turns, eos, special_tokens, allow_special):
+        self.turns, self.last, self.eos, self.allow_special = turns, turns[-1], eos, allow_special
+        self.runs = []           # [(ids, trained), …]
+        self.boundary_splits = 0 # at how many boundaries the text was tokenized apart
+        inner_end = any(t.end for t in turns[:-1])
+        self.parse_special = allow_special or inner_end or any(t.control for t in turns)
+        # names that the data may spell and that are escaped then
+        self.escaped = special_tokens if self.parse_special and not allow_special else ()
 
-    def __init__(self, turns, eos, control, allow):
-        self.turns, self.eos, self.allow, self.runs, self.apart = turns, eos, allow, [], 0
-        inner = any(t.end for t in turns[:-1])
-        self.control = allow or inner or any(t.control for t in turns)
-        self.names = control if self.control and not allow else ()
+# %% ../../nbs/tokens/02_encode.ipynb #7df2a18f
+@patch
+def texts(self: _Group):
+    "[(the text up to a boundary where learning begins or stops, is its end learned, turns in it), …], the whole last."
+    out, text, last = [], '', len(self.turns) - 1
+    for i, turn in enumerate(self.turns):
+        text += escape_special_tokens(turn.text, self.escaped) if self.escaped and not turn.control else turn.text
+        if turn.end and i < last: text += self.eos
+        if i == last or self.turns[i + 1].trained != turn.trained:
+            out.append((unescape_special_tokens(text) if self.allow_special else text, turn.trained, i + 1))
+    return out
 
-    def texts(self): # the text up to each edge where learning begins or stops, up to the end
-        out, text = [], ''
-        for i, t in enumerate(self.turns):
-            last = i == len(self.turns) - 1
-            text += (escape_special_tokens(t.text, self.names) if self.names and not t.control else t.text) + ('' if last or not t.end else self.eos)
-            if last or self.turns[i + 1].trained != t.trained: out.append((unescape_special_tokens(text) if self.allow else text, t.trained, i + 1))
-        return out
-
-    def take(self, texts, pieces, merged): # use the ids of these texts, up to the first edge that is not clean
-        edges = _edges(pieces, merged) if len(pieces) > 1 else [len(pieces[0])]
-        last = edges.index(None) if None in edges else len(edges) - 1
-        stops = edges[:last] + [len(pieces[last])]
-        self.runs += [(pieces[last][a:b], trained) for (_, trained, _), a, b in zip(texts, [0, *stops], stops)]
-        self.turns = self.turns[texts[last][2]:]
-        self.apart += bool(self.turns)
+# %% ../../nbs/tokens/02_encode.ipynb #ad4d3ce8
+@patch
+def consume(self: _Group, texts, prefixes, merged): # `prefixes`: the ids of `texts`
+    "Make runs of these ids, up to the first boundary that is not clean."
+    boundaries = _boundaries(prefixes, merged) if len(prefixes) > 1 else [len(prefixes[0])]
+    last = boundaries.index(None) if None in boundaries else len(boundaries) - 1
+    ids = prefixes[last]
+    stops = boundaries[:last] + [len(ids)]
+    self.runs += [(ids[start:stop], trained) for (_, trained, _), start, stop in zip(texts, [0, *stops], stops)]
+    self.turns = self.turns[texts[last][2]:]
+    self.boundary_splits += bool(self.turns)
 
 # %% ../../nbs/tokens/02_encode.ipynb #936f21a0
-def _token_at(whole, at): # the token with the character `at`, and does it begin there
-    k = whole.char_to_token(at)
-    if k is None: return bisect_left(whole.offsets, (at, at)), True
-    return k, whole.token_to_chars(k)[0] == at
+def _token_at(encoding, pos):
+    "The token with the character `pos`, and whether it begins there."
+    token = encoding.char_to_token(pos)
+    if token is None: return bisect_left(encoding.offsets, (pos, pos)), True
+    return token, encoding.token_to_chars(token)[0] == pos
 
-def _section(texts, i, names): # the text up to the end of turn `i`, from the last control token on, and how much stands in front of it
+def _last_section(texts, i, names): # `names`: the pattern of the control tokens
+    "The text up to the end of turn `i`, from the last control token on, and the characters in front of it."
     for j in range(i, -1, -1):
-        last = None
-        for last in names.finditer(texts[j]): pass
-        if last: return texts[j][last.start():] + ''.join(texts[j + 1:i + 1]), sum(map(len, texts[:j])) + last.start()
+        found = [m.start() for m in names.finditer(texts[j])]
+        if found: return texts[j][found[-1]:] + ''.join(texts[j + 1:i + 1]), sum(map(len, texts[:j])) + found[-1]
     return ''.join(texts[:i + 1]), 0
 
-def _place_edges(turns, texts, whole, names, sections, merged): # the token at which each turn ends; None where an edge is not clean
-    out, at, ids = [], 0, whole.ids
-    for i, (t, u) in enumerate(zip(turns, turns[1:])):
-        at += len(texts[i])
-        k, clean = _token_at(whole, at)
+# %% ../../nbs/tokens/02_encode.ipynb #769847ab
+def _turn_ends(turns, texts, encoding, names, section_ids, merged): # `section_ids`: text -> ids
+    "The token at which each turn ends; None if a boundary is not clean."
+    ends, pos, ids = [], 0, encoding.ids
+    for i, (turn, following) in enumerate(zip(turns, turns[1:])):
+        pos += len(texts[i])
+        token, clean = _token_at(encoding, pos)
         if not merged:
-            section, start = _section(texts, i, names)
-            if not clean or ids[_token_at(whole, start)[0]:k] != sections(section): return None
-        out.append(k + (merged and not clean and t.trained and not u.trained))
-    return out + [len(ids)]
+            section, start = _last_section(texts, i, names)
+            if not clean or ids[_token_at(encoding, start)[0]:token] != section_ids(section): return None
+        across = merged and not clean and turn.trained and not following.trained # then the token belongs to this turn
+        ends.append(token + across)
+    return ends + [len(ids)]
 
 # %% ../../nbs/tokens/02_encode.ipynb #86a6a4db
-def _place_group(g, texts, whole, names, sections, merged): # fills the `runs` of a group; leaves it alone where an edge is not clean
-    edges = _place_edges(g.turns, texts, whole, names, sections, bool(merged))
-    if edges is None: return
-    ids, turns = whole.ids, g.turns
-    g.runs, g.turns = [(ids[a:b], t.trained) for t, a, b in zip(turns, [0, *edges], edges)], []
+def _place_groups(groups, backend, names, prepare, merged): # `prepare`: the text of a turn -> as `backend` wants it
+    "Fill the `runs` of groups by where the tokens stand; a group with a boundary that is not clean stays as it is."
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = False
+    @lru_cache(None)
+    def section_ids(text): return backend.encode(text, add_special_tokens=False).ids
+    group_texts = [[prepare(t.text) for t in g.turns] for g in groups]
+    encodings = backend.encode_batch([''.join(texts) for texts in group_texts], add_special_tokens=False)
+    for g, texts, encoding in zip(groups, group_texts, encodings):
+        ends = _turn_ends(g.turns, texts, encoding, names, section_ids, bool(merged))
+        if ends is None: continue
+        ids = encoding.ids
+        g.runs = [(ids[start:stop], t.trained) for t, start, stop in zip(g.turns, [0, *ends], ends)]
+        g.turns = []
 
-def _encode_written(groups, tokenizer, merged): # the same for groups that a template wrote, from where the tokens stand
-    written = [g for g in groups if merged in (False, 'trained') and all(t.control for t in g.turns)]
-    backend, spelled = tokenizer.backend_tokenizer, _special_token_pattern(tuple(control_tokens(tokenizer)))
-    for twin in (False, True):
-        mine = [g for g in written if twin == (not g.allow and any(_ESCAPE in t.text for t in g.turns))]
-        if not mine: continue
-        encode, names = (_twin(backend, backend.get_vocab_size()), re.compile(_OWN)) if twin else (backend, spelled)
-        encode.no_truncation(), encode.no_padding()
-        encode.encode_special_tokens = False
-        own = (lambda text: unescape_special_tokens(spelled.sub(lambda m: _OWN + m[0], text))) if twin else unescape_special_tokens
-        parts = [[own(t.text) for t in g.turns] for g in mine]
-        sections = lru_cache(None)(lambda text: encode.encode(text, add_special_tokens=False).ids)
-        for g, texts, whole in zip(mine, parts, encode.encode_batch([''.join(t) for t in parts], add_special_tokens=False)):
-            _place_group(g, texts, whole, names, sections, merged)
+# %% ../../nbs/tokens/02_encode.ipynb #96bc4a94
+def _encode_written(groups, tokenizer, merged):
+    "Fill the `runs` of groups that a template wrote."
+    if merged not in (False, 'trained'): return
+    simple, escaped = [], []
+    for g in groups:
+        if not all(t.control for t in g.turns): continue
+        has_escaped = not g.allow_special and any(_ESCAPE in t.text for t in g.turns)
+        (escaped if has_escaped else simple).append(g)
+    backend, names = tokenizer.backend_tokenizer, _special_token_pattern(tuple(control_tokens(tokenizer)))
+    if simple: _place_groups(simple, backend, names, unescape_special_tokens, merged)
+    if escaped:
+        escaped_tokenizer = _escaped_tokenizer(backend, backend.get_vocab_size())
+        def prepare(text): return _mark_special(text, names)
+        _place_groups(escaped, escaped_tokenizer, re.compile(_SPECIAL_MARK), prepare, merged)
 
 # %% ../../nbs/tokens/02_encode.ipynb #5d518a51
-def _encode_groups(groups, tokenizer, merged): # fills the `runs` of each `_Group`
+def _encode_round(groups, tokenizer, merged, prefix_space):
+    "Tokenize what is still to do in each group, up to the first boundary that is not clean."
+    texts = [g.texts() for g in groups]
+    for parse_special in {g.parse_special for g in groups}:
+        batch = [(g, t) for g, t in zip(groups, texts) if g.parse_special == parse_special]
+        flattened = [text for _, group_texts in batch for text, _, _ in group_texts]
+        ids = iter(_token_ids(tokenizer, flattened, parse_special, prefix_space))
+        for g, group_texts in batch: g.consume(group_texts, [next(ids) for _ in group_texts], merged)
+
+def _encode_groups(groups, tokenizer, merged):
+    "Fill the `runs` of each group."
     _encode_written(groups, tokenizer, merged)
-    prefix, todo = True, [g for g in groups if g.turns]
+    prefix_space, todo = True, [g for g in groups if g.turns]
     while todo:
-        texts = [g.texts() for g in todo]
-        for control in {g.control for g in todo}:
-            mine = [(g, t) for g, t in zip(todo, texts) if g.control == control]
-            ids = iter(_ids(tokenizer, [text for _, t in mine for text, _, _ in t], control, prefix))
-            for g, t in mine: g.take(t, [next(ids) for _ in t], merged)
-        prefix, todo = False, [g for g in todo if g.turns]
+        _encode_round(todo, tokenizer, merged, prefix_space)
+        prefix_space, todo = False, [g for g in todo if g.turns] # a rest is no start of a text
 
 # %% ../../nbs/tokens/02_encode.ipynb #d152675f
 def _split_groups(turns): # joined turns together
-    out = []
+    groups = []
     for t in turns:
-        if t.joined and out: out[-1].append(t)
-        else: out.append([t])
-    return out
+        if t.joined and groups: groups[-1].append(t)
+        else: groups.append([t])
+    return groups
 
 # %% ../../nbs/tokens/02_encode.ipynb #067a4df1
 def _bos_ids(tokenizer): # ids that the tokenizer puts before a text, such as `<s>`
-    with_, without = tokenizer('a')['input_ids'], tokenizer('a', add_special_tokens=False)['input_ids']
-    return with_[:max(i for i in range(len(with_)) if with_[i:i + len(without)] == without)]
+    ids, plain = tokenizer('a')['input_ids'], tokenizer('a', add_special_tokens=False)['input_ids']
+    return ids[:max(i for i in range(len(ids)) if ids[i:i + len(plain)] == plain)]
 
 # %% ../../nbs/tokens/02_encode.ipynb #4ed227f9
-def _row_runs(turns, ends, groups, head, eos): # -> [(ids, learned), …] with exactly one beginning and one end
+def _row_runs(turns, groups, bos_ids, eos_id):
+    "The runs of a row, [(ids, trained), …], with exactly one beginning and one end."
     runs = []
-    for g, last in zip(groups, ends):
+    for g in groups:
         runs += g.runs
-        if last.end and not (g.runs and g.runs[-1][0][-1:] == [eos]): runs.append(([eos], last.trained))
+        if g.last.end and not (g.runs and g.runs[-1][0][-1:] == [eos_id]): runs.append(([eos_id], g.last.trained))
     first = turns[0]
-    if head and (first.begin or not first.control) and runs[0][0][:len(head)] != head: runs.insert(0, (head, first.trained))
+    has_bos = not bos_ids or runs[0][0][:len(bos_ids)] == bos_ids
+    if not has_bos and (first.begin or not first.control): runs.insert(0, (bos_ids, first.trained))
     return runs
 
 # %% ../../nbs/tokens/02_encode.ipynb #4ea23902
 @dataclass
 class Encoded:
     "Many rows of ids and labels, one behind the other."
-    ids: object      # NumPy array of int32
-    labels: object   # the same; `IGNORE_INDEX` where a token is only read
-    offsets: object  # NumPy array: row i is `offsets[i]` up to `offsets[i + 1]`
-    apart: list      # for each row, at how many edges of joined turns the text was tokenized apart
+    ids: object           # NumPy array of int32
+    labels: object        # the same; `IGNORE_INDEX` where a token is only read
+    offsets: object       # NumPy array: row i is `offsets[i]` up to `offsets[i + 1]`
+    boundary_splits: list # for each row, at how many boundaries of joined turns the text was tokenized apart
 
-    def row(self, i): return {k: getattr(self, v)[self.offsets[i]:self.offsets[i + 1]].tolist() for k, v in (('input_ids', 'ids'), ('labels', 'labels'))}
+    def row(self, i): # `input_ids` and `labels`, lists of int
+        span = slice(self.offsets[i], self.offsets[i + 1])
+        return {'input_ids': self.ids[span].tolist(), 'labels': self.labels[span].tolist()}
 
 # %% ../../nbs/tokens/02_encode.ipynb #73ba8aeb
-def _flat(rows): # rows of (ids, learned) -> (ids, labels, offsets)
+def _concatenate(rows):
+    "Runs of rows -> ids and labels of all, and the offsets of the rows."
     import numpy as np
     runs = [run for row in rows for run in row]
     lengths = np.array([len(ids) for ids, _ in runs], np.int64)
     ids = np.concatenate([np.asarray(ids, np.int32) for ids, _ in runs]) if runs else np.zeros(0, np.int32)
-    learned = np.repeat(np.array([learned for _, learned in runs], bool), lengths)
-    at = np.concatenate([[0], np.cumsum(lengths)])
-    return ids, np.where(learned, ids, IGNORE_INDEX).astype(np.int32), at[np.cumsum([0] + [len(row) for row in rows])]
+    trained = np.repeat(np.array([trained for _, trained in runs], bool), lengths)
+    labels = np.where(trained, ids, IGNORE_INDEX).astype(np.int32)
+    run_offsets = np.concatenate([[0], np.cumsum(lengths)])
+    return ids, labels, run_offsets[np.cumsum([0] + [len(row) for row in rows])]
+
+# %% ../../nbs/tokens/02_encode.ipynb #3117b2e7
+def _range_indices(starts, lengths): # arrays
+    "`start`, `start + 1`, … for each range, one behind the other; an array that indexes the values of them all."
+    import numpy as np
+    shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    return shift + np.arange(len(shift))
+
+def _list_array(values, lengths):
+    "A column of lists of these lengths, a `pyarrow.ListArray`."
+    import numpy as np, pyarrow as pa
+    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), pa.array(values))
 
 # %% ../../nbs/tokens/02_encode.ipynb #7f32d4eb
 def _is_plain(turns): return not any(t.joined or t.control for t in turns)
 
-def _plain_runs(rows, tokenizer, allow, head): # rows of plain turns -> for each [(ids, learned), …]
+def _plain_runs(rows, tokenizer, allow_special, bos_ids):
+    "The runs of rows of plain turns."
     import numpy as np
-    head, end, eos = np.array(head, np.int32), np.array([tokenizer.eos_token_id], np.int32), tokenizer.eos_token_id
-    pieces, out = iter(_ids(tokenizer, [t.text for turns in rows for t in turns], allow, make=lambda ids: np.array(ids, np.int32))), []
+    def as_array(ids): return np.array(ids, np.int32)
+    eos_id, bos, eos = tokenizer.eos_token_id, as_array(bos_ids), as_array([tokenizer.eos_token_id])
+    texts = [t.text for turns in rows for t in turns]
+    token_ids, out = iter(_token_ids(tokenizer, texts, allow_special, convert=as_array)), []
     for turns in rows:
         runs = []
         for t in turns:
-            runs.append((ids := next(pieces), t.trained))
-            if t.end and not (allow and len(ids) and ids[-1] == eos): runs.append((end, t.trained))
-        if len(head) and not (allow and np.array_equal(runs[0][0][:len(head)], head)): runs.insert(0, (head, turns[0].trained))
+            ids = next(token_ids)
+            runs.append((ids, t.trained))
+            if t.end and not (allow_special and len(ids) and ids[-1] == eos_id): runs.append((eos, t.trained))
+        if len(bos) and not (allow_special and np.array_equal(runs[0][0][:len(bos)], bos)):
+            runs.insert(0, (bos, turns[0].trained))
         out.append(runs)
     return out
 
 # %% ../../nbs/tokens/02_encode.ipynb #008da79c
-def _joined_runs(rows, tokenizer, allow, merged, head): # the same for rows of all kinds, and how often each was tokenized apart
-    control = control_tokens(tokenizer)
-    parts = [_split_groups(turns) for turns in rows]
-    groups = [[_Group(p, tokenizer.eos_token, control, allow) for p in part] for part in parts]
+def _joined_runs(rows, tokenizer, allow_special, merged, bos_ids):
+    "The same for rows of all kinds; and for each, at how many boundaries it was tokenized apart."
+    special_tokens, eos, eos_id = control_tokens(tokenizer), tokenizer.eos_token, tokenizer.eos_token_id
+    groups = [[_Group(joined, eos, special_tokens, allow_special) for joined in _split_groups(turns)] for turns in rows]
     _encode_groups([g for row in groups for g in row], tokenizer, merged)
-    runs = [_row_runs(turns, [p[-1] for p in part], g, head, tokenizer.eos_token_id) for turns, part, g in zip(rows, parts, groups)]
-    return runs, [sum(g.apart for g in row) for row in groups]
+    runs = [_row_runs(turns, row, bos_ids, eos_id) for turns, row in zip(rows, groups)]
+    return runs, [sum(g.boundary_splits for g in row) for row in groups]
 
 # %% ../../nbs/tokens/02_encode.ipynb #dd37be9f
 def encode_arrays(
     rows,      # list of lists of `Turn`
     tokenizer, # from `load_tokenizer`
     allow_special_tokens=False, # are control tokens that the data spell control tokens
-    allow_merged_tokens=False,  # may a token span the edge of joined turns; `'trained'`: and is it learned
+    allow_merged_tokens=False,  # may a token span the boundary of joined turns; `'trained'`: and is it learned
 ) -> Encoded:
     "Ids and labels of many rows, tokenized together."
-    plain, head = [_is_plain(turns) for turns in rows], _bos_ids(tokenizer)
-    simple = iter(_plain_runs([r for r, p in zip(rows, plain) if p], tokenizer, allow_special_tokens, head))
-    runs, apart = _joined_runs([r for r, p in zip(rows, plain) if not p], tokenizer, allow_special_tokens, allow_merged_tokens, head)
-    runs, apart = iter(runs), iter(apart)
-    return Encoded(*_flat([next(simple if p else runs) for p in plain]), [0 if p else next(apart) for p in plain])
+    is_plain, bos_ids = [_is_plain(turns) for turns in rows], _bos_ids(tokenizer)
+    plain = [turns for turns, p in zip(rows, is_plain) if p]
+    joined = [turns for turns, p in zip(rows, is_plain) if not p]
+    plain_runs = iter(_plain_runs(plain, tokenizer, allow_special_tokens, bos_ids))
+    joined_runs, splits = map(iter, _joined_runs(joined, tokenizer, allow_special_tokens, allow_merged_tokens, bos_ids))
+    arrays = _concatenate([next(plain_runs if p else joined_runs) for p in is_plain])
+    return Encoded(*arrays, [0 if p else next(splits) for p in is_plain])
 
 # %% ../../nbs/tokens/02_encode.ipynb #a81e2035
-def encode_batch(rows, tokenizer, **kwargs) -> list[dict]: # for each row `input_ids` and `labels`, lists of int of one length
+def encode_batch(
+    rows,      # list of lists of `Turn`
+    tokenizer, # from `load_tokenizer`
+    **kwargs,  # of `encode_arrays`
+) -> list[dict]: # for each row `input_ids` and `labels`, lists of int of one length
     "The same as lists."
     encoded = encode_arrays(rows, tokenizer, **kwargs)
     return [encoded.row(i) for i in range(len(rows))]

@@ -11,43 +11,27 @@ __all__ = ['LEVELS', 'FINDINGS', 'TokenTable', 'token_table', 'trained_span_ends
 from dataclasses import dataclass, field
 
 import numpy as np
+from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError
+from ..core import UserError, markdown_table
 from .tokenize import IGNORE_INDEX
 
 # %% ../../nbs/tokens/06_findings.ipynb #21f7bc0d
 @dataclass
 class TokenTable:
     "The ids and labels of many rows, one row behind the other."
-    ids: np.ndarray      # (tokens,)
-    learned: np.ndarray  # (tokens,) is it learned, or only read
-    starts: np.ndarray   # (rows + 1,) where each row begins; the last number is the end
-    source: np.ndarray   # (rows,) index of its source
-    row: np.ndarray      # (rows,) its number there, counted from 1
-    reason: list         # (rows,) why it is left out, or None
-    piece: np.ndarray    # (rows,) 0, 1, … where a row was split
-    cut: np.ndarray      # (rows,) tokens that were cut away
-    spelled: np.ndarray  # (rows,) control tokens that are spelled in the data
+    input_ids: np.ndarray       # (tokens,)
+    trained: np.ndarray         # (tokens,) is it learned, or only read
+    offsets: np.ndarray         # (rows + 1,) where each row begins; the last number is the end
+    source: np.ndarray          # (rows,) index of its source
+    row: np.ndarray             # (rows,) its number there, counted from 1
+    reason: list                # (rows,) why it is left out, or None
+    split_index: np.ndarray     # (rows,) 0, 1, … where a row was split
+    cut: np.ndarray             # (rows,) tokens that were cut away
+    special_in_text: np.ndarray # (rows,) special tokens that are spelled in the data
 
-    def __len__(self): return len(self.starts) - 1
-
-    @property
-    def lengths(self): return np.diff(self.starts) # (rows,)
-
-    @property
-    def used(self): return np.array([r is None for r in self.reason], bool) # (rows,)
-
-    @property
-    def whole(self): return self.used & (self.cut == 0) & (np.append(self.piece[1:], 0) == 0) # (rows,) does it reach the end of the row
-
-    @property
-    def position(self): return np.cumsum(self.piece == 0) - 1 # (rows,) the same number for all pieces of a row, from 0
-
-    def rows(self, mask): return len(np.unique(self.position[mask])) # (rows,) of true and false -> how many rows, each counted once
-
-    def count(self, mask): # (tokens,) of true and false -> how many are true in each row
-        return np.diff(np.r_[0, np.cumsum(mask)][self.starts])
+    def __len__(self): return len(self.offsets) - 1
 
 # %% ../../nbs/tokens/06_findings.ipynb #8f049480
 def token_table(
@@ -55,38 +39,81 @@ def token_table(
 ) -> TokenTable:
     "The columns of a data set as arrays, without a loop over its rows."
     columns = {c: encoded.with_format('arrow')[:][c].combine_chunks() for c in encoded.column_names}
-    starts = np.append(0, np.cumsum(columns['input_ids'].value_lengths().to_numpy()))
-    ids, labels = (columns[c].flatten().to_numpy() for c in ('input_ids', 'labels'))
-    numbers = {c: columns[c].to_numpy() for c in ('source', 'piece', 'cut', 'spelled')}
-    return TokenTable(ids, labels != IGNORE_INDEX, starts, row=columns['row'].to_numpy() + 1, reason=columns['reason'].to_pylist(), **numbers)
+    input_ids, labels = (columns[c].flatten().to_numpy() for c in ('input_ids', 'labels'))
+    lengths = columns['input_ids'].value_lengths().to_numpy()
+    names = ('source', 'row', 'piece', 'cut', 'special_in_text')
+    source, row, piece, cut, special_in_text = (columns[name].to_numpy() for name in names)
+    return TokenTable(input_ids, labels != IGNORE_INDEX, np.append(0, np.cumsum(lengths)), source, row + 1,
+                      columns['reason'].to_pylist(), piece, cut, special_in_text)
+
+# %% ../../nbs/tokens/06_findings.ipynb #95281824
+@patch(as_prop=True)
+def lengths(self: TokenTable): # (rows,) in tokens
+    return np.diff(self.offsets)
+
+@patch
+def count_per_row(self: TokenTable,
+    mask, # (tokens,) of true and false
+): # (rows,) how many are true in each row
+    return np.diff(np.r_[0, np.cumsum(mask)][self.offsets])
+
+# %% ../../nbs/tokens/06_findings.ipynb #633cc3c0
+@patch(as_prop=True)
+def used(self: TokenTable): # (rows,) is it learned from or measured with
+    return np.array([r is None for r in self.reason], bool)
+
+@patch(as_prop=True)
+def complete(self: TokenTable): # (rows,) does it reach the end of the row
+    is_split_further = np.append(self.split_index[1:], 0) > 0
+    return self.used & (self.cut == 0) & ~is_split_further
+
+# %% ../../nbs/tokens/06_findings.ipynb #75c8e450
+@patch(as_prop=True)
+def row_index(self: TokenTable): # (rows,) the same number for all parts of a row, from 0
+    return np.cumsum(self.split_index == 0) - 1
+
+@patch
+def n_rows(self: TokenTable,
+    mask, # (rows,) of true and false
+) -> int: # how many rows; one that was split counts once
+    return len(np.unique(self.row_index[mask]))
 
 # %% ../../nbs/tokens/06_findings.ipynb #0db26661
 def trained_span_ends(
     table, # `TokenTable`
-) -> tuple: # (places of the last learned token of each turn, the row of each, whether it is the last turn of its row)
+) -> tuple: # (positions of the last learned token of each turn, the row of each, is it the last turn of its row)
     "Where learning stops."
-    last = np.zeros(len(table.ids), bool)
-    last[table.starts[1:][table.lengths > 0] - 1] = True
-    follows = np.r_[table.learned[1:], False] & ~last # is the next token of the row learned too
-    at = np.flatnonzero(table.learned & ~follows)
-    row = np.searchsorted(table.starts, at, side='right') - 1
-    return at, row, np.r_[row[1:] != row[:-1], True][:len(row)]
-
-def _rows_of(table, numbers): # (rows,) true for those that are named
-    return np.isin(np.arange(len(table)), numbers)
+    ends_row = np.zeros(len(table.input_ids), bool)
+    ends_row[table.offsets[1:][table.lengths > 0] - 1] = True
+    next_is_trained = np.r_[table.trained[1:], False] & ~ends_row
+    positions = np.flatnonzero(table.trained & ~next_is_trained)
+    rows = np.searchsorted(table.offsets, positions, side='right') - 1
+    is_last_turn = np.r_[rows[1:] != rows[:-1], True][:len(rows)]
+    return positions, rows, is_last_turn
 
 # %% ../../nbs/tokens/06_findings.ipynb #29dda1c1
+def _row_mask(table, rows): # (rows,) true for `rows`
+    return np.isin(np.arange(len(table)), rows)
+
+def _is_trained_before(table, positions, rows): # is the token before each position learned, and of the same row
+    return (positions > table.offsets[rows]) & table.trained[positions - 1]
+
+# %% ../../nbs/tokens/06_findings.ipynb #c429e5d5
 def eos_problems(
-    table, # `TokenTable`
-    stop_ids, # ids at which generation stops
+    table,           # `TokenTable`
+    stop_ids,        # ids at which generation stops
     trailing_ids=(), # ids of white space: a template may write up to two of them behind the stop token
 ) -> dict[str, np.ndarray]: # name of a finding -> (rows,) is it so
     "Rows whose answers have no end, or nothing but an end."
-    at, row, final = trained_span_ends(table)
-    for _ in range(2): at = at - (np.isin(table.ids[at], list(trailing_ids)) & (at > table.starts[row]) & table.learned[at - 1])
-    stop = np.isin(table.ids[at], list(stop_ids))
-    alone = stop & ~(np.r_[False, table.learned][at] & (at > table.starts[row])) # nothing is learned before it
-    return {'no_end_token': _rows_of(table, row[final & ~stop]) & table.whole, 'turn_without_end': _rows_of(table, row[~final & ~stop]), 'empty_turn': _rows_of(table, row[alone])}
+    positions, rows, is_last = trained_span_ends(table)
+    for _ in range(2): # back to what stands before white space
+        is_blank = np.isin(table.input_ids[positions], list(trailing_ids))
+        positions = positions - (is_blank & _is_trained_before(table, positions, rows))
+    is_stop = np.isin(table.input_ids[positions], list(stop_ids))
+    is_alone = is_stop & ~_is_trained_before(table, positions, rows)
+    return {'no_end_token': _row_mask(table, rows[is_last & ~is_stop]) & table.complete,
+            'turn_without_end': _row_mask(table, rows[~is_last & ~is_stop]),
+            'empty_turn': _row_mask(table, rows[is_alone])}
 
 # %% ../../nbs/tokens/06_findings.ipynb #3fbd6c3b
 def whitespace_ids(
@@ -94,33 +121,39 @@ def whitespace_ids(
     tokenizer, # from `load_tokenizer`
 ) -> set: # of ids
     "White space among the last learned tokens of turns."
-    at, *_ = trained_span_ends(table)
-    return {i for i in np.unique(table.ids[np.r_[at, at - 1]]).tolist() if not tokenizer.decode([i]).strip()}
+    positions, *_ = trained_span_ends(table)
+    last_two = np.unique(table.input_ids[np.r_[positions, positions - 1]])
+    return {i for i in last_two.tolist() if not tokenizer.decode([i]).strip()}
 
 # %% ../../nbs/tokens/06_findings.ipynb #b0d3c3d9
 def bos_problems(
-    table,    # `TokenTable`
-    bos,      # id of the token in front, or None
+    table,       # `TokenTable`
+    bos,         # id of the token in front, or None
     expects_bos, # does the tokenizer put it in front of a text
 ) -> dict[str, np.ndarray]: # as from `eos_problems`
     "Rows that do not begin with exactly one beginning token."
-    ids, first = np.r_[table.ids, -1, -1], table.starts[:-1]
-    one = (ids[first] == bos) & (table.lengths > 0)
-    return {'double_bos': one & (ids[first + 1] == bos) & (table.lengths > 1), 'missing_bos': ~one & (table.lengths > 0) & expects_bos}
+    ids, first, lengths = np.r_[table.input_ids, -1, -1], table.offsets[:-1], table.lengths
+    has_bos = (ids[first] == bos) & (lengths > 0)
+    return {'double_bos': has_bos & (ids[first + 1] == bos) & (lengths > 1),
+            'missing_bos': ~has_bos & (lengths > 0) & expects_bos}
 
 # %% ../../nbs/tokens/06_findings.ipynb #d112b1b4
 def repeated_answers(
-    table, # `TokenTable`
-    n=3,   # how many
+    table,        # `TokenTable`
+    n=3,          # how many
     min_tokens=2, # shortest answer that counts, in tokens: an end token alone is none
-) -> list[tuple]: # of (number of rows, their places, ids of the answer), most first
+) -> list[tuple]: # of (number of rows, their positions in the table, ids of the answer), most first
     "What is learned in more than one row, word for word."
-    learned = table.learned & np.repeat(table.used, table.lengths)
-    ids, stops = table.ids[learned], np.append(0, np.cumsum(table.count(learned)))
-    where, rows = {}, list(zip(table.source.tolist(), table.row.tolist())) # a `weight` repeats rows: each counts once
-    for i, (a, b) in enumerate(zip(stops.tolist(), stops[1:].tolist())): where.setdefault(ids[a:b].tobytes(), {}).setdefault(rows[i], i)
-    often = sorted((list(at.values()) for key, at in where.items() if len(key) >= min_tokens * ids.itemsize and len(at) > 1), key=len, reverse=True)[:n]
-    return [(len(at), at, ids[stops[at[0]]:stops[at[0] + 1]]) for at in often]
+    trained = table.trained & np.repeat(table.used, table.lengths)
+    ids, offsets = table.input_ids[trained], np.append(0, np.cumsum(table.count_per_row(trained)))
+    rows = list(zip(table.source.tolist(), table.row.tolist()))
+    first_seen = {} # answer -> {row: its first position}
+    for i, (start, stop) in enumerate(zip(offsets.tolist(), offsets[1:].tolist())):
+        first_seen.setdefault(ids[start:stop].tobytes(), {}).setdefault(rows[i], i)
+    min_bytes = min_tokens * ids.itemsize
+    repeated = [list(seen.values()) for key, seen in first_seen.items() if len(key) >= min_bytes and len(seen) > 1]
+    most = sorted(repeated, key=len, reverse=True)[:n]
+    return [(len(positions), positions, ids[offsets[positions[0]]:offsets[positions[0] + 1]]) for positions in most]
 
 # %% ../../nbs/tokens/06_findings.ipynb #1783d7ef
 LEVELS = ['note', 'warn', 'stop']
@@ -129,40 +162,72 @@ LEVELS = ['note', 'warn', 'stop']
 class FindingKind:
     "Something that can be found in data."
     level: str       # 'stop', 'warn' or 'note'
-    share: float     # up to this share of the rows it is one level less bad
-    about: str       # what is the matter
+    threshold: float # up to this share of the rows it is one level less bad
+    description: str # what is the matter
     advice: str      # what to do
 
 # %% ../../nbs/tokens/06_findings.ipynb #cd18032c
-FINDINGS = {name: FindingKind(*kind) for name, kind in {
-    'nothing_learned': ('stop', 0, 'no row can be learned from', 'Look at the reasons in the table, and check the columns, the `type` and `sequence_len`.'),
-    'all_rows_cut': ('stop', 0, 'every row is longer than `sequence_len`', 'Raise `sequence_len`, or shorten the rows.'),
-    'no_end_token': ('stop', .05, 'no stop token is learned at the end', 'The model would not learn to stop. Write the end into the answers, or set `train_on_eos: turn`.'),
-    'unstable_template': ('stop', .05, 'the chat template writes a turn differently when more follows', 'Training would differ from use. Give another `chat_template`, such as `chatml`.'),
-    'prompt_differs': ('stop', .05, 'what is sent when somebody asks is not the beginning of what is trained', 'Remove `allow_merged_tokens`, or give another `chat_template`.'),
-    'double_bos': ('warn', 0, 'two beginning tokens in front', 'Remove the one that stands in the data or in the template.'),
-    'missing_bos': ('warn', 0, 'no beginning token in front, though this tokenizer writes one', 'Let the chat template write it.'),
-    'turn_without_end': ('warn', 0, 'an earlier answer ends without a stop token', 'The model would run on into the next question. Set `train_on_eos: turn`, or name the token in `eot_tokens`.'),
-    'empty_turn': ('warn', .01, 'an answer is empty, so that only its end is learned', 'Fill these answers in, or leave them out with `empty_answers: drop`.'),
-    'empty_answer': ('warn', .01, 'the answer is empty', 'These rows are left out. Look for answers that went into another column.'),
-    'left_out': ('warn', .05, 'rows are left out', 'The table says why.'),
-    'cut_rows': ('warn', .05, 'cut at `sequence_len`, so that the end is not learned', 'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.'),
-    'split_rows': ('note', 0, 'cut into several rows', 'Raise `sequence_len` if the parts make no sense alone.'),
-    'repeated_answer': ('warn', .05, 'the same long answer', 'It will be learned best of all. Remove repetitions that are no answers.'),
-    'duplicates': ('note', 0, 'the row stands in the data more than once', 'Only the first is kept; `dedup: off` keeps all.'),
-    'near_duplicates': ('warn', .05, 'nearly the same as an earlier row', 'Leave them out with `dedup: near`.'),
-    'leakage': ('note', 0, 'also held out', 'Left out of what is learned, so that what is measured stays true.'),
-    'kept_leakage': ('warn', 0, 'also held out, and learned all the same', 'Measured numbers will look better than they are; `leakage: drop` leaves them out.'),
-    'near_leakage': ('warn', .01, 'nearly the same as a held-out row', 'Measured numbers will look better than they are. Leave them out with `dedup: near`.'),
-    'control_tokens': ('note', 0, 'a control token is spelled in the data', 'It is read as plain text; `allow_special_tokens: true` makes it a control token.'),
-    'long_warmup': ('warn', 0, 'the learning rate never reaches its full value', 'Lower `warmup_steps`.'),
-}.items()}
+FINDINGS = {
+    'nothing_learned': FindingKind('stop', 0, 'no row can be learned from',
+        'Look at the reasons in the table, and check the columns, the `type` and `sequence_len`.'),
+    'all_rows_cut': FindingKind('stop', 0, 'every row is longer than `sequence_len`',
+        'Raise `sequence_len`, or shorten the rows.'),
+    'no_end_token': FindingKind('stop', .05, 'no stop token is learned at the end',
+        'The model would not learn to stop. Write the end into the answers, or set `train_on_eos: turn`.'),
+    'unstable_template': FindingKind('stop', .05, 'the chat template writes a turn differently when more follows',
+        'Training would differ from use. Give another `chat_template`, such as `chatml`.'),
+    'prompt_differs': FindingKind('stop', .05,
+        'what is sent when somebody asks is not the beginning of what is trained',
+        'Remove `allow_merged_tokens`, or give another `chat_template`.'),
+}
+
+# %% ../../nbs/tokens/06_findings.ipynb #76c3dbd0
+FINDINGS |= {
+    'double_bos': FindingKind('warn', 0, 'two beginning tokens in front',
+        'Remove the one that stands in the data or in the template.'),
+    'missing_bos': FindingKind('warn', 0, 'no beginning token in front, though this tokenizer writes one',
+        'Let the chat template write it.'),
+    'turn_without_end': FindingKind('warn', 0, 'an earlier answer ends without a stop token',
+        'The model would run on into the next question. Set `train_on_eos: turn`, or name the token in `eot_tokens`.'),
+    'empty_turn': FindingKind('warn', .01, 'an answer is empty, so that only its end is learned',
+        'Fill these answers in, or leave them out with `empty_answers: drop`.'),
+    'empty_answer': FindingKind('warn', .01, 'the answer is empty',
+        'These rows are left out. Look for answers that went into another column.'),
+    'left_out': FindingKind('warn', .05, 'rows are left out', 'The table says why.'),
+    'cut_rows': FindingKind('warn', .05, 'cut at `sequence_len`, so that the end is not learned',
+        'Raise `sequence_len`, or leave them out with `excess_length_strategy: drop`.'),
+    'split_rows': FindingKind('note', 0, 'cut into several rows',
+        'Raise `sequence_len` if the parts make no sense alone.'),
+}
+
+# %% ../../nbs/tokens/06_findings.ipynb #921d38a1
+FINDINGS |= {
+    'repeated_answer': FindingKind('warn', .05, 'the same long answer',
+        'It will be learned best of all. Remove repetitions that are no answers.'),
+    'duplicates': FindingKind('note', 0, 'the row stands in the data more than once',
+        'Only the first is kept; `dedup: off` keeps all.'),
+    'near_duplicates': FindingKind('warn', .05, 'nearly the same as an earlier row',
+        'Leave them out with `dedup: near`.'),
+    'leakage': FindingKind('note', 0, 'also held out',
+        'Left out of what is learned, so that what is measured stays true.'),
+    'kept_leakage': FindingKind('warn', 0, 'also held out, and learned all the same',
+        'Measured numbers will look better than they are; `leakage: drop` leaves them out.'),
+    'near_leakage': FindingKind('warn', .01, 'nearly the same as a held-out row',
+        'Measured numbers will look better than they are. Leave them out with `dedup: near`.'),
+    'control_tokens': FindingKind('note', 0, 'a control token is spelled in the data',
+        'It is read as plain text; `allow_special_tokens: true` makes it a control token.'),
+    'long_warmup': FindingKind('warn', 0, 'the learning rate never reaches its full value', 'Lower `warmup_steps`.'),
+}
 
 # %% ../../nbs/tokens/06_findings.ipynb #89234bb4
+def _level_text(kind): # `stop (up to 5%: warn)`
+    if not kind.threshold: return kind.level
+    return f'{kind.level} (up to {kind.threshold:.0%}: {LEVELS[LEVELS.index(kind.level) - 1]})'
+
 def findings_reference() -> str: # Markdown
     "Everything that can be found, as a table."
-    level = lambda k: k.level + (f' (up to {k.share:.0%}: {LEVELS[LEVELS.index(k.level) - 1]})' if k.share else '')
-    return '\n'.join(['| name | level | what | what to do |', '|---|---|---|---|'] + [f'| `{n}` | {level(k)} | {k.about} | {k.advice} |' for n, k in FINDINGS.items()])
+    rows = [[f'`{name}`', _level_text(kind), kind.description, kind.advice] for name, kind in FINDINGS.items()]
+    return markdown_table(['name', 'level', 'what', 'what to do'], rows)
 
 # %% ../../nbs/tokens/06_findings.ipynb #3711fa80
 @dataclass
@@ -183,51 +248,64 @@ def format_row_numbers(
     n,    # how many there are
 ) -> str:
     "`row 1, 2, 3, …`"
-    return ('' if isinstance(rows[0], str) else 'row ') + ', '.join(map(str, rows)) + (', …' if n > len(rows) else '')
+    prefix = '' if isinstance(rows[0], str) else 'row '
+    return prefix + ', '.join(map(str, rows)) + (', …' if n > len(rows) else '')
 
+# %% ../../nbs/tokens/06_findings.ipynb #70910c5c
 def make_finding(
-    name,    # a key of `FINDINGS`
-    n,       # rows where it is so
-    total,      # rows that were looked at
-    rows=(), # their numbers, counted from 1, or their places in words; the first three are kept
-    source='',# the source
+    name,           # a key of `FINDINGS`
+    n,              # rows where it is so
+    total,          # rows that were looked at; 0 if the finding is not about rows
+    rows=(),        # their numbers, counted from 1, or their places in words; the first three are kept
+    source='',      # the source
     description='', # in place of the usual words
 ) -> list[Finding]: # one, or none if `n` is 0
     "A finding with the level that its share of the rows gives it."
     if not n: return []
     kind, first = FINDINGS[name], list(rows[:3])
-    level = LEVELS[max(LEVELS.index(kind.level) - (n <= kind.share * total), 0)]
-    count = f': {n:,} of {total:,} rows' + (f' ({format_row_numbers(first, n)})' if first else '') if total else ''
-    return [Finding(level, name, f'{source + ": " if source else ""}{description or kind.about}{count}. {kind.advice}', first)]
+    is_rare = n <= kind.threshold * total
+    level = LEVELS[max(LEVELS.index(kind.level) - is_rare, 0)]
+    count = f': {n:,} of {total:,} rows' if total else ''
+    if total and first: count += f' ({format_row_numbers(first, n)})'
+    prefix = f'{source}: ' if source else ''
+    return [Finding(level, name, f'{prefix}{description or kind.description}{count}. {kind.advice}', first)]
 
 # %% ../../nbs/tokens/06_findings.ipynb #a4095de0
 def make_findings(
-    problems, # name of a finding -> (rows,) is it so
-    table,  # `TokenTable`
-    mask,  # (rows,) those of one source
+    problems,  # name of a finding -> (rows,) is it so
+    table,     # `TokenTable`
+    mask,      # (rows,) those of one source
     source='', # the source
 ) -> list[Finding]:
     "The findings of one source, from true and false for each row."
-    out = []
-    for name, mask in problems.items(): out += make_finding(name, table.rows(mask & mask), table.rows(mask), np.unique(table.row[mask & mask]).tolist(), source)
-    return out
+    findings = []
+    for name, has_problem in problems.items():
+        affected = has_problem & mask
+        rows = np.unique(table.row[affected]).tolist()
+        findings += make_finding(name, table.n_rows(affected), table.n_rows(mask), rows, source)
+    return findings
 
 # %% ../../nbs/tokens/06_findings.ipynb #4b8a69f2
 def check_ignore_findings(
     names, # `ignore_findings` of the YAML
 ):
     "A `UserError` if a name is not that of a finding."
-    for n in names:
-        if n not in FINDINGS: raise UserError(f'ignore_findings: there is no finding `{n}`.{_did_you_mean(n, FINDINGS)} Known: {", ".join(FINDINGS)}.')
+    for name in names:
+        if name in FINDINGS: continue
+        raise UserError(f'ignore_findings: there is no finding `{name}`.{_did_you_mean(name, FINDINGS)} '
+                        f'Known: {", ".join(FINDINGS)}.')
 
+# %% ../../nbs/tokens/06_findings.ipynb #828010d9
 def raise_on_findings(
-    findings,   # list of `Finding`
-    ignored=(), # names of those that are no reason to stop
+    findings,          # list of `Finding`
+    ignored=(),        # names of those that are no reason to stop
     can_continue=True, # could the run go on
 ):
     "A `UserError` with every finding that stops the run."
-    stops = [f for f in findings if f.level == 'stop' and f.name not in ignored]
-    if not stops: return
-    names = ', '.join(dict.fromkeys(f.name for f in stops))
-    anyway = f' To train all the same: `ignore_findings: [{names}]`.' if can_continue else ''
-    raise UserError('the data is not fit to be learned from.\n' + '\n'.join(f'{f.name}: {f.message}' for f in stops) + f'\n`llmft check` shows the whole report.{anyway}')
+    stopping = [f for f in findings if f.level == 'stop' and f.name not in ignored]
+    if not stopping: return
+    names = ', '.join(dict.fromkeys(f.name for f in stopping))
+    last = '`llmft check` shows the whole report.'
+    if can_continue: last += f' To train all the same: `ignore_findings: [{names}]`.'
+    lines = [f'{f.name}: {f.message}' for f in stopping]
+    raise UserError('\n'.join(['the data is not fit to be learned from.', *lines, last]))

@@ -12,122 +12,150 @@ from collections import defaultdict, deque
 import numpy as np
 
 from ..core import UserError
+from .encode import _list_array, _range_indices
 
 # %% ../../nbs/tokens/04_packing.ipynb #f9fad8e8
 class _OpenBins:
-    "Bins that have room left, in a queue for each room; the one that came first is taken first."
-    def __init__(self): self.bins, self.rooms = defaultdict(deque), 0 # bit r of `rooms`: does a bin with room r wait
+    "Bins that have space left, in a queue for each space; the one that came first is taken first."
+    def __init__(self):
+        self.queues = defaultdict(deque) # space -> bins
+        self.spaces = 0 # bit s: does a bin with space s wait
 
-    def put(self, room, bins):
-        self.bins[room].extend(bins)
-        if bins: self.rooms |= 1 << room
+    def add(self, space, bins):
+        self.queues[space].extend(bins)
+        if bins: self.spaces |= 1 << space
 
-    def smallest(self, length): # the smallest room that holds `length`, or None
-        fits = self.rooms >> length
+    def best_fit(self, length): # the smallest space that holds `length`, or None
+        fits = self.spaces >> length
         return length + (fits & -fits).bit_length() - 1 if fits else None
 
-    def take(self, room, n): # up to `n` bins
-        queue = self.bins[room]
+    def take(self, space, n): # up to `n` bins
+        queue = self.queues[space]
         bins = [queue.popleft() for _ in range(min(n, len(queue)))]
-        if not queue: self.rooms &= ~(1 << room)
+        if not queue: self.spaces &= ~(1 << space)
         return bins
 
 # %% ../../nbs/tokens/04_packing.ipynb #bda3d199
-def _groups(lengths): # -> the different lengths, the longest first, and how many rows have each
+def _count_lengths(lengths): # an array
+    "The different lengths, the longest first, and how many rows have each."
     values, counts = np.unique(-lengths, return_counts=True)
     return (-values).tolist(), counts.tolist()
 
-def _places(lengths, capacity): # -> the bin of each row, the longest row first, and the number of bins
-    where, at, waiting, n = np.empty(len(lengths), int), 0, _OpenBins(), 0
-    for length, count in zip(*_groups(lengths)):
-        end = at + count
-        while at < end:
-            room = waiting.smallest(length) or capacity # an empty bin, if no other holds it
-            each = room // length # rows that one bin takes
-            wanted = -(-(end - at) // each)
-            bins = waiting.take(room, wanted) if room < capacity else range(n, n := n + wanted)
-            placed = min(len(bins) * each, end - at)
-            where[at:at + placed] = np.repeat(bins, each)[:placed]
-            full, rest = divmod(placed, each)
-            waiting.put(room - each * length, bins[:full])
-            waiting.put(room - rest * length, bins[full:])
-            at += placed
-    return where, n
+# %% ../../nbs/tokens/04_packing.ipynb #2433ccc2
+def _assign_best_fit(lengths, counts, capacity): # of `_count_lengths`
+    "The bin of each row, the longest row first, and the number of bins."
+    bin_of_row, row, n_bins, open_bins = np.empty(sum(counts), int), 0, 0, _OpenBins()
+    for length, count in zip(lengths, counts):
+        stop = row + count
+        while row < stop:
+            space = open_bins.best_fit(length) or capacity # an empty bin, if no other holds it
+            per_bin = space // length
+            required = -(-(stop - row) // per_bin) # bins, rounded up
+            if space < capacity: bins = open_bins.take(space, required)
+            else: bins, n_bins = range(n_bins, n_bins + required), n_bins + required
+            placed = min(len(bins) * per_bin, stop - row)
+            bin_of_row[row:row + placed] = np.repeat(bins, per_bin)[:placed]
+            full, rest = divmod(placed, per_bin) # the last bin may take fewer
+            open_bins.add(space - per_bin * length, bins[:full])
+            open_bins.add(space - rest * length, bins[full:])
+            row += placed
+    return bin_of_row, n_bins
 
 # %% ../../nbs/tokens/04_packing.ipynb #f1be3998
-def _checked(lengths, capacity): # as an array
+def _validate(lengths, capacity):
+    "The lengths as an array; a `UserError` if one does not fit."
     lengths = np.asarray(lengths, dtype=int)
-    wrong = np.flatnonzero((lengths < 1) | (lengths > capacity))
-    if len(wrong): raise UserError(f'row {wrong[0] + 1} has {lengths[wrong[0]]:,} tokens. A packed row takes rows of 1 to {capacity:,}. Leave it out, or raise `sequence_len`.')
+    bad = np.flatnonzero((lengths < 1) | (lengths > capacity))
+    if len(bad):
+        raise UserError(f'row {bad[0] + 1} has {lengths[bad[0]]:,} tokens. A packed row takes rows of '
+                        f'1 to {capacity:,}. Leave it out, or raise `sequence_len`.')
     return lengths
 
-def _bins(lengths, where, n): # `where`: the bin of each row, the longest row first -> row numbers of each of the `n` bins
-    rows = np.argsort(-lengths, kind='stable')[np.argsort(where, kind='stable')]
-    return np.split(rows, np.cumsum(np.bincount(where, minlength=n))[:-1]) if n else []
+# %% ../../nbs/tokens/04_packing.ipynb #96457605
+def _make_bins(lengths, capacity, assign): # `assign`: as `_assign_best_fit`
+    "Bins of row numbers; in each the longest row comes first."
+    lengths = _validate(lengths, capacity)
+    bin_of_row, n_bins = assign(*_count_lengths(lengths), capacity)
+    if not n_bins: return []
+    longest_first = np.argsort(-lengths, kind='stable')
+    rows = longest_first[np.argsort(bin_of_row, kind='stable')]
+    return np.split(rows, np.cumsum(np.bincount(bin_of_row, minlength=n_bins))[:-1])
 
+# %% ../../nbs/tokens/04_packing.ipynb #389c5a08
 def best_fit_decreasing(
     lengths,  # of the rows, in tokens
     capacity, # tokens that a bin holds
 ) -> list: # of bins, each an array of row numbers, the longest row first
-    "Put rows into bins: the longest row first, each where the least room is left."
-    lengths = _checked(lengths, capacity)
-    return _bins(lengths, *_places(lengths, capacity))
+    "Put rows into bins: the longest row first, each where the least space is left."
+    return _make_bins(lengths, capacity, _assign_best_fit)
 
 # %% ../../nbs/tokens/04_packing.ipynb #158c8cfe
-def _reachable(present, capacity): # bits of lengths -> bits of the rooms that they fill exactly, and of the lengths that matter for it
-    all_, reach, basis = (2 << capacity) - 1, 1, 0
+def _reachable(present, capacity): # `present`: bits of lengths
+    "Bits of the spaces that these lengths fill exactly, and bits of the lengths that matter for it."
+    mask, reach, basis = (2 << capacity) - 1, 1, 0
     while present:
-        low = present & -present
-        present ^= low
-        if reach & low: continue
-        basis, step = basis | low, low.bit_length() - 1
-        while step <= capacity: reach, step = reach | reach << step & all_, 2 * step
+        lowest = present & -present
+        present ^= lowest
+        if reach & lowest: continue # a sum of shorter lengths
+        basis |= lowest
+        step = lowest.bit_length() - 1
+        while step <= capacity: # up to 1, 3, 7, … rows of this length
+            reach |= (reach << step) & mask
+            step *= 2
     return reach, basis
 
 # %% ../../nbs/tokens/04_packing.ipynb #add02894
-def _pattern(left, present, back, capacity): # one bin: {length: how many of it}
-    room, pattern = capacity, {}
-    while fits := present & (2 << room) - 1:
-        length = (fits & back >> capacity - room or fits).bit_length() - 1
+def _reverse_bits(bits, capacity): return int(f'{bits:0{capacity + 1}b}'[::-1], 2)
+
+# %% ../../nbs/tokens/04_packing.ipynb #635ba6ed
+def _bin_pattern(left, present, reversed_reach, capacity): # `left`: {length: number of rows}; `present`: it as bits
+    "How one bin is filled: {length: how many rows of it}."
+    space, pattern = capacity, {}
+    while fits := present & ((2 << space) - 1):
+        exact = fits & (reversed_reach >> (capacity - space))
+        length = (exact or fits).bit_length() - 1
         pattern[length] = pattern.get(length, 0) + 1
         if pattern[length] == left[length]: present ^= 1 << length
-        room -= length
+        space -= length
     return pattern
 
-def _turned(bits, capacity): return int(f'{bits:0{capacity + 1}b}'[::-1], 2)
-
 # %% ../../nbs/tokens/04_packing.ipynb #b72fe85f
-def _patterns(left, capacity): # {length: number of rows}, used up here -> (pattern, for how many bins)
-    present, basis = sum(1 << length for length in left), -1
-    gone = basis
+def _bin_patterns(left, capacity): # `left`: {length: number of rows}, which is used up here
+    "Yield patterns, and for how many bins each is used."
+    present = sum(1 << length for length in left)
+    used_up = basis = -1 # so that the first round looks ahead
     while present:
-        if gone & basis:
+        if used_up & basis:
             reach, basis = _reachable(present, capacity)
-            back = _turned(reach, capacity)
-        pattern, gone = _pattern(left, present, back, capacity), 0
+            reversed_reach = _reverse_bits(reach, capacity)
+        pattern, used_up = _bin_pattern(left, present, reversed_reach, capacity), 0
         times = min(left[length] // k for length, k in pattern.items())
         for length, k in pattern.items():
             left[length] -= times * k
-            if not left[length]: gone |= 1 << length
-        present ^= gone
+            if not left[length]: used_up |= 1 << length
+        present ^= used_up
         yield pattern, times
 
 # %% ../../nbs/tokens/04_packing.ipynb #96aa5b40
+def _assign_exact_fit(lengths, counts, capacity): # of `_count_lengths`
+    "The bin of each row, the longest row first, and the number of bins."
+    next_row = dict(zip(lengths, np.cumsum([0, *counts]).tolist())) # length -> the first of its rows without a bin
+    bin_of_row, n_bins = np.empty(sum(counts), int), 0
+    for pattern, times in _bin_patterns(dict(zip(lengths, counts)), capacity):
+        for length, k in pattern.items():
+            start, stop = next_row[length], next_row[length] + times * k
+            bin_of_row[start:stop] = np.repeat(np.arange(n_bins, n_bins + times), k)
+            next_row[length] = stop
+        n_bins += times
+    return bin_of_row, n_bins
+
+# %% ../../nbs/tokens/04_packing.ipynb #47926d56
 def exact_fit(
     lengths,  # of the rows, in tokens
     capacity, # tokens that a bin holds
 ) -> list: # of bins, each an array of row numbers, the longest row first
-    "Put rows into bins, one bin after the other: the longest row after which the rest can still be filled to the last token."
-    lengths = _checked(lengths, capacity)
-    values, counts = _groups(lengths)
-    at = dict(zip(values, np.cumsum([0, *counts]).tolist())) # where the rows of a length begin, the longest first
-    where, n = np.empty(len(lengths), int), 0
-    for pattern, times in _patterns(dict(zip(values, counts)), capacity):
-        for length, k in pattern.items():
-            where[at[length]:at[length] + times * k] = np.repeat(np.arange(n, n + times), k)
-            at[length] += times * k
-        n += times
-    return _bins(lengths, where, n)
+    "Put rows into bins, one bin after the other: the longest row after which the rest can be filled to the last token."
+    return _make_bins(lengths, capacity, _assign_exact_fit)
 
 # %% ../../nbs/tokens/04_packing.ipynb #2b8667e6
 def fewest_bins(
@@ -137,22 +165,15 @@ def fewest_bins(
     "Best fit or exact fit, whichever needs fewer bins; best fit if it makes no difference."
     return min(best_fit_decreasing(lengths, capacity), exact_fit(lengths, capacity), key=len)
 
-# %% ../../nbs/tokens/04_packing.ipynb #46b45a95
-def _pieces(values, starts, lengths): # `values[start:start + length]` for each start, one behind the other
-    shift = np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
-    return values[shift + np.arange(len(shift))]
-
-def _lists(values, lengths): # an arrow column: lists of these lengths
-    import pyarrow as pa
-    return pa.ListArray.from_arrays(np.append(0, np.cumsum(lengths)).astype(np.int32), pa.array(values))
-
 # %% ../../nbs/tokens/04_packing.ipynb #6023d877
-def _flat(tokens): # -> {column: all its values}, and where each row starts, and how long it is
+def _flatten_columns(tokens): # a `datasets.Dataset`
+    "{column: all its values, one row behind the other}, where each row starts, and how long it is."
     columns = {k: tokens.data.column(k) for k in ('input_ids', 'labels')}
-    flat = {k: np.concatenate([c.flatten().to_numpy() for c in column.chunks]) for k, column in columns.items()}
+    values = {k: np.concatenate([c.flatten().to_numpy() for c in column.chunks]) for k, column in columns.items()}
     lengths = np.concatenate([c.value_lengths().to_numpy() for c in columns['input_ids'].chunks])
-    starts, rows = np.cumsum(lengths) - lengths, slice(None) if tokens._indices is None else tokens._indices.column(0).to_numpy()
-    return flat, starts[rows], lengths[rows]
+    starts = np.cumsum(lengths) - lengths
+    selected = slice(None) if tokens._indices is None else tokens._indices.column(0).to_numpy()
+    return values, starts[selected], lengths[selected]
 
 # %% ../../nbs/tokens/04_packing.ipynb #0847af0d
 def pack(
@@ -162,13 +183,16 @@ def pack(
     "Put short rows together, over the whole data set at once."
     import llmft, pyarrow as pa
     from datasets import Dataset
-    flat, starts, lengths = _flat(tokens)
+    columns, starts, lengths = _flatten_columns(tokens)
     bins = fewest_bins(lengths, sequence_len)
-    def lay(_, numbers): # some packed rows, by their number
-        some = bins[numbers[0]:numbers[-1] + 1]
-        rows, sizes = np.concatenate(some), [lengths[b].sum() for b in some]
-        packed = {k: _lists(_pieces(values, starts[rows], lengths[rows]), sizes) for k, values in flat.items()}
-        return pa.table(packed | {'seq_lengths': _lists(lengths[rows], [len(b) for b in some])})
+    def copy_rows(_, numbers): # the packed rows with these numbers
+        chunk = bins[numbers[0]:numbers[-1] + 1]
+        rows, sizes = np.concatenate(chunk), [lengths[b].sum() for b in chunk]
+        indices = _range_indices(starts[rows], lengths[rows])
+        packed = {name: _list_array(values[indices], sizes) for name, values in columns.items()}
+        return pa.table(packed | {'seq_lengths': _list_array(lengths[rows], [len(b) for b in chunk])})
     key = hashlib.sha256(f'{llmft.__version__} {tokens._fingerprint} {sequence_len}'.encode()).hexdigest()[:32]
-    return Dataset.from_dict({'bin': range(len(bins))}).map(lay, batched=True, with_indices=True, remove_columns='bin', desc='Packing',
-        new_fingerprint=key, cache_file_name=tokens._get_cache_file_path(key) if tokens.cache_files else None)
+    cache_file = tokens._get_cache_file_path(key) if tokens.cache_files else None
+    return Dataset.from_dict({'bin': range(len(bins))}).map(
+        copy_rows, batched=True, with_indices=True, remove_columns='bin', desc='Packing', new_fingerprint=key,
+        cache_file_name=cache_file)

@@ -20,20 +20,32 @@ def load_raw_tokenizer(
     from transformers import AutoTokenizer
     source = config.tokenizer_config or config.base_model
     revision = config.revision_of_model if source == config.base_model else None
-    more = {} if config.tokenizer_legacy is None else {'legacy': config.tokenizer_legacy}
-    with hub_errors(source): return AutoTokenizer.from_pretrained(resolve_model(source, revision), revision=revision, trust_remote_code=config.trust_remote_code, **more)
+    kwargs = {} if config.tokenizer_legacy is None else {'legacy': config.tokenizer_legacy}
+    with hub_errors(source):
+        return AutoTokenizer.from_pretrained(resolve_model(source, revision), revision=revision,
+                                             trust_remote_code=config.trust_remote_code, **kwargs)
 
 # %% ../../nbs/tokens/01_special.ipynb #4a457684
-_PARTS = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token', 'additional_special_tokens', 'extra_special_tokens')
+_LIST_PARTS = ('additional_special_tokens', 'extra_special_tokens')
+_PARTS = ('bos_token', 'eos_token', 'unk_token', 'sep_token', 'pad_token', 'cls_token', 'mask_token', *_LIST_PARTS)
 
+def _check_special_token(part, value):
+    "A `UserError` if there is no such part, or if its value is of the wrong kind."
+    if part not in _PARTS:
+        raise UserError(f'special_tokens: there is no part called `{part}`. Parts: {", ".join(_PARTS)}. '
+                        'Tokens without a part go under `tokens`.')
+    expects_list = part in _LIST_PARTS
+    if isinstance(value, list) != expects_list:
+        raise UserError(f'special_tokens: `{part}` must be {"a list" if expects_list else "text"}.')
+
+# %% ../../nbs/tokens/01_special.ipynb #bc71958b
 def add_tokens(
     tokenizer,
     config, # `Config`
 ): # the same tokenizer
     "Set the `special_tokens` and add the `tokens` of the YAML."
-    for part, value in config.special_tokens.items():
-        if part not in _PARTS: raise UserError(f'special_tokens: there is no part called `{part}`. Parts: {", ".join(_PARTS)}. Tokens without a part go under `tokens`.')
-        if isinstance(value, list) != (part in _PARTS[-2:]): raise UserError(f'special_tokens: `{part}` must be {"a list" if part in _PARTS[-2:] else "text"}.')
+    for part, value in config.special_tokens.items(): _check_special_token(part, value)
+    # transformers 5 calls the additional ones extra
     tokenizer.add_special_tokens({k.replace('additional', 'extra'): v for k, v in config.special_tokens.items()})
     tokenizer.add_tokens([t for t in config.tokens if t])
     return tokenizer
@@ -45,9 +57,9 @@ def new_token_ids(
     "Ids of tokens that the YAML adds and that the model has to learn."
     if not (config.special_tokens or config.tokens): return []
     tokenizer = load_raw_tokenizer(config)
-    old = {*tokenizer.get_vocab()}
-    new = {t: i for t, i in add_tokens(tokenizer, config).get_vocab().items() if t not in old}
-    return sorted(i for t, i in new.items() if t != tokenizer.pad_token or t in config.tokens)
+    known = {*tokenizer.get_vocab()}
+    added = {t: i for t, i in add_tokens(tokenizer, config).get_vocab().items() if t not in known}
+    return sorted(i for t, i in added.items() if t != tokenizer.pad_token or t in config.tokens)
 
 # %% ../../nbs/tokens/01_special.ipynb #a4adf3c8
 def resize_embeddings(
@@ -57,10 +69,11 @@ def resize_embeddings(
     "Give the model a row of embeddings for each token."
     import torch
     if not (config.special_tokens or config.tokens or config.resize_token_embeddings_to_32x): return model
-    have, need = model.get_input_embeddings().weight.shape[0], len(add_tokens(load_raw_tokenizer(config), config))
-    if config.resize_token_embeddings_to_32x: need = -(-max(need, have) // 32) * 32
+    available = model.get_input_embeddings().weight.shape[0]
+    required = len(add_tokens(load_raw_tokenizer(config), config))
+    if config.resize_token_embeddings_to_32x: required = -(-max(required, available) // 32) * 32 # rounded up
     torch.manual_seed(config.seed)
-    if need > have: model.resize_token_embeddings(need, mean_resizing=config.mean_resizing_embeddings)
+    if required > available: model.resize_token_embeddings(required, mean_resizing=config.mean_resizing_embeddings)
     return model
 
 # %% ../../nbs/tokens/01_special.ipynb #103d35a9
@@ -69,12 +82,14 @@ def template_eot_id(
     template=None, # a chat template; default: that of the tokenizer, if it has one
 ): # id, or `None`
     "The control token that the chat template writes behind an answer."
-    if not (template := template or tokenizer.chat_template): return None
+    template = template or tokenizer.chat_template
+    if not template: return None
     messages = [{'role': 'user', 'content': 'Question'}, {'role': 'assistant', 'content': 'Answer'}]
-    try: rest = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template).rpartition('Answer')[2]
+    try: text = tokenizer.apply_chat_template(messages, tokenize=False, chat_template=template)
     except Exception: return None # a template for other messages; the report on the data says so
-    control = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    return next((i for i in tokenizer(rest, add_special_tokens=False)['input_ids'] if i in control), None)
+    behind = text.rpartition('Answer')[2]
+    special_ids = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+    return next((i for i in tokenizer(behind, add_special_tokens=False)['input_ids'] if i in special_ids), None)
 
 # %% ../../nbs/tokens/01_special.ipynb #1d3bf627
 def config_eot_ids(
@@ -82,22 +97,27 @@ def config_eot_ids(
     tokenizer,
 ) -> set: # of ids
     "The tokens that end an answer because the YAML says so."
-    known, eots = tokenizer.get_vocab(), config.eot_tokens or []
-    unknown = [t for t in eots if t not in known]
-    if unknown: raise UserError(f'eot_tokens: `{unknown[0]}` is not a token of this model. Correct it, or add it under `tokens`.')
-    return {*map(known.get, eots), *(template_eot_id(tokenizer, resolve_chat_template(d, tokenizer.chat_template)) for d in config.datasets)} - {None}
+    vocab, eot_tokens = tokenizer.get_vocab(), config.eot_tokens or []
+    unknown = [t for t in eot_tokens if t not in vocab]
+    if unknown:
+        raise UserError(f'eot_tokens: `{unknown[0]}` is not a token of this model. '
+                        'Correct it, or add it under `tokens`.')
+    templates = [resolve_chat_template(d, tokenizer.chat_template) for d in config.datasets]
+    return {*map(vocab.get, eot_tokens), *(template_eot_id(tokenizer, t) for t in templates)} - {None}
 
 # %% ../../nbs/tokens/01_special.ipynb #2f8f49a5
-def _ids(value): return {*value} if isinstance(value, list) else set() if value is None else {value}
+def _id_set(value): # an id, a list of ids or None
+    if value is None: return set()
+    return {*value} if isinstance(value, list) else {value}
 
 def stop_token_ids(
     tokenizer,
-    config,   # `Config`
+    config,         # `Config`
     model_eos=None, # the ends in the `generation_config` of the base model: an id, a list or None
 ) -> list[int]:
     "All tokens that end an answer; the padding token only if the training texts end with it."
-    learned = {tokenizer.eos_token_id, template_eot_id(tokenizer)} - {None} | config_eot_ids(config, tokenizer)
-    return sorted(learned | (_ids(model_eos) - {tokenizer.pad_token_id}))
+    trained = {tokenizer.eos_token_id, template_eot_id(tokenizer)} - {None} | config_eot_ids(config, tokenizer)
+    return sorted(trained | (_id_set(model_eos) - {tokenizer.pad_token_id}))
 
 def generation_pad_id(
     tokenizer,
@@ -115,8 +135,9 @@ def align_special_tokens(
 ): # the same model
     "Let the model stop where the training texts stopped."
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
-    for settings in (base.generation_config, base.config):
-        ends = stop_token_ids(tokenizer, config, base.generation_config.eos_token_id)
-        settings.eos_token_id, settings.pad_token_id = ends if len(ends) > 1 else ends[0], generation_pad_id(tokenizer, ends)
-        if tokenizer.bos_token_id is not None: settings.bos_token_id = tokenizer.bos_token_id
+    for model_config in (base.generation_config, base.config):
+        stop_ids = stop_token_ids(tokenizer, config, base.generation_config.eos_token_id)
+        model_config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
+        model_config.pad_token_id = generation_pad_id(tokenizer, stop_ids)
+        if tokenizer.bos_token_id is not None: model_config.bos_token_id = tokenizer.bos_token_id
     return model

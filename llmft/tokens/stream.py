@@ -13,10 +13,12 @@ from itertools import islice
 import numpy as np
 
 from ..core import UserError
-from ..data.sources import _batch_rows, _find_text_columns, _record_batch, iterate_source, load_rows, get_format_columns
 from ..data.dedup import PreparedRows, _drop_leaks, hash_row, hash_rows
+from ..data.sources import _batch_rows, _find_text_columns, _record_batch
+from ..data.sources import get_format_columns, iterate_source, load_rows
+from .encode import _range_indices
 from .packing import fewest_bins
-from .tokenize import RowCounts, count_rows, encode_columns, usable_rows
+from .tokenize import RowCounts, _no_usable_rows, count_rows, encode_columns, usable_rows
 
 # %% ../../nbs/tokens/05_stream.ipynb #50e499d5
 def _weighted(rows, weight): # each row as often as `weight` says
@@ -34,60 +36,87 @@ def iterate_rows(
     sources = [_weighted(iterate_source(d, i), d.weight) for i, d in enumerate(config.datasets)]
     while sources:
         for rows in list(sources):
-            if (row := next(rows, None)) is None: sources.remove(rows)
+            row = next(rows, None)
+            if row is None: sources.remove(rows)
             else: yield row
 
 # %% ../../nbs/tokens/05_stream.ipynb #738321c2
-STREAM_CHUNK_ROWS = 10_000 # rows; enough for packed rows that are 99% full
+def _rows_to_dataset(rows):
+    "A `datasets.Dataset` of rows that may have different keys."
+    import pyarrow as pa
+    from datasets import Dataset
+    data = [{k: v for k, v in row.items() if k not in ('source', 'row')} for row in rows]
+    dataset = Dataset(pa.table(_record_batch(data, _find_text_columns(data, {}))))
+    for column in ('source', 'row'): dataset = dataset.add_column(column, np.array([row[column] for row in rows]))
+    return dataset
+
+# %% ../../nbs/tokens/05_stream.ipynb #5b0e7388
+def _count_sources(rows, sample, train, config): # `train`: what of the `sample` is learned from
+    "For each source how many of its rows were read, kept and used."
+    read = Counter(source for source, _ in {(row['source'], row['row']) for row in rows})
+    drawn, used = Counter(sample['source']), Counter(train['source'])
+    return [dict(path=d.path, read=read[i], kept=read[i] - drawn[i] + used[i], weight=d.weight, used=used[i])
+            for i, d in enumerate(config.datasets)]
+
+# %% ../../nbs/tokens/05_stream.ipynb #50b45b49
+STREAM_CHUNK_ROWS = 10_000 # enough for packed rows that are 99% full
 
 def stream_sample(
     config, # `Config`
-    n=STREAM_CHUNK_ROWS,# how many rows
+    n=STREAM_CHUNK_ROWS, # how many rows
 ) -> PreparedRows:
     "The first rows of all sources, and the rows that are held out."
-    import pyarrow as pa
-    from datasets import Dataset
-    rows, heldout = list(islice(iterate_rows(config), n)), load_rows(config, 'test_datasets') if config.test_datasets else None
+    rows = list(islice(iterate_rows(config), n))
+    heldout = load_rows(config, 'test_datasets') if config.test_datasets else None
     if not rows: raise UserError('streaming: there are no rows.')
-    plain = [{k: v for k, v in row.items() if k not in ('source', 'row')} for row in rows]
-    table = Dataset(pa.table(_record_batch(plain, _find_text_columns(plain, {}))))
-    for column in ('source', 'row'): table = table.add_column(column, np.array([row[column] for row in rows]))
-    out = PreparedRows(table, heldout)
-    if heldout: out.train = _drop_leaks(table, heldout, config.model_copy(update={'dedup': 'exact'}), out) # as while training
-    if not len(out.train): raise UserError(f'streaming: no row is left to learn from, for all of the first {len(rows):,} are held out as well.')
-    read = Counter(source for source, _ in {(row['source'], row['row']) for row in rows})
-    drawn, used = (Counter(part['source']) for part in (table, out.train))
-    out.sources = [dict(path=d.path, read=read[i], kept=read[i] - drawn[i] + used[i], weight=d.weight, used=used[i]) for i, d in enumerate(config.datasets)]
-    return out
+    dataset = _rows_to_dataset(rows)
+    sample = PreparedRows(dataset, heldout)
+    if heldout: # left out as while training
+        sample.train = _drop_leaks(dataset, heldout, config.model_copy(update={'dedup': 'exact'}), sample)
+    if not len(sample.train):
+        raise UserError('streaming: no row is left to learn from, '
+                        f'for all of the first {len(rows):,} are held out as well.')
+    sample.sources = _count_sources(rows, dataset, sample.train, config)
+    return sample
 
 # %% ../../nbs/tokens/05_stream.ipynb #a5791625
 @dataclass
 class StreamCounts:
     "What became of the rows that were read so far."
-    rows: int = 0        # rows read; a row that comes again counts again
-    passes: int = 0      # how often the data came to their end
+    rows: int = 0   # rows read; a row that comes again counts again
+    passes: int = 0 # how often the data came to their end
     row_counts: object = field(default_factory=lambda: RowCounts(0, {}))
-    def __str__(self): return f'{self.rows:,} rows were streamed, the data came to their end {self.passes} {"time" if self.passes == 1 else "times"}. Duplicates are not looked for.\n{self.row_counts}'
+
+    def update(self, new): # `RowCounts` of a chunk
+        old, left_out = self.row_counts, dict(self.row_counts.left_out)
+        for reason, (n, examples) in new.left_out.items():
+            old_n, old_examples = left_out.get(reason, (0, []))
+            left_out[reason] = (old_n + n, sorted({*old_examples, *examples})[:3])
+        self.row_counts = RowCounts(old.used + new.used, left_out, old.cut + new.cut, old.split + new.split)
+
+    def __str__(self):
+        times = 'time' if self.passes == 1 else 'times'
+        return (f'{self.rows:,} rows were streamed, the data came to their end {self.passes} {times}. '
+                f'Duplicates are not looked for.\n{self.row_counts}')
+
     __repr__ = __str__
 
-    def add(self, new): # `RowCounts` of a chunk
-        reasons = dict(self.row_counts.left_out)
-        for reason, (n, first) in new.left_out.items():
-            m, before = reasons.get(reason, (0, []))
-            reasons[reason] = (m + n, sorted({*before, *first})[:3])
-        self.row_counts = RowCounts(self.row_counts.used + new.used, reasons, self.row_counts.cut + new.cut, self.row_counts.split + new.split)
-
 # %% ../../nbs/tokens/05_stream.ipynb #a431c36a
-def _columns(batch, config): # rows with different keys -> {column: values}
-    names = dict.fromkeys([c for d in config.datasets for c in get_format_columns(d)] + [c for row in batch for c in row])
+def _to_columns(batch, config): # rows with different keys -> {column: values}
+    expected = [c for d in config.datasets for c in get_format_columns(d)]
+    names = dict.fromkeys(expected + [c for row in batch for c in row])
     return {c: [row.get(c) for row in batch] for c in names}
 
-def _not_held_out(batch, held, config, counts): # without the rows that are measured on
-    if not held: return batch
-    leaks = [r for r in batch if hash_row(r, get_format_columns(config.datasets[r['source']])) in held]
-    if leaks: counts.add(RowCounts(0, {'equal to a held-out row': (len(leaks), [r['row'] + 1 for r in leaks[:3]])}))
-    gone = {id(r) for r in leaks}
-    return [r for r in batch if id(r) not in gone]
+# %% ../../nbs/tokens/05_stream.ipynb #21a38909
+def _drop_held_out(batch, heldout_hashes, config, counts):
+    "The rows that are not measured on; the others are counted."
+    if not heldout_hashes: return batch
+    kept, leaks = [], []
+    for row in batch:
+        leaked = hash_row(row, get_format_columns(config.datasets[row['source']])) in heldout_hashes
+        (leaks if leaked else kept).append(row)
+    if leaks: counts.update(RowCounts(0, {'equal to a held-out row': (len(leaks), [r['row'] + 1 for r in leaks[:3]])}))
+    return kept
 
 # %% ../../nbs/tokens/05_stream.ipynb #b477ba95
 def encode_chunk(
@@ -99,49 +128,59 @@ def encode_chunk(
     "Ids and labels of some rows."
     import pyarrow as pa, pyarrow.compute as pc
     from datasets import Dataset
-    tables = [encode_columns(_columns(batch[i:i + 2000], config), tokenizer, config) for i in range(0, len(batch), 2000)]
-    table = pa.concat_tables(tables)
+    portions = (_to_columns(batch[i:i + 2000], config) for i in range(0, len(batch), 2000))
+    table = pa.concat_tables([encode_columns(columns, tokenizer, config) for columns in portions])
     if config.excess_length_strategy == 'error': usable_rows(Dataset(table), config)
-    counts.add(count_rows(Dataset(table)))
+    counts.update(count_rows(Dataset(table)))
     return table.filter(pc.is_null(table['reason'])).select(['input_ids', 'labels'])
 
 # %% ../../nbs/tokens/05_stream.ipynb #d39eeb72
 def pack_chunk(
-    table,    # from `encode_chunk`
-    config,   # `Config`
-    rng,     # `numpy.random.Generator`: in which order the packed rows come
+    table,  # from `encode_chunk`
+    config, # `Config`
+    rng,    # `numpy.random.Generator`: in which order the packed rows come
 ):
     "Yield the rows to train on: packed ones, each with its `seq_lengths`, or the rows as they are."
-    ids, labels = (table[c].combine_chunks() for c in ('input_ids', 'labels'))
-    offsets, ids, labels = ids.offsets.to_numpy(), ids.flatten().to_numpy(), labels.flatten().to_numpy()
+    columns = {name: table[name].combine_chunks() for name in ('input_ids', 'labels')}
+    offsets = columns['input_ids'].offsets.to_numpy()
     offsets = offsets - offsets[0]
-    bins = fewest_bins(np.diff(offsets), config.sequence_len) if config.sample_packing else [[i] for i in range(len(table))]
-    for b in (rng.permutation(len(bins)) if config.sample_packing else range(len(bins))):
-        pick = np.concatenate([np.arange(offsets[i], offsets[i + 1]) for i in bins[b]])
-        row = {'input_ids': ids[pick].tolist(), 'labels': labels[pick].tolist()}
-        yield row | {'seq_lengths': np.diff(offsets)[bins[b]].tolist()} if config.sample_packing else row
+    values = {name: column.flatten().to_numpy() for name, column in columns.items()}
+    if not config.sample_packing:
+        for start, stop in zip(offsets, offsets[1:]): yield {k: v[start:stop].tolist() for k, v in values.items()}
+        return
+    starts, lengths = offsets[:-1], np.diff(offsets)
+    bins = fewest_bins(lengths, config.sequence_len)
+    for i in rng.permutation(len(bins)):
+        rows = bins[i]
+        indices = _range_indices(starts[rows], lengths[rows])
+        yield {k: v[indices].tolist() for k, v in values.items()} | {'seq_lengths': lengths[rows].tolist()}
 
 # %% ../../nbs/tokens/05_stream.ipynb #7cfc9b07
-def _training_rows(tokenizer, config, counts, held): # one pass over the data
-    draw, found = np.random.default_rng(config.seed), False
+def _training_rows(tokenizer, config, counts, heldout_hashes):
+    "Yield the rows to train on, of one pass over the data."
+    rng, found = np.random.default_rng(config.seed), False
     for batch in _batch_rows(iterate_rows(config), STREAM_CHUNK_ROWS):
         counts.rows += len(batch)
-        batch = _not_held_out(batch, held, config, counts)
-        if config.shuffle_merged_datasets: batch = [batch[i] for i in draw.permutation(len(batch))]
+        batch = _drop_held_out(batch, heldout_hashes, config, counts)
+        if config.shuffle_merged_datasets: batch = [batch[i] for i in rng.permutation(len(batch))]
         if not batch: continue
-        for row in pack_chunk(encode_chunk(batch, tokenizer, config, counts), config, draw): yield row; found = True
+        for row in pack_chunk(encode_chunk(batch, tokenizer, config, counts), config, rng):
+            found = True
+            yield row
     counts.passes += 1
-    if not found: raise UserError(f'no row of the data can be used.\n{counts.row_counts}\nIncrease `sequence_len`, or check the columns and the `type` in `datasets`.')
+    if not found: raise _no_usable_rows(counts.row_counts)
 
 # %% ../../nbs/tokens/05_stream.ipynb #9f08bb94
 def stream_tokens(
-    tokenizer,     # from `load_tokenizer`
-    config,        # `Config`
-    heldout=None,  # rows that are measured on: left out here
-): # (`datasets.IterableDataset` with `input_ids`, `labels` and, packed, `seq_lengths`; `StreamCounts`, which counts while they are read)
-    "The rows to train on, made while they are read."
+    tokenizer,    # from `load_tokenizer`
+    config,       # `Config`
+    heldout=None, # rows that are measured on: left out here
+): # `datasets.IterableDataset` of the rows, and the `StreamCounts`, which count while they are read
+    "The rows to train on, with `input_ids`, `labels` and, packed, `seq_lengths`; made while they are read."
     from datasets import Features, IterableDataset, List, Value
+    counts, heldout_hashes = StreamCounts(), set()
+    if heldout is not None and config.leakage == 'drop': heldout_hashes = set(hash_rows(heldout, config))
     names = ['input_ids', 'labels'] + ['seq_lengths'] * config.sample_packing
-    counts, held = StreamCounts(), set(hash_rows(heldout, config)) if heldout is not None and config.leakage == 'drop' else set()
-    def rows(): yield from _training_rows(tokenizer, config, counts, held)
-    return IterableDataset.from_generator(rows, features=Features({n: List(Value('int32')) for n in names})), counts
+    def rows(): yield from _training_rows(tokenizer, config, counts, heldout_hashes)
+    features = Features({name: List(Value('int32')) for name in names})
+    return IterableDataset.from_generator(rows, features=features), counts

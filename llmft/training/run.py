@@ -12,25 +12,28 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from ..model.adapters import save_trained
+from fastcore.basics import patch
+
 from ..config.config import dump_yaml, load_config, save_config
+from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import UserError, check_writable, folder_atomic, write_atomic
 from ..inference.chat import generate_ids, prompt_ids
-from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
+from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
-_PACKAGES = ['llmft', 'torch', 'transformers', 'trl', 'peft', 'bitsandbytes', 'datasets', 'accelerate', 'tokenizers']
+_PACKAGES = 'llmft torch transformers trl peft bitsandbytes datasets accelerate tokenizers'.split()
 
-def _version(name):
-    try: return version(name)
+def _version(package): # None if it is not installed
+    try: return version(package)
     except PackageNotFoundError: return None
 
 # %% ../../nbs/training/02_run.ipynb #3809036f
 def _git_commit(): # of the folder the run was started in
     import subprocess
-    try: return subprocess.run(['git', 'rev-parse', 'HEAD'], capture_output=True, text=True, timeout=5).stdout.strip() or None
+    command = ['git', 'rev-parse', 'HEAD']
+    try: return subprocess.run(command, capture_output=True, text=True, timeout=5).stdout.strip() or None
     except (OSError, subprocess.SubprocessError): return None
 
 # %% ../../nbs/training/02_run.ipynb #a359a744
@@ -39,20 +42,19 @@ def environment_info(
 ) -> dict:
     "Versions and hardware, for the run folder."
     hw = hw or detect_hardware()
-    return {'python': platform.python_version(), 'platform': platform.platform(), 'packages': {n: _version(n) for n in _PACKAGES}, 'device': hw.device,
-            'name': hw.name, 'memory_bytes': hw.memory, 'choices': [vars(c) for c in hw.choices], 'commit': _git_commit()}
-
-# %% ../../nbs/training/02_run.ipynb #6c4d8007
-def _held_out(metrics): # how the held-out loss changed, in words; nothing if it was not measured
-    losses = [m['eval_loss'] for m in metrics if 'eval_loss' in m]
-    if not losses: return ''
-    return f'held-out loss {losses[0]:.3f}' + (f' -> {losses[-1]:.3f}' if len(losses) > 1 else ' before training')
+    return {
+        'python': platform.python_version(), 'platform': platform.platform(),
+        'packages': {name: _version(name) for name in _PACKAGES},
+        'device': hw.device, 'name': hw.name, 'memory_bytes': hw.memory,
+        'choices': [vars(choice) for choice in hw.choices],
+        'commit': _git_commit(),
+    }
 
 # %% ../../nbs/training/02_run.ipynb #74b26b1e
-@dataclass
+@dataclass(repr=False)
 class Run:
     "A run folder."
-    path: Path
+    path: Path                # the folder
     interrupted: bool = False # was it stopped before its end
 
     @property
@@ -61,22 +63,40 @@ class Run:
     @property
     def metrics(self): # list of dicts, in order; a last line that was cut off does not count
         file = self.path/'metrics.jsonl'
-        return [json.loads(l) for l in file.read_text(encoding='utf-8').splitlines(True) if l.endswith('\n')] if file.is_file() else []
+        if not file.is_file(): return []
+        lines = file.read_text(encoding='utf-8').splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith('\n')]
 
-    def last(self, key): return next((m[key] for m in reversed(self.metrics) if key in m), None)
     def first(self, key): return next((m[key] for m in self.metrics if key in m), None)
+    def last(self, key): return next((m[key] for m in reversed(self.metrics) if key in m), None)
 
-    def plot(self):
-        "The loss over the steps."
-        from llmft.plots import plot_loss
-        return plot_loss(self.metrics)
+# %% ../../nbs/training/02_run.ipynb #733b6b00
+@patch
+def plot(self: Run):
+    "The loss over the steps."
+    from llmft.plots import plot_loss
+    return plot_loss(self.metrics)
 
-    def __str__(self):
-        loss = self.last('loss')
-        parts = [f'run {self.path}: {self.last("step") or 0} steps in {self.last("seconds") or 0:.0f} s', 'no step was made' if loss is None else f'loss {loss:.3f}', _held_out(self.metrics)]
-        return ', '.join(filter(None, parts)) + (' (stopped early)' if self.interrupted else '')
+# %% ../../nbs/training/02_run.ipynb #6c4d8007
+def _eval_loss_text(metrics): # how the held-out loss changed; empty if it was not measured
+    losses = [m['eval_loss'] for m in metrics if 'eval_loss' in m]
+    if not losses: return ''
+    change = f' -> {losses[-1]:.3f}' if len(losses) > 1 else ' before training'
+    return f'held-out loss {losses[0]:.3f}{change}'
 
-    __repr__ = __str__
+# %% ../../nbs/training/02_run.ipynb #80bae16d
+@patch
+def __str__(self: Run):
+    loss = self.last('loss')
+    texts = [
+        f'run {self.path}: {self.last("step") or 0} steps in {self.last("seconds") or 0:.0f} s',
+        'no step was made' if loss is None else f'loss {loss:.3f}',
+        _eval_loss_text(self.metrics),
+    ]
+    return ', '.join(filter(None, texts)) + (' (stopped early)' if self.interrupted else '')
+
+@patch
+def __repr__(self: Run): return str(self)
 
 # %% ../../nbs/training/02_run.ipynb #9d891ad7
 def check_output(
@@ -86,19 +106,23 @@ def check_output(
 ) -> Path:
     "The run folder, if it can be written; nothing is made yet."
     out = Path(config.output_dir).expanduser()
-    if out.is_dir() and overwrite and any(out.iterdir()) and not (out/'config_completed.yml').is_file():
-        raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. Take another folder with --out DIR.')
-    if out.exists() and not (overwrite or resume): raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), continue it (--resume), or replace it (--overwrite).')
+    is_run = (out/'config_completed.yml').is_file()
+    if out.is_dir() and overwrite and any(out.iterdir()) and not is_run:
+        raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. '
+                        'Take another folder with --out DIR.')
+    if out.exists() and not (overwrite or resume):
+        raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), '
+                        'continue it (--resume), or replace it (--overwrite).')
     check_writable(out, 'output_dir: ', 'Take another folder with --out DIR.')
     return out
 
 # %% ../../nbs/training/02_run.ipynb #5f040813
-def _json(path, values): write_atomic(path, json.dumps(values, indent=1, ensure_ascii=False) + '\n')
+def _write_json(path, values): write_atomic(path, json.dumps(values, indent=1, ensure_ascii=False) + '\n')
 
 def _write_start(folder, config, hw): # what may be different when a run is continued
     write_atomic(folder/'config.yml', dump_yaml(config.model_dump(mode='json', exclude_unset=True)))
     save_config(config, folder/'config_completed.yml')
-    _json(folder/'environment.json', environment_info(hw))
+    _write_json(folder/'environment.json', environment_info(hw))
     write_atomic(folder/'settings.md', f'# What was chosen for this machine\n\n{hw._repr_markdown_()}\n')
 
 # %% ../../nbs/training/02_run.ipynb #a6db42e6
@@ -112,33 +136,43 @@ def start_run(
 ) -> Run:
     "Make the run folder, or get it ready to be continued."
     if resume:
-        if json.loads((out/'data.json').read_text(encoding='utf-8')) != data: raise UserError(f'output_dir: the data is not the same as when {out} was started. Start without --resume.')
+        if json.loads((out/'data.json').read_text(encoding='utf-8')) != data:
+            raise UserError(f'output_dir: the data is not the same as when {out} was started. Start without --resume.')
         _write_start(out, config, hw)
         return Run(out)
     if overwrite and out.exists(): shutil.rmtree(out)
     with folder_atomic(out) as tmp:
         _write_start(tmp, config, hw)
-        _json(tmp/'data.json', data)
+        _write_json(tmp/'data.json', data)
     return Run(out)
 
 # %% ../../nbs/training/02_run.ipynb #82af22f9
-_MAY_CHANGE = {*OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields, 'num_epochs', 'max_steps', 'eval_batch_size',
-    'auto_find_batch_size', 'gradient_checkpointing', 'activation_offloading', 'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers'}
+_MAY_CHANGE = { # keys that may be different when a run is continued
+    *OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields,
+    'num_epochs', 'max_steps', 'eval_batch_size', 'auto_find_batch_size', 'gradient_checkpointing',
+    'activation_offloading', 'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers',
+}
 
-def _step(checkpoint): return int(checkpoint.name.split('-')[-1])
+# %% ../../nbs/training/02_run.ipynb #d9a5412e
+def _check_same_settings(out, config): # a `UserError` if the run in `out` would have learned something else
+    old, new = Run(out).config.model_dump(), config.model_dump()
+    changed = [key for key in new if key not in _MAY_CHANGE and old[key] != new[key]]
+    if not changed: return
+    changes = '; '.join(f'`{key}` was {old[key]!r} and is {new[key]!r}' for key in changed)
+    raise UserError(f'{out} was started with other settings, so it cannot be continued: {changes}.')
 
 # %% ../../nbs/training/02_run.ipynb #39ee41c1
+def _step_of(checkpoint): return int(checkpoint.name.split('-')[-1])
+
 def find_resume_checkpoint(
     out,    # the run folder
     config, # `Config`
 ) -> Path: # the checkpoint
     "The newest whole checkpoint of a run; a `UserError` if there is none or if it belongs to another configuration."
-    whole = sorted((p.parent for p in (out/'checkpoints').glob('checkpoint-*/trainer_state.json')), key=_step)
+    whole = [file.parent for file in (out/'checkpoints').glob('checkpoint-*/trainer_state.json')]
     if not whole: raise UserError(f'output_dir: {out} holds no checkpoint to resume from. Start without --resume.')
-    old, new = Run(out).config.model_dump(), config.model_dump()
-    changed = [f'`{k}` was {old[k]!r} and is {new[k]!r}' for k in new if k not in _MAY_CHANGE and old[k] != new[k]]
-    if changed: raise UserError(f'{out} was started with other settings, so it cannot be continued: {"; ".join(changed)}.')
-    return whole[-1]
+    _check_same_settings(out, config)
+    return max(whole, key=_step_of)
 
 # %% ../../nbs/training/02_run.ipynb #d72ca152
 def truncate_metrics(
@@ -146,50 +180,57 @@ def truncate_metrics(
     checkpoint, # from `find_resume_checkpoint`
 ) -> float: # seconds up to there
     "Remove the metrics of steps that will be made again."
-    keep = [m for m in run.metrics if m['step'] <= _step(checkpoint) and ('loss' in m or 'eval_loss' in m)]
-    write_atomic(run.path/'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in keep))
-    return max((m['seconds'] for m in keep), default=0)
+    last_step = _step_of(checkpoint)
+    kept = [m for m in run.metrics if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
+    write_atomic(run.path/'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in kept))
+    return max((m['seconds'] for m in kept), default=0)
 
 # %% ../../nbs/training/02_run.ipynb #ac053542
 class SampleAnswers:
-    "The first held-out questions, to be asked before and after training."
+    "Answers to the first held-out questions, before and after training."
     def __init__(self,
         config, # `Config`
         rows,   # the held-out rows as they were read, or None
         n=3,    # how many
     ):
-        self.entries = config.datasets + (config.test_datasets or [])
-        self.rows, self.before = [rows[i] for i in range(min(n, len(rows)))] if rows is not None else [], []
+        self.dataset_configs = config.datasets + (config.test_datasets or [])
+        self.rows = [] if rows is None else [rows[i] for i in range(min(n, len(rows)))]
+        self.answers_before = []
 
-    def ask(self, model, tokenizer): # -> list of answers
-        ids = [prompt_ids(r, tokenizer, self.entries[r['source']]) for r in self.rows]
-        return tokenizer.batch_decode(generate_ids(model, tokenizer, ids, max_new_tokens=128), skip_special_tokens=True) if ids else []
+    def generate(self, model, tokenizer): # -> list of answers
+        if not self.rows: return []
+        prompts = [prompt_ids(row, tokenizer, self.dataset_configs[row['source']]) for row in self.rows]
+        answers = generate_ids(model, tokenizer, prompts, max_new_tokens=128)
+        return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
-    def ask_before(self, model, tokenizer): self.before = self.ask(model, tokenizer)
-    def ask_after(self, model, tokenizer): return list(zip(self.rows, self.before, self.ask(model, tokenizer))) # -> (row, answer before, answer after)
+    def generate_before(self, model, tokenizer): self.answers_before = self.generate(model, tokenizer)
+
+    def generate_after(self, model, tokenizer): # -> list of (row, answer before, answer after)
+        return list(zip(self.rows, self.answers_before, self.generate(model, tokenizer)))
 
 # %% ../../nbs/training/02_run.ipynb #fd0d38e1
-_UNSHOWN = ('source', 'row', 'tests', 'family', 'group', 'evolved') # columns that are not part of a question
+_HIDDEN_COLUMNS = ('source', 'row', 'tests', 'family', 'group', 'evolved') # they are not part of a question
+
+def _fenced(text): return f'````\n{text}\n````'
 
 def samples_markdown(
     samples, # list of (row, answer before, answer after)
 ) -> str: # Markdown
     "Questions with their answers before and after training."
-    def fence(text): return f'````\n{text}\n````'
     parts = ['# Held-out questions, before and after']
     for i, (row, before, after) in enumerate(samples, 1):
-        shown = '\n\n'.join(f'{k}: {v}' for k, v in row.items() if k not in _UNSHOWN and v)
-        parts += [f'## {i}', fence(shown), '**Before**', fence(before), '**After**', fence(after)]
+        question = '\n\n'.join(f'{k}: {v}' for k, v in row.items() if k not in _HIDDEN_COLUMNS and v)
+        parts += [f'## {i}', _fenced(question), '**Before**', _fenced(before), '**After**', _fenced(after)]
     return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/training/02_run.ipynb #cbb95da0
 _README = '''# {name}
 
-{base}, tuned {how} on {data}.{stopped}
+{base}, tuned {method} on {data}.{stopped}
 
-{about}
+{summary}
 
-{steps} steps in {seconds:.0f} seconds{held}.
+{steps} steps in {seconds:.0f} seconds{eval_loss}.
 
 ![loss](loss.png)
 
@@ -202,21 +243,46 @@ llmft generate {path} -p "your question"
 
 In Python without llmft: `{load}`.
 
-Every setting stands in `config_completed.yml`, what was chosen for the machine in `settings.md`, what was measured in `metrics.jsonl`, versions and hardware in `environment.json`, the data in `data.json`.
+Every setting stands in `config_completed.yml`, what was chosen for the machine in `settings.md`, \
+what was measured in `metrics.jsonl`, versions and hardware in `environment.json`, the data in `data.json`.
 '''
+_STOPPED = ' **The run was stopped before its end; `llmft train` goes on with `--resume`.**'
+
+# %% ../../nbs/training/02_run.ipynb #856c0ebe
+def _usage(config, path): # `path`: of the run -> fields of the README that depend on what was trained
+    if config.adapter == 'full':
+        return {'method': 'as a whole', 'merge': '', 'load': f'AutoModelForCausalLM.from_pretrained("{path}/model")'}
+    return {
+        'method': f'with {config.adapter} (rank {config.lora_r})',
+        'merge': f'llmft merge {path} {path}-merged\n',
+        'load': f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "{path}/adapter")',
+    }
 
 # %% ../../nbs/training/02_run.ipynb #70c37107
 def run_readme(
-    run,   # `Run`
-    about, # what is to be said about data and model
+    run,     # `Run`
+    summary, # what is to be said about data and model
 ) -> str: # Markdown
     "The run in words."
-    config, held = run.config, _held_out(run.metrics)
-    how, load = f'with {config.adapter} (rank {config.lora_r})', 'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "{path}/adapter")'
-    if config.adapter == 'full': how, load = 'as a whole', 'AutoModelForCausalLM.from_pretrained("{path}/model")'
-    stopped = ' **The run was stopped before its end; `llmft train` goes on with `--resume`.**' if run.interrupted else ''
-    return _README.format(name=run.path.name, base=config.base_model, how=how, merge='' if config.adapter == 'full' else f'llmft merge {run.path.as_posix()} {run.path.as_posix()}-merged\n', load=load.format(path=run.path.as_posix()), data=', '.join(d.path for d in config.datasets),
-        stopped=stopped, about=about, steps=run.last('step') or 0, seconds=run.last('seconds') or 0, held=held and f', {held}', path=run.path.as_posix())
+    config, path, eval_loss = run.config, run.path.as_posix(), _eval_loss_text(run.metrics)
+    return _README.format(
+        name=run.path.name, base=config.base_model, data=', '.join(d.path for d in config.datasets),
+        stopped=_STOPPED if run.interrupted else '', summary=summary,
+        steps=run.last('step') or 0, seconds=run.last('seconds') or 0, eval_loss=f', {eval_loss}' if eval_loss else '',
+        path=path, **_usage(config, path))
+
+# %% ../../nbs/training/02_run.ipynb #950ff902
+def _save_model(run, model, tokenizer): # the adapter or the whole model, with all that is needed to use it
+    from transformers import GenerationConfig
+    is_full = not hasattr(model, 'peft_config')
+    special = align_special_tokens(model, tokenizer, run.config).generation_config
+    with folder_atomic(run.path/('model' if is_full else 'adapter'), overwrite=True) as tmp:
+        save_trained(model, tmp, detect_hardware(run.config).dtype)
+        tokenizer.save_pretrained(tmp)
+        if is_full: save_config(run.config, tmp/'llmft.yml')
+        else:
+            ids = {key: getattr(special, key) for key in ('eos_token_id', 'pad_token_id', 'bos_token_id')}
+            GenerationConfig(**ids).save_pretrained(tmp)
 
 # %% ../../nbs/training/02_run.ipynb #3c1f2c46
 def _save_plot(run):
@@ -226,25 +292,15 @@ def _save_plot(run):
     plt.close(fig)
     os.replace(tmp, run.path/'loss.png')
 
-# %% ../../nbs/training/02_run.ipynb #950ff902
-def _save_model(run, model, tokenizer): # the adapter or the whole model, with all that is needed to use it
-    from transformers import GenerationConfig
-    whole = not hasattr(model, 'peft_config')
-    ends = align_special_tokens(model, tokenizer, run.config).generation_config
-    with folder_atomic(run.path/('model' if whole else 'adapter'), overwrite=True) as tmp:
-        save_trained(model, tmp, detect_hardware(run.config).dtype)
-        tokenizer.save_pretrained(tmp)
-        if whole: save_config(run.config, tmp/'llmft.yml')
-        else: GenerationConfig(eos_token_id=ends.eos_token_id, pad_token_id=ends.pad_token_id, bos_token_id=ends.bos_token_id).save_pretrained(tmp)
-
 # %% ../../nbs/training/02_run.ipynb #95553ef3
 def finish_run(
     run, model, tokenizer,
-    about,   # text for the README
+    summary, # text for the README
     samples, # `SampleAnswers`
 ):
     "Write what is known after training, each file whole or not at all; the adapter first."
     _save_model(run, model, tokenizer)
     _save_plot(run)
-    write_atomic(run.path/'README.md', run_readme(run, about))
-    if answers := samples.ask_after(model, tokenizer): write_atomic(run.path/'samples.md', samples_markdown(answers))
+    write_atomic(run.path/'README.md', run_readme(run, summary))
+    answers = samples.generate_after(model, tokenizer)
+    if answers: write_atomic(run.path/'samples.md', samples_markdown(answers))
