@@ -6,7 +6,7 @@ from llmft.prompts.chat import TEMPLATES_DIR, resolve_chat_template, find_chat_t
 from llmft.config.config import load_config
 from llmft.core import UserError
 from llmft.prompts.turns import RowError, generation_prompt, prompt_formats, render, row_to_turns
-from llmft.tokens.tokenize import IGNORE_INDEX, encode_turns
+from llmft.tokens.encode import IGNORE_INDEX, encode_turns
 from tests.parity import load_test_tokenizer
 
 TOKENIZERS = ['tokenizer', 'tokenizer_sp', 'tokenizer_sp_nl']

@@ -12,7 +12,8 @@ from llmft.inference.chat import load_run, prompt_ids
 from llmft.model.adapters import add_adapter
 from llmft.model.base import detect_hardware, load_base
 from llmft.prompts.turns import row_to_turns
-from llmft.tokens.tokenize import IGNORE_INDEX, encode_turns, load_tokenizer
+from llmft.tokens.encode import IGNORE_INDEX, encode_turns
+from llmft.tokens.tokenize import load_tokenizer
 from llmft.model.loss import chunked_cross_entropy
 from llmft.tokens.packing import pack
 from llmft.tokens.report import prepare_data

@@ -17,7 +17,8 @@ from ..inference.chat import load_run
 from ..model.base import load_base
 from ..plots import plot_loss_text, plot_run
 from ..prompts.turns import row_to_turns
-from ..tokens.tokenize import encode_turns, load_tokenizer, show_mask
+from ..tokens.encode import encode_turns
+from ..tokens.tokenize import load_tokenizer, show_mask
 from ..training.train import check_output, finetune
 
 # %% ../../nbs/commands/02_demo.ipynb #55ea261c

@@ -20,7 +20,7 @@ from ..data.files import file_format, read_file
 from ..model.adapters import load_extra_adapter, set_adapter
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
-from ..tokens.tokenize import encode_turns
+from ..tokens.encode import encode_turns
 
 # %% ../../nbs/inference/01_chat.ipynb #a8ba69a5
 def prompt_ids(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows', 'RowCounts', 'count_reasons', 'count_rows',
-           'usable_rows', 'tokenize_dataset', 'LengthStats', 'length_report', 'encode_turns']
+           'usable_rows', 'tokenize_dataset', 'LengthStats', 'length_report']
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #c0ac0676
 import gc, hashlib, json, sys, time
@@ -19,10 +19,8 @@ from fastcore.basics import patch
 from ..core import UserError
 from ..prompts.chat import resolve_chat_template
 from ..prompts.turns import _ESCAPE, RowError, control_tokens, find_format, row_to_turns
-from .encode import IGNORE_INDEX, _list_array, _range_indices, encode_arrays, encode_turns
+from .encode import IGNORE_INDEX, _list_array, _range_indices, encode_arrays
 from .special import add_tokens, config_eot_ids, load_raw_tokenizer
-
-_all_ = ['encode_turns'] # is found here too
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #9f54cec0
 def _stable_template(tokenizer):
