@@ -211,7 +211,7 @@ def test_many_are_fast_and_in_order():
     results = run_code_batch([(f'x = {i}', f'assert x == {i} and x % 10') for i in range(100)], progress=False)
     assert time.time() - start < 20
     assert [r.ok for r in results] == [bool(i % 10) for i in range(100)]
-    assert Scores.of([{}]*100, results).counts == {'all': (90, 100)}
+    assert Scores.from_results([{}]*100, results).counts == {'all': (90, 100)}
 
 
 @pytest.mark.parametrize('text, code', [

@@ -10,25 +10,29 @@ import json, math, re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
 from fastcore.basics import patch
 
-from ..core import UserError, write_atomic
-from ..data.sources import load_rows
+from ..core import UserError, markdown_table, text_table, write_atomic
 from ..data.dedup import prepare_rows
-from ..inference.chat import generate, load_run, load_run_config
+from ..data.sources import load_rows
 from .sandbox import CodeResult, run_code_batch
+from ..inference.chat import generate, load_run, load_run_config
 
 # %% ../../nbs/evaluation/02_scores.ipynb #f4f43d3b
-def _blocks(text): # [(language, code)] of the fenced blocks of `text`
+def _blocks(text):
+    "The fenced blocks of `text`: [(language, code), …]."
     blocks, fence = [], None
     for line in text.split('\n'):
-        mark = line.strip()
+        stripped = line.strip()
         if fence is None:
             if m := re.match(r'( *)(`{3,}|~{3,}) *([\w+.#-]*)[^`]*$', line):
                 (indent, fence, language), code = m.groups(), []
                 blocks.append((language.lower(), code))
-        elif set(mark) == {fence[0]} and len(mark) >= len(fence): fence = None
-        else: code.append(line[min(len(indent), len(line) - len(line.lstrip(' '))):])
+        elif set(stripped) == {fence[0]} and len(stripped) >= len(fence): fence = None
+        else:
+            line_indent = len(line) - len(line.lstrip(' '))
+            code.append(line[min(len(indent), line_indent):])
     return [(language, '\n'.join(code)) for language, code in blocks]
 
 # %% ../../nbs/evaluation/02_scores.ipynb #e3d29b0d
@@ -58,8 +62,9 @@ def wilson_interval(
 ) -> tuple: # (lowest share, highest share)
     "The 95% interval of the true share when `c` of `n` rows pass."
     if not n: return 0., 1.
-    mid, half = (c + z*z/2)/(n + z*z), z*math.sqrt(c*(n-c)/n + z*z/4)/(n + z*z)
-    return max(0., mid-half), min(1., mid+half)
+    middle = (c + z*z/2)/(n + z*z)
+    half = z*math.sqrt(c*(n-c)/n + z*z/4)/(n + z*z)
+    return max(0., middle-half), min(1., middle+half)
 
 # %% ../../nbs/evaluation/02_scores.ipynb #ca3859b5
 @dataclass
@@ -69,7 +74,7 @@ class Scores:
     results: list  # each row's `CodeResult`
 
     @classmethod
-    def of(cls,
+    def from_results(cls,
         rows,    # list of dicts; 'group' is the row's group, else it is in 'all'
         results, # list of `CodeResult`, as many
     ): # `Scores`
@@ -79,51 +84,53 @@ class Scores:
 
 # %% ../../nbs/evaluation/02_scores.ipynb #4ab5599a
 @patch(as_prop=True)
-def counts(self:Scores) -> dict: # group -> (rows passed, rows)
+def counts(self: Scores) -> dict: # group -> (rows passed, rows)
     "How many rows of each group passed; with several groups, of 'all' too."
-    res = {g: (sum(r.ok for h, r in zip(self.groups, self.results) if h == g), n) for g, n in Counter(self.groups).items()}
-    if len(res) != 1: res['all'] = sum(r.ok for r in self.results), len(self.results)
-    return res
+    passed = Counter(group for group, r in zip(self.groups, self.results) if r.ok)
+    counts = {group: (passed[group], n) for group, n in Counter(self.groups).items()}
+    if len(counts) != 1: counts['all'] = passed.total(), len(self.results)
+    return counts
 
 # %% ../../nbs/evaluation/02_scores.ipynb #72b495ed
 @patch
-def failures(self:Scores) -> list: # [(reason, rows, detail of the first)]
+def failures(self: Scores) -> list: # [(reason, rows, detail of the first)]
     "The reasons for which rows failed, the commonest first."
-    first = {}
-    for r in self.results: first.setdefault(r.reason, r.detail)
-    return [(reason, n, first[reason]) for reason, n in Counter(r.reason for r in self.results if not r.ok).most_common()]
+    details = {}
+    for r in self.results: details.setdefault(r.reason, r.detail)
+    failed = Counter(r.reason for r in self.results if not r.ok)
+    return [(reason, n, details[reason]) for reason, n in failed.most_common()]
 
 # %% ../../nbs/evaluation/02_scores.ipynb #b93d4182
-def _cells(scores): # the tables of `scores`: (head, rows) each
-    share = lambda c, n: f'{c/n:.1%}' if n else '-'
-    passed = [(g, str(c), str(n), share(c, n), '{:.0%} to {:.0%}'.format(*wilson_interval(c, n))) for g, (c, n) in scores.counts.items()]
-    failed = [(reason, str(n), detail[:80].replace('|', '\\|')) for reason, n, detail in scores.failures()]
-    return (('group', 'passed', 'rows', 'pass@1', '95% interval'), passed), (('failed by', 'rows', 'the first'), failed)
+def _tables(scores):
+    "The tables that are not empty: (header, rows) each."
+    def share(c, n): return f'{c/n:.1%}' if n else '-'
+    def interval(c, n): return '{:.0%} to {:.0%}'.format(*wilson_interval(c, n))
+    passed = [(group, c, n, share(c, n), interval(c, n)) for group, (c, n) in scores.counts.items()]
+    failed = [(reason, n, detail[:80]) for reason, n, detail in scores.failures()]
+    tables = [(('group', 'passed', 'rows', 'pass@1', '95% interval'), passed),
+              (('failed by', 'rows', 'the first'), failed)]
+    return [(header, rows) for header, rows in tables if rows]
 
 # %% ../../nbs/evaluation/02_scores.ipynb #5323c326
 @patch
-def _repr_markdown_(self:Scores):
-    table = lambda head, rows: '\n'.join(f'| {" | ".join(r)} |' for r in [head, ['---']*len(head), *rows])
-    return '\n\n'.join(table(head, rows) for head, rows in _cells(self) if rows)
+def __str__(self: Scores): return '\n\n'.join(text_table(*table) for table in _tables(self))
 
-# %% ../../nbs/evaluation/02_scores.ipynb #bf475383
 @patch
-def __str__(self:Scores):
-    def table(rows):
-        widths = [max(map(len, column)) for column in zip(*rows)]
-        return '\n'.join('  '.join(c.ljust(w) for c, w in zip(r, widths)).rstrip() for r in rows)
-    return '\n\n'.join(table([head, *rows]) for head, rows in _cells(self) if rows)
+def _repr_markdown_(self: Scores): return '\n\n'.join(markdown_table(*table) for table in _tables(self))
 
 # %% ../../nbs/evaluation/02_scores.ipynb #6f08c73e
+def _group_dict(c, n): # c of n rows passed
+    return dict(passed=c, rows=n, pass_at_1=c/n if n else None, interval=list(wilson_interval(c, n)))
+
 @patch
-def to_dict(self:Scores) -> dict: # plain values, for JSON
+def to_dict(self: Scores) -> dict: # plain values, for JSON
     "The counts with their intervals, and every row's outcome."
-    counts = {g: dict(passed=c, rows=n, pass_at_1=c/n if n else None, interval=list(wilson_interval(c, n))) for g, (c, n) in self.counts.items()}
-    return dict(groups=counts, rows=[dict(group=g, **asdict(r)) for g, r in zip(self.groups, self.results)])
+    groups = {group: _group_dict(c, n) for group, (c, n) in self.counts.items()}
+    return dict(groups=groups, rows=[dict(group=g, **asdict(r)) for g, r in zip(self.groups, self.results)])
 
 # %% ../../nbs/evaluation/02_scores.ipynb #b4e53ba3
 @patch(cls_method=True)
-def from_dict(cls:Scores,
+def from_dict(cls: Scores,
     d, # what `to_dict` gave
 ): # `Scores`
     "The scores that `to_dict` wrote."
@@ -131,9 +138,12 @@ def from_dict(cls:Scores,
     return cls([r.pop('group') for r in rows], [CodeResult(**r) for r in rows])
 
 # %% ../../nbs/evaluation/02_scores.ipynb #d318b1b6
-def _allowed(run_code): # a `UserError` unless it was asked for
-    if not run_code: raise UserError('scoring runs code that the model writes, in a sandbox. Allow it with run_code=True, or --run-code in the shell.')
+def _check_allowed(run_code): # a `UserError` unless it was asked for
+    if not run_code:
+        raise UserError('scoring runs code that the model writes, in a sandbox. '
+                        'Allow it with run_code=True, or --run-code in the shell.')
 
+# %% ../../nbs/evaluation/02_scores.ipynb #2046217c
 def score_model(
     model, tokenizer,
     rows,              # dicts with `tests`, and what the prompt format needs
@@ -143,26 +153,30 @@ def score_model(
     progress='Answering', # description of the bar; `None` for none
 ): # (`Scores`, the answers)
     "Let the model answer each row and run the answers against the rows' tests."
-    _allowed(run_code)
+    _check_allowed(run_code)
     rows = [r for r in rows if r.get('tests')]
     if not rows: raise UserError('no row has `tests`; pass@1 needs rows with a column of Python tests.')
     answers = generate(model, tokenizer, rows, dataset, max_new_tokens=max_new_tokens, batch_size=50, progress=progress)
-    results = run_code_batch([(extract_code(a), r['tests']) for a, r in zip(answers, rows)], progress=progress is not None)
-    return Scores.of(rows, results), answers
+    programs = [(extract_code(answer), row['tests']) for answer, row in zip(answers, rows)]
+    results = run_code_batch(programs, progress=progress is not None)
+    return Scores.from_results(rows, results), answers
 
 # %% ../../nbs/evaluation/02_scores.ipynb #7f07f8a9
 def score_run(
     path,          # run folder
     run_code=False,# allow running what the model writes
-    **how,         # as for `score_model`
+    **kwargs,      # of `score_model`
 ) -> Scores:
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
     config = load_run_config(path)
-    rows, entry = load_rows(config, 'test_datasets') if config.test_datasets else prepare_rows(config).heldout, (config.test_datasets or config.datasets)[0]
-    if rows is None: raise UserError(f'{path}: this run has no held-out rows. Give `test_datasets` or `val_set_size` in its YAML.')
-    _allowed(run_code)
+    rows = load_rows(config, 'test_datasets') if config.test_datasets else prepare_rows(config).heldout
+    dataset = (config.test_datasets or config.datasets)[0]
+    if rows is None:
+        raise UserError(f'{path}: this run has no held-out rows. '
+                        'Give `test_datasets` or `val_set_size` in its YAML.')
+    _check_allowed(run_code)
     chat = load_run(path)
-    scores, answers = score_model(chat.model, chat.tokenizer, list(rows), entry, run_code=True, **how)
+    scores, answers = score_model(chat.model, chat.tokenizer, list(rows), dataset, run_code=True, **kwargs)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))
     return scores
 
@@ -174,11 +188,13 @@ class BeforeAfter:
     tuned: Scores
 
     def counts(self): # {group: {'base': (passed, rows), 'tuned': (passed, rows)}}
-        return {g: {'base': self.base.counts[g], 'tuned': self.tuned.counts[g]} for g in self.tuned.counts if g != 'all'}
+        groups = [group for group in self.tuned.counts if group != 'all']
+        return {group: {'base': self.base.counts[group], 'tuned': self.tuned.counts[group]} for group in groups}
 
     def __str__(self):
-        return '\n'.join(f'{g}: pass@1 {b[0] / b[1]:.0%} ({b[0]} of {b[1]}) before, {t[0] / t[1]:.0%} ({t[0]} of {t[1]}) after'
-            for g, (b, t) in ((g, v.values()) for g, v in self.counts().items()))
+        def share(passed, rows): return f'{passed / rows:.0%} ({passed} of {rows})'
+        return '\n'.join(f'{group}: pass@1 {share(*c["base"])} before, {share(*c["tuned"])} after'
+                         for group, c in self.counts().items())
 
     __repr__ = __str__
 
