@@ -302,7 +302,7 @@ def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
         if name == 'base': model, chat = load_base(settings(**short)), alone['two' if both.dataset.type == 'chat_template' else 'run']
         else: model, chat = alone[name].model, alone[name]
         ids = [chat.prompt_ids(q) for q in questions]
-        assert [both.ids(q) for q in questions] == ids # each run's own format
+        assert [both.prompt_ids(q) for q in questions] == ids # each run's own format
         with torch.no_grad(): torch.testing.assert_close(both.model(torch.tensor(ids[:1])).logits, model(torch.tensor(ids[:1])).logits)
         if name == 'base': continue
         assert both.generate(questions, max_new_tokens=12) == chat.generate(questions, max_new_tokens=12)
@@ -352,7 +352,7 @@ def test_experts_beside_each_other(settings, experts, tmp_path):
     both = load_run(one, also={'second': two})
     for name, path in [('second', two), ('first', one)]: # a folder called `base` has another name here
         assert both.use(name).generate(['Add 3', 'Add 4'], max_new_tokens=8) == load_run(path).generate(['Add 3', 'Add 4'], max_new_tokens=8)
-    with pytest.raises(UserError, match='other.*must target the same set of parameters'): both.add('other', three)
+    with pytest.raises(UserError, match='other.*must target the same set of parameters'): both.add_run('other', three)
 
 
 def test_chat_switches(settings, tmp_path, monkeypatch, capsys):

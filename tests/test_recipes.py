@@ -61,7 +61,7 @@ def test_code_llama_7b_in_small(tmp_path):
     merged = load_run(merge_adapter(run.path, tmp_path/'merged'))
     assert merged.model.config.num_hidden_layers == 2 and not hasattr(merged.model, 'peft_config')
     adapted = load_run(run.path, quantized=False)
-    ids = torch.tensor([merged.ids('Add 1 to a number')])
+    ids = torch.tensor([merged.prompt_ids('Add 1 to a number')])
     with torch.inference_mode(): a, b = merged.model(ids).logits.float(), adapted.model(ids).logits.float()
     assert (a - b).norm() < .05 * b.norm()
     assert isinstance(merged('Add 1 to a number', max_new_tokens=5), str)
