@@ -34,7 +34,10 @@ def _small_png(fig, dpi, colours): # bytes of a PNG file
     return small.getvalue()
 
 # %% ../nbs/plots.ipynb #d1d2c34e
-def use_small_figures(dpi=72, colours=48):
+def use_small_figures(
+    dpi=72,     # dots of the picture per inch of the figure
+    colours=48, # most different colours in a picture
+):
     "Show the figures of this notebook as small PNG files, in `figure_style`; does nothing outside of notebooks."
     shell = 'IPython' in sys.modules and sys.modules['IPython'].get_ipython()
     if not shell: return

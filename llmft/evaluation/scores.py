@@ -145,11 +145,12 @@ def _check_allowed(run_code): # a `UserError` unless it was asked for
 
 # %% ../../nbs/evaluation/02_scores.ipynb #2046217c
 def score_model(
-    model, tokenizer,
-    rows,              # dicts with `tests`, and what the prompt format needs
-    dataset,           # `DatasetConfig`: the prompt format
-    run_code=False,    # allow running what the model writes
-    max_new_tokens=128,# longest answer
+    model,     # from `load_base` or `load_run`
+    tokenizer, # from `load_tokenizer`
+    rows,      # dicts with `tests`, and what the prompt format needs
+    dataset,   # `DatasetConfig`: the prompt format
+    run_code=False,       # allow running what the model writes
+    max_new_tokens=128,   # longest answer
     progress='Answering', # description of the bar; `None` for none
 ): # (`Scores`, the answers)
     "Let the model answer each row and run the answers against the rows' tests."
@@ -184,8 +185,8 @@ def score_run(
 @dataclass
 class BeforeAfter:
     "Scores of the base model and of the tuned one on the same rows."
-    base: Scores
-    tuned: Scores
+    base: Scores  # before
+    tuned: Scores # after
 
     def counts(self): # {group: {'base': (passed, rows), 'tuned': (passed, rows)}}
         groups = [group for group in self.tuned.counts if group != 'all']

@@ -178,8 +178,8 @@ def _size(n): return f'{n/GiB:.2f} GiB' if n >= GiB/100 else f'{n/2**20:.2f} MiB
 @dataclass
 class MemoryPlan:
     "What a run would hold, and where it is most."
-    config: Config
-    gpu: Gpu
+    config: Config      # the settings that are planned
+    gpu: Gpu            # what they are compared with
     parts: dict         # part -> bytes on the GPU at the highest moment
     between_steps: dict # part -> bytes on the GPU between two steps
     step_peaks: dict    # step -> bytes at its highest moment
@@ -188,7 +188,7 @@ class MemoryPlan:
     ram: dict           # what -> bytes of RAM
     disk: dict          # what -> bytes written
     machines: list = field(default_factory=list) # of `Machine`, to compare RAM and disk with
-    notes: list = field(default_factory=list)
+    notes: list = field(default_factory=list) # what the plan assumes, or leaves out
 
     @property
     def peak_bytes(self): return sum(self.parts.values())
