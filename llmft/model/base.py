@@ -63,6 +63,7 @@ def _check_vocab_size(values):
     if values.get('vocab_size') or text_model.get('vocab_size'): return
     raise UserError('base_model: its config.json has no `vocab_size`. Without it the output layer has no size.')
 
+# %% ../../nbs/model/02_base.ipynb #3f75154c
 def load_hf_config(
     config,    # `Config`
     base=None, # its `config.json` as a `dict`, or its folder, instead of the YAML's
@@ -122,6 +123,7 @@ def _cpu_name():
     try: return re.search(r'model name\s*: (.+)', Path('/proc/cpuinfo').read_text()).group(1)
     except (OSError, AttributeError): return platform.processor() or platform.machine() # no such file or line
 
+# %% ../../nbs/model/02_base.ipynb #2cd70b44
 def _device(): # (device, name, bytes of memory)
     import torch
     if torch.cuda.is_available():

@@ -66,6 +66,7 @@ def ram_bytes() -> int: # bytes; 0 if this system does not say
 def _apple_gpu_bytes(): # bytes an Apple GPU may take; elsewhere as on a computer with 16 GiB
     return int((ram_bytes() if sys.platform == 'darwin' else 16*GiB)*2/3)
 
+# %% ../../nbs/model/01_gpus.ipynb #3e0a0d5f
 def known_gpus() -> dict: # {name: `Gpu`}
     "Every GPU that llmft knows by name."
     gpus = {name: Gpu(name, int(size*GiB), capability, cuda_context_bytes(capability))
@@ -115,6 +116,7 @@ def _unknown_gpu_error(name, known): # `known`: {normalized name: `Gpu`}
     return UserError(f'There is no GPU called {name!r} in the list.{hint} Known: {", ".join(known_gpus())}. '
                      'A size works too, as `15GiB`.')
 
+# %% ../../nbs/model/01_gpus.ipynb #129f0727
 def find_gpu(
     name=None, # such as `T4`, `RTX 4090`, `2xT4`, `15GiB`; `None`: this machine's
 ) -> Gpu:
