@@ -1,7 +1,7 @@
 """The buttons and the first code cell of every tutorial and how-to: `python -m tests.links` writes them.
 
-The one address is `Repository` in pyproject.toml; `_quarto.yml` gets it too. Each page gets, below its title, buttons that open it in Colab and in
-Kaggle, and as its first code cell one that installs llmft where it is missing.
+The one address is `Repository` in pyproject.toml; `_quarto.yml` gets it too. Each page gets, below its title, buttons
+that open it in Colab and in Kaggle, and as its first code cell one that installs llmft where it is missing.
 """
 import json, re
 from pathlib import Path
