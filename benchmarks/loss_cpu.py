@@ -1,8 +1,10 @@
-"Seconds of a training step on this machine's CPU: two ways to compute the loss, three ways to lay out the same 1,024 tokens."
+"""Seconds of a training step on this machine's CPU: two ways to compute the loss, three ways to lay out the same
+1,024 tokens."""
 import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
+
 import torch
-from trl import SFTTrainer
+
 from llmft.config.config import load_config
 from llmft.model.loss import chunked_cross_entropy
 from llmft.model.adapters import add_adapter
@@ -21,14 +23,31 @@ def layouts(tokens): # name -> batch; rows packed to 4 x 256 and 1 x 1024, and a
         n += len(row['input_ids'])
         if n > 1024: break
         padded.append(row)
-    return {'4 x 256 packed': collate(list(pack(tokens, 256).select(range(4)))), '1 x 1024 packed': collate([pack(tokens, 1024)[0]]), 'padded rows': collate(padded)}
+    return {'4 x 256 packed': collate(list(pack(tokens, 256).select(range(4)))),
+            '1 x 1024 packed': collate([pack(tokens, 1024)[0]]), 'padded rows': collate(padded)}
 
 
 def seconds(model, loss, batch): # of one step, forward and backward
     start = time.perf_counter()
-    with torch.autocast('cpu', torch.bfloat16, enabled=detect_hardware().dtype == torch.bfloat16): loss(batch).backward()
+    bf16 = detect_hardware().dtype == torch.bfloat16
+    with torch.autocast('cpu', torch.bfloat16, enabled=bf16): loss(batch).backward()
     model.zero_grad()
     return time.perf_counter() - start
+
+
+def step_result(layout, loss, times, batch):
+    return {'layout': layout, 'loss': loss, 'seconds': round(statistics.median(times), 2),
+            'fastest': round(min(times), 2), 'tokens': batch['input_ids'].numel(),
+            'learned_tokens': int((batch['labels'] != -100).sum())}
+
+
+def ratio(times, others): return round(statistics.median(a / b for a, b in zip(times, others)), 2)
+
+
+def machine():
+    hw = detect_hardware()
+    return {'cpu': hw.name, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': os.getloadavg()[0],
+            'dtype': str(hw.dtype), 'python': platform.python_version(), 'torch': torch.__version__}
 
 
 def main(repeats=5):
@@ -37,18 +56,20 @@ def main(repeats=5):
     model = add_adapter(load_base(config), config)
     trainer = make_trainer(config, model, data, config.output_dir)
     model.train()
-    ways = {'llmft': lambda b: chunked_cross_entropy(model, b), 'trl': lambda b: SFTTrainer.compute_loss(trainer, model, dict(b), num_items_in_batch=torch.tensor(1))}
+    trl_trainer = type(trainer).__mro__[1]
+    losses = {
+        'llmft': lambda batch: chunked_cross_entropy(model, batch),
+        'trl': lambda batch: trl_trainer.compute_loss(trainer, model, dict(batch), num_items_in_batch=torch.tensor(1))}
     batches, times = layouts(data.train), {}
-    for repeat in range(repeats + 1): # in turn, so that other load on the machine hits all of them; the first round only warms up
+    # in turn, so that other load on the machine hits all of them; the first round only warms up
+    for repeat in range(repeats + 1):
         for layout, batch in batches.items():
-            for way, loss in ways.items():
+            for name, loss in losses.items():
                 t = seconds(model, loss, batch)
-                if repeat: times.setdefault((layout, way), []).append(t)
-    rows = [{'layout': l, 'loss': w, 'seconds': round(statistics.median(t), 2), 'fastest': round(min(t), 2), 'tokens': batches[l]['input_ids'].numel(),
-             'learned_tokens': int((batches[l]['labels'] != -100).sum())} for (l, w), t in times.items()]
-    hw = detect_hardware()
-    result = {'machine': {'cpu': hw.name, 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': os.getloadavg()[0], 'dtype': str(hw.dtype), 'python': platform.python_version(), 'torch': torch.__version__}, 'steps': rows,
-        'trl_over_llmft': {l: round(statistics.median(t / o for t, o in zip(times[l, 'trl'], times[l, 'llmft'])), 2) for l in batches}}
+                if repeat: times.setdefault((layout, name), []).append(t)
+    steps = [step_result(layout, name, t, batches[layout]) for (layout, name), t in times.items()]
+    ratios = {layout: ratio(times[layout, 'trl'], times[layout, 'llmft']) for layout in batches}
+    result = {'machine': machine(), 'steps': steps, 'trl_over_llmft': ratios}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS/'loss_cpu.json').write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))

@@ -1,9 +1,12 @@
-"Memory and seconds of the loss step alone: scores of all tokens at once against `chunked_cross_entropy`, at a vocabulary of 128,000 and 2 x 2,048 tokens."
+"""Memory and seconds of the loss step alone: scores of all tokens at once against `chunked_cross_entropy`, at a
+vocabulary of 128,000 and 2 x 2,048 tokens."""
 import json, os, platform, resource, subprocess, sys, time
 from pathlib import Path
+
 import torch
-from llmft.model.loss import chunked_cross_entropy
+
 from llmft.model.base import _cpu_name
+from llmft.model.loss import chunked_cross_entropy
 
 RESULTS = Path(__file__).parent/'results'
 VOCABULARY, HIDDEN, ROWS, LENGTH = 128_000, 1024, 2, 2048
@@ -34,18 +37,24 @@ def measure(way): # in a process of its own
     before, start = peak(), time.perf_counter()
     value = loss(model, batch)
     value.backward()
-    print(json.dumps({'peak': peak() - before, 'seconds': time.perf_counter() - start, 'loss': value.item(), 'gradient': model.hidden.grad.norm().item()}))
+    print(json.dumps({'peak': peak() - before, 'seconds': time.perf_counter() - start, 'loss': value.item(),
+                      'gradient': model.hidden.grad.norm().item()}))
 
 
 def main():
     runs = {'plain': [], 'llmft': []}
     for _ in range(2): # in turn, so that other load on the machine hits both
-        for way, found in runs.items():
-            found.append(json.loads(subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True).stdout))
-    best = {way: min(found, key=lambda r: r['seconds']) for way, found in runs.items()}
+        for way, measured in runs.items():
+            p = subprocess.run([sys.executable, __file__, way], capture_output=True, text=True, check=True)
+            measured.append(json.loads(p.stdout))
+    best = {way: min(measured, key=lambda r: r['seconds']) for way, measured in runs.items()}
     a, b = best['plain'], best['llmft']
-    result = {'vocabulary': VOCABULARY, 'hidden_size': HIDDEN, 'tokens': ROWS * LENGTH, 'machine': {'cpu': _cpu_name(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(), 'load': os.getloadavg()[0], 'torch': torch.__version__, 'python': platform.python_version()}} | best
-    result |= {'memory_ratio': round(b['peak'] / a['peak'], 3), 'time_ratio': round(b['seconds'] / a['seconds'], 2), 'loss_difference': abs(a['loss'] / b['loss'] - 1), 'gradient_difference': abs(a['gradient'] / b['gradient'] - 1)}
+    machine = {'cpu': _cpu_name(), 'cores': os.cpu_count(), 'threads': torch.get_num_threads(),
+               'load': os.getloadavg()[0], 'torch': torch.__version__, 'python': platform.python_version()}
+    result = {'vocabulary': VOCABULARY, 'hidden_size': HIDDEN, 'tokens': ROWS * LENGTH, 'machine': machine, **best,
+              'memory_ratio': round(b['peak'] / a['peak'], 3), 'time_ratio': round(b['seconds'] / a['seconds'], 2),
+              'loss_difference': abs(a['loss'] / b['loss'] - 1),
+              'gradient_difference': abs(a['gradient'] / b['gradient'] - 1)}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS/'loss_memory.json').write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))

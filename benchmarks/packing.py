@@ -1,4 +1,5 @@
-"Packing of a million rows: share filled, seconds and memory, with llmft's `best_fit_decreasing` and `pack` and with TRL's `pack_dataset`."
+"""Packing of a million rows: share filled, seconds and memory, with llmft's `best_fit_decreasing` and `pack` and with
+TRL's `pack_dataset`."""
 import json, multiprocessing, os, platform, re, sys, tempfile, time
 from pathlib import Path
 
@@ -29,9 +30,10 @@ def bins_of(name, lengths): # -> a row of the table
     for fit in (best_fit_decreasing, exact_fit):
         start = time.perf_counter()
         bins = fit(lengths, SIZE)
-        row |= {f'{fit.__name__}, filled': f'{lengths.sum() / len(bins) / SIZE:.2%}', f'{fit.__name__}, s': round(time.perf_counter() - start, 2)}
-    least = -(-lengths.sum() // SIZE) # packed rows, if all but the last were full
-    return row | {'at most': f'{lengths.sum() / least / SIZE:.2%}'}
+        seconds = round(time.perf_counter() - start, 2)
+        row |= {f'{fit.__name__}, filled': f'{lengths.sum() / len(bins) / SIZE:.2%}', f'{fit.__name__}, s': seconds}
+    min_bins = -(-lengths.sum() // SIZE) # if all but the last were full
+    return row | {'at most': f'{lengths.sum() / min_bins / SIZE:.2%}'}
 
 
 def save_tokens(folder, n):
@@ -41,7 +43,8 @@ def save_tokens(folder, n):
     Dataset(pa.table({'input_ids': column, 'labels': column})).save_to_disk(folder)
 
 
-def peak_memory(): return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 1e6 # GB
+def peak_memory(): # GB
+    return int(re.search(r'VmHWM:\s+(\d+) kB', Path('/proc/self/status').read_text())[1]) / 1e6
 
 
 def packed_by(who, folder, answer): # in a process of its own, for its peak memory
@@ -51,10 +54,11 @@ def packed_by(who, folder, answer): # in a process of its own, for its peak memo
     before, start = peak_memory(), time.perf_counter()
     packed = pack(tokens, SIZE) if who == 'llmft' else pack_dataset(tokens, SIZE, 'bfd', {'batch_size': len(tokens)})
     seconds = time.perf_counter() - start
-    answer.put({'by': who, 'rows': f'{len(tokens):,}', 'packed rows': f'{len(packed):,}', 's': round(seconds, 1), 'GB': round(peak_memory() - before, 1)})
+    answer.put({'by': who, 'rows': f'{len(tokens):,}', 'packed rows': f'{len(packed):,}', 's': round(seconds, 1),
+                'GB': round(peak_memory() - before, 1)})
 
 
-def apart(who, folder):
+def in_new_process(who, folder):
     ctx = multiprocessing.get_context('spawn')
     answer = ctx.Queue()
     process = ctx.Process(target=packed_by, args=(who, folder, answer))
@@ -66,11 +70,14 @@ def apart(who, folder):
 
 def main(n=1_000_000, copied=300_000):
     bins = [bins_of('built-in', builtin_lengths(20_000)), bins_of('log-normal', lognormal_lengths(20_000)),
-            bins_of('built-in', builtin_lengths(n)), bins_of('log-normal', lognormal_lengths(n)), bins_of('uniform', uniform_lengths(n))]
+            bins_of('built-in', builtin_lengths(n)), bins_of('log-normal', lognormal_lengths(n)),
+            bins_of('uniform', uniform_lengths(n))]
     with tempfile.TemporaryDirectory() as folder:
         save_tokens(folder, copied)
-        whole = [apart(who, folder) for who in ('llmft', 'trl')]
-    result = {'machine': {'cores': os.cpu_count(), 'load': round(os.getloadavg()[0], 1), 'python': platform.python_version(), 'numpy': np.__version__}, 'bins': bins, 'pack': whole}
+        packed = [in_new_process(who, folder) for who in ('llmft', 'trl')]
+    machine = {'cores': os.cpu_count(), 'load': round(os.getloadavg()[0], 1), 'python': platform.python_version(),
+               'numpy': np.__version__}
+    result = {'machine': machine, 'bins': bins, 'pack': packed}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS/'packing.json').write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))
