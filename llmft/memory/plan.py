@@ -151,8 +151,8 @@ def dry_run(
         model = _add_adapter(model, config, tracker, amp, device)
         params = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(choose_optimizer(gpu.kind, config.optimizer)[0], params, gpu.kind == 'cuda')
-        batch = _batch(rows, length, tracker, device)
-        training_step(model, batch, loss, optimizer, tracker, amp, accumulate)
+        # no name is given to the rows, so that they are gone when the evaluation starts
+        training_step(model, _batch(rows, length, tracker, device), loss, optimizer, tracker, amp, accumulate)
         _evaluate(model, loss, config, tracker, amp, device)
     return tracker, dict(weights=weights, largest=largest)
 
