@@ -4,6 +4,7 @@ import json, os, platform, statistics, sys, tempfile, time
 from pathlib import Path
 
 import torch
+from trl import SFTTrainer
 
 from llmft.config.config import load_config
 from llmft.model.loss import chunked_cross_entropy
@@ -56,10 +57,9 @@ def main(repeats=5):
     model = add_adapter(load_base(config), config)
     trainer = make_trainer(config, model, data, config.output_dir)
     model.train()
-    trl_trainer = type(trainer).__mro__[1]
     losses = {
         'llmft': lambda batch: chunked_cross_entropy(model, batch),
-        'trl': lambda batch: trl_trainer.compute_loss(trainer, model, dict(batch), num_items_in_batch=torch.tensor(1))}
+        'trl': lambda batch: SFTTrainer.compute_loss(trainer, model, dict(batch), num_items_in_batch=torch.tensor(1))}
     batches, times = layouts(data.train), {}
     # in turn, so that other load on the machine hits all of them; the first round only warms up
     for repeat in range(repeats + 1):
