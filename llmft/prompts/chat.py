@@ -264,7 +264,7 @@ class _EndTokens:
 
 # %% ../../nbs/prompts/03_chat.ipynb #878bbba1
 @lru_cache(16)
-def _end_tokens(special_tokens, eos, bos, eot):
+def _end_tokens(special_tokens, eos, bos, eot): # as text; an empty `eot` stands for `eos`
     if eot is not None and not eot: eot = (eos,)
     longest_first = sorted({*special_tokens, *(eot or ()), eos}, key=len, reverse=True)
     any_token = '|'.join(map(re.escape, longest_first))
@@ -356,7 +356,7 @@ def _find_contents(chat): # {message: (start, stop)} of its content; a message t
 def _check_prefix(text, prefix):
     if not text.startswith(prefix): raise RowError('the chat template writes a turn differently when more follows')
 
-def _prompt_lengths(chat, indices): # {message: length of the text that is sent to get it}, for answers
+def _prompt_lengths(chat, indices): # {answer: length of the text that is sent to get it}
     answers = [i for i in indices if i and chat.messages[i]['role'] == 'assistant']
     if not answers: return {}
     prompts, _ = chat.renderer([chat.messages[:i] for i in answers], add_generation_prompt=True)
@@ -388,7 +388,8 @@ def _trained_message_indices(messages, dataset): # list of `Message` -> the numb
 def _include_leading_space(text, span, content_spans): # a space in front that belongs to no other content
     start, stop = span
     follows_content = any(b == start and a != b for a, b in content_spans.values())
-    return start - (text[start - 1:start] == ' ' and not follows_content), stop
+    if text[start - 1:start] == ' ' and not follows_content: start -= 1
+    return start, stop
 
 # %% ../../nbs/prompts/03_chat.ipynb #ffca4da8
 def _turn_span(chat, i, prompt_length): # of an answer: all that it adds to its prompt, without end tokens
@@ -401,9 +402,9 @@ def _message_span(chat, i, content_spans, prompt_length=0, merged=False): # (sta
     if i in chat.generation_spans:
         start, stop = chat.generation_spans[i]
         return start if merged else max(prompt_length, start), stop
-    message = chat.messages[i]
-    is_assistant, has_more = message['role'] == 'assistant', bool(message.keys() - {'role', 'content', 'name'})
-    if is_assistant and (has_more or i not in content_spans): return _turn_span(chat, i, prompt_length)
+    is_assistant = chat.messages[i]['role'] == 'assistant'
+    has_reasoning_or_calls = bool(chat.messages[i].keys() - {'role', 'content', 'name'})
+    if is_assistant and (has_reasoning_or_calls or i not in content_spans): return _turn_span(chat, i, prompt_length)
     if i not in content_spans: return None
     if not is_assistant and not _same_when_last(chat, i, content_spans[i][1]): return None
     start, stop = _include_leading_space(chat.text, content_spans[i], content_spans)
