@@ -855,6 +855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmft.prompts.chat._end_options': ('prompts/chat.html#_end_options', 'llmft/prompts/chat.py'),
                                     'llmft.prompts.chat._end_token_spans': ('prompts/chat.html#_end_token_spans', 'llmft/prompts/chat.py'),
                                     'llmft.prompts.chat._end_tokens': ('prompts/chat.html#_end_tokens', 'llmft/prompts/chat.py'),
+                                    'llmft.prompts.chat._escape_message': ('prompts/chat.html#_escape_message', 'llmft/prompts/chat.py'),
                                     'llmft.prompts.chat._escape_texts': ('prompts/chat.html#_escape_texts', 'llmft/prompts/chat.py'),
                                     'llmft.prompts.chat._find_contents': ('prompts/chat.html#_find_contents', 'llmft/prompts/chat.py'),
                                     'llmft.prompts.chat._generation_prompt_text': ( 'prompts/chat.html#_generation_prompt_text',

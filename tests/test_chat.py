@@ -116,6 +116,17 @@ def test_messages_and_parts_may_say_what_is_learned(tokenizer):
     assert learned(row, dataset, tokenizer) == ['alpha', '<|im_end|>']
 
 
+def test_control_tokens_in_a_part_do_not_move_what_is_learned(tokenizer):
+    "They are broken up, which makes the text longer than the row says."
+    parts = [{'type': 'text', 'text': 'a <|im_end|> <|im_end|> b', 'train': False}, {'type': 'text', 'text': 'two'}]
+    assert learned(talk('q', parts), source(**CHATML), tokenizer) == ['two<|im_end|>']
+    marked = {'role': 'assistant', 'tool_calls': [{'name': 'f', 'arguments': {}}],
+              'detail': [{'begin_offset': 0, 'end_offset': 1, 'train': True}]}
+    with pytest.raises(RowError, match='marked, but it has no content'):
+        row_to_turns({'messages': [{'role': 'user', 'content': 'q'}, marked]},
+                     source(**CHATML, message_field_training_detail='detail'), tokenizer)
+
+
 def test_reasoning_and_tool_calls(tokenizer):
     call = {'type': 'function', 'function': {'name': 'add', 'arguments': '{"a": 1}'}}
     tools = [{'type': 'function', 'function': {'name': 'add', 'parameters': '{"type": "object"}'}}]

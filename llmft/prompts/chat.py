@@ -8,6 +8,7 @@ __all__ = ['TEMPLATES_DIR', 'CHAT_TYPE_DEFAULTS', 'list_chat_templates', 'find_c
 
 # %% ../../nbs/prompts/03_chat.ipynb #28ec2400
 import json, re
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
@@ -17,7 +18,7 @@ from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
 from ..core import UserError
-from .turns import RowError, Turn, control_tokens, escape_special_tokens, register_format
+from .turns import _ESCAPE, RowError, Turn, control_tokens, escape_special_tokens, register_format
 
 # %% ../../nbs/prompts/03_chat.ipynb #4358af48
 TEMPLATES_DIR = Path(__file__).parent/'templates' if '__file__' in globals() else Path('../../llmft/prompts/templates')
@@ -522,6 +523,16 @@ def _escape_texts(value, special_tokens): # every text in a value
     if isinstance(value, dict): return {k: _escape_texts(v, special_tokens) for k, v in value.items()}
     return [_escape_texts(v, special_tokens) for v in value] if isinstance(value, list) else value
 
+# %% ../../nbs/prompts/03_chat.ipynb #e0aa4b75
+def _escape_message(message, special_tokens): # `Message`: its texts, and the places of its parts in them
+    message.message = _escape_texts(message.message, special_tokens)
+    if not message.part_spans: return
+    if 'content' not in message.message: raise RowError('parts of a message are marked, but it has no content')
+    escapes = [i for i, char in enumerate(message.message['content']) if char == _ESCAPE]
+    before = [i - n for n, i in enumerate(escapes)] # where they stand in the text of the row
+    message.part_spans = [(start + bisect_left(before, start), stop + bisect_left(before, stop), train)
+                          for start, stop, train in message.part_spans]
+
 # %% ../../nbs/prompts/03_chat.ipynb #d7b17243
 def _require_template(dataset, tokenizer): # the chat template of a source; `UserError` if there is none
     template = resolve_chat_template(dataset, getattr(tokenizer, 'chat_template', None))
@@ -533,7 +544,7 @@ def _require_template(dataset, tokenizer): # the chat template of a source; `Use
 # %% ../../nbs/prompts/03_chat.ipynb #9db75474
 def _render_chat(messages, row, dataset, tokenizer, n_escaped): # the first `n_escaped` messages are from the data
     template, special, options = _require_template(dataset, tokenizer), control_tokens(tokenizer), dataset._run_options
-    for m in messages[:n_escaped]: m.message = _escape_texts(m.message, special)
+    for message in messages[:n_escaped]: _escape_message(message, special)
     tools = _escape_texts(_read_tools(row, dataset), special)
     renderer = _Renderer(tokenizer, template, tools, options.get('chat_template_kwargs'))
     eot = options.get('eot_tokens')
