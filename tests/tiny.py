@@ -25,21 +25,23 @@ def small_tokenizer():
     t = Tokenizer(models.BPE())
     t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [ALPACA.format(**r) for r in alpaca_rows(40)]
-    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=600, special_tokens=['<unk>', '<s>', '</s>'],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=['<unk>', '<s>', '</s>'], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    t.train_from_iterator(texts, trainer)
     t.post_processor = processors.TemplateProcessing(single='<s> $A', special_tokens=[('<s>', 1)])
     return PreTrainedTokenizerFast(tokenizer_object=t, bos_token='<s>', eos_token='</s>', unk_token='<unk>',
-        chat_template=CHAT_TEMPLATE)
+                                   chat_template=CHAT_TEMPLATE)
 
 
 def save_tiny(folder, kind=LlamaForCausalLM, shape=LlamaConfig, tokenizer=None, **sizes):
     "Save a model of few weights, with a tokenizer, in `folder`."
     tokenizer = tokenizer or builtin_tokenizer()
     sizes = dict(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, initializer_range=.1, max_position_embeddings=2048, tie_word_embeddings=False) | sizes
+                 num_key_value_heads=2, initializer_range=.1, max_position_embeddings=2048,
+                 tie_word_embeddings=False) | sizes
+    ids = {f'{name}_token_id': getattr(tokenizer, f'{name}_token_id') for name in ('bos', 'eos', 'pad')}
     torch.manual_seed(0)
-    model = kind(shape(vocab_size=max(len(tokenizer), 1000), bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **sizes))
+    model = kind(shape(vocab_size=max(len(tokenizer), 1000), **ids, **sizes))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return Path(folder)
@@ -50,13 +52,16 @@ def save_rows(path, rows):
     return str(path)
 
 
-def alpaca_rows(n): # of different lengths
-    return [{'instruction': f'Add {i} to a number' + ', please' * (i % 5),
-             'input': '' if i % 2 else f'x = {i}',
-             'output': f'def add(x):\n    return x + {i}' + f' + {i}' * (i % 7)} for i in range(n)]
+def alpaca_row(i):
+    return {'instruction': f'Add {i} to a number' + ', please' * (i % 5), 'input': '' if i % 2 else f'x = {i}',
+            'output': f'def add(x):\n    return x + {i}' + f' + {i}' * (i % 7)}
 
 
-def tiny_config(model, data, out, **settings):
+def alpaca_rows(n): return [alpaca_row(i) for i in range(n)] # of different lengths
+
+
+def tiny_config(model, data, out, **keys):
     datasets = data if isinstance(data, list) else [{'path': str(data)}]
-    return load_config({'base_model': str(model), 'datasets': datasets, 'sequence_len': 256, 'micro_batch_size': 2,
-        'learning_rate': 1e-2, 'gradient_checkpointing': False, 'output_dir': str(out)} | settings)
+    config = {'base_model': str(model), 'datasets': datasets, 'sequence_len': 256, 'micro_batch_size': 2,
+              'learning_rate': 1e-2, 'gradient_checkpointing': False, 'output_dir': str(out)}
+    return load_config(config | keys)
