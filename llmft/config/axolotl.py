@@ -197,10 +197,11 @@ AXOLOTL_DATASET_KEYS |= _keys('unsupported', {
 
 # %% ../../nbs/config/03_axolotl.ipynb #181f6ed5
 def find_key(
-    name,               # as it stands in a file
-    table=AXOLOTL_KEYS, # `AXOLOTL_KEYS` or `AXOLOTL_DATASET_KEYS`
+    name,       # as it stands in a file
+    table=None, # of the keys of an entry, `AXOLOTL_DATASET_KEYS`; default: `AXOLOTL_KEYS`
 ) -> AxolotlKey | None:
     "What the table says of a key; `None` if Axolotl has no such key."
+    table = AXOLOTL_KEYS if table is None else table
     if name in table: return table[name]
     patterns = (pattern for pattern in table if '*' in pattern)
     return next((table[pattern] for pattern in patterns if fnmatchcase(name, pattern)), None)
