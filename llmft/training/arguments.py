@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config.config import _did_you_mean
 from ..core import UserError, silence_warnings
+from ..model.adapters import _non_empty_args
 from ..tokens.report import count_steps, steps_per_epoch
 
 # %% ../../nbs/training/01_arguments.ipynb #04f562e0
@@ -21,17 +22,13 @@ _RENAMED_ARGS = { # key of the YAML -> argument of `SFTConfig`
     'sequence_len': 'max_length',
     'trackio_project_name': 'project',
 }
-_SAME_ARGS = '''
-    gradient_accumulation_steps auto_find_batch_size learning_rate weight_decay max_grad_norm seed
-    adam_beta1 adam_beta2 adam_epsilon optim_target_modules neftune_noise_alpha gradient_checkpointing_kwargs
-    save_total_limit save_only_model load_best_model_at_end hub_model_id hub_strategy hub_revision trackio_space_id
-'''.split()
+_SAME_ARGS = [
+    *'gradient_accumulation_steps auto_find_batch_size learning_rate weight_decay max_grad_norm seed'.split(),
+    *'adam_beta1 adam_beta2 adam_epsilon optim_target_modules neftune_noise_alpha'.split(),
+    *'gradient_checkpointing_kwargs save_total_limit save_only_model load_best_model_at_end'.split(),
+    *'hub_model_id hub_strategy hub_revision trackio_space_id'.split(),
+]
 _SFT_ARGS = _RENAMED_ARGS | {key: key for key in _SAME_ARGS}
-
-# %% ../../nbs/training/01_arguments.ipynb #21cddd4c
-def _non_empty_args(config, table): # `table`: {key: argument} -> {argument: value} of the keys that have a value
-    values = {arg: getattr(config, key) for key, arg in table.items()}
-    return {arg: value for arg, value in values.items() if value not in (None, {}, [])}
 
 # %% ../../nbs/training/01_arguments.ipynb #949f4bee
 def _check_name(key, name, known): # a `UserError` if `name` is none of the `known` ones
