@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UserError', 'write_atomic', 'folder_atomic', 'existing_parent', 'check_writable', 'cache_dir', 'file_sha256',
-           'text_table', 'markdown_table', 'html_table', 'silence_warnings']
+           'drop_none', 'text_table', 'markdown_table', 'html_table', 'silence_warnings']
 
 # %% ../nbs/core.ipynb #6749d383
 import hashlib, os, shutil, tempfile
@@ -96,6 +96,12 @@ def file_sha256(
     with open(path, 'rb') as f:
         while block := f.read(1 << 20): digest.update(block)
     return digest.hexdigest()
+
+# %% ../nbs/core.ipynb #1ea2fb10
+def drop_none(value):
+    "`value` without the keys that have none: a blank means \"not given\"."
+    if isinstance(value, dict): return {k: drop_none(v) for k, v in value.items() if v is not None}
+    return [drop_none(v) for v in value] if isinstance(value, list) else value
 
 # %% ../nbs/core.ipynb #d5253440
 def text_table(

@@ -1,14 +1,14 @@
 "The site: its map, and what Quarto is given. Quarto itself is not needed."
 import json, re, subprocess, sys
-from pathlib import Path
 import pytest
 import yaml
-from tests import links
+from tests import figures, links
 from tests.figures import is_exported
+from tests.readme import ROOT, text
 from tests.rendered import faults
+from tests.test_imports import STANDS_ON
 
-ROOT = Path(__file__).parent.parent
-WINGS = 'config prompts data tokens model memory inference evaluation export training commands'.split()
+WINGS = [*STANDS_ON]
 
 
 def site(): return yaml.safe_load((ROOT/'_quarto.yml').read_text(encoding='utf-8'))
@@ -21,15 +21,15 @@ def pages(contents):
         else: yield from pages(entry['contents'])
 
 
-def notebooks():
-    found = [p.relative_to(ROOT/'nbs') for p in (ROOT/'nbs').rglob('*.ipynb')]
-    return sorted(p.as_posix() for p in found if not any(part[0] in '._' for part in p.parts))
+def notebooks(): return sorted(path.relative_to(ROOT/'nbs').as_posix() for path in figures.notebooks())
+
+
+def module_of(path):
+    "The module that the notebook at `path` exports, by their names: `data/01_files.ipynb` -> `data.files`."
+    return re.sub(r'\d+_', '', path.removesuffix('.ipynb')).replace('/', '.')
 
 
 def cells(path): return json.loads((ROOT/path).read_text(encoding='utf-8'))['cells']
-
-
-def text(lines): return lines if isinstance(lines, str) else ''.join(lines)
 
 
 def output_texts(cell):
@@ -82,9 +82,8 @@ def test_stored_outputs(path):
 
 @pytest.mark.parametrize('path', [p for p in notebooks() if p.split('/')[0] in WINGS])
 def test_titles_of_how_it_works(path):
-    module = re.sub(r'\d+_', '', path.removesuffix('.ipynb')).replace('/', '.')
     title = text(cells(f'nbs/{path}')[0]['source']).split('\n')[0]
-    assert re.fullmatch(rf'# [A-Z0-9].* · `llmft\.{re.escape(module)}`', title), title
+    assert re.fullmatch(rf'# [A-Z0-9].* · `llmft\.{re.escape(module_of(path))}`', title), title
 
 
 @pytest.fixture(scope='module')

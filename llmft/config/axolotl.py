@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['RENAMED_KEYS', 'AXOLOTL_KEYS', 'AXOLOTL_DATASET_KEYS', 'UNSUPPORTED_VALUES', 'OFF_VALUES', 'AXOLOTL_DEFAULTS',
-           'AxolotlKey', 'find_key', 'drop_none', 'Translation', 'translate_axolotl']
+           'AxolotlKey', 'find_key', 'Translation', 'translate_axolotl']
 
 # %% ../../nbs/config/03_axolotl.ipynb #cbbedd3e
 import re
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+
+from ..core import drop_none
 
 # %% ../../nbs/config/03_axolotl.ipynb #e2854617
 @dataclass(frozen=True)
@@ -245,12 +247,6 @@ def _is_axolotl_only(name):
     "Is `name` a key of Axolotl that llmft writes otherwise or not at all?"
     key = find_key(name)
     return key is not None and key.message != _SAME_HERE
-
-# %% ../../nbs/config/03_axolotl.ipynb #b92f171b
-def drop_none(value):
-    "`value` without the keys that have none: a blank means \"not given\"."
-    if isinstance(value, dict): return {k: drop_none(v) for k, v in value.items() if v is not None}
-    return [drop_none(v) for v in value] if isinstance(value, list) else value
 
 # %% ../../nbs/config/03_axolotl.ipynb #7542f1b6
 @dataclass

@@ -17,7 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError
+from ..core import UserError, drop_none
 from .turns import _ESCAPE, RowError, Turn, control_tokens, escape_special_tokens, register_format
 
 # %% ../../nbs/prompts/03_chat.ipynb #4358af48
@@ -99,10 +99,6 @@ class Message:
     part_spans: list | None = None # (start, stop, train) of parts of the content, where the row speaks of parts
 
 # %% ../../nbs/prompts/03_chat.ipynb #3cb7a2cd
-def _drop_none(value): # without what is null
-    if isinstance(value, dict): return {k: _drop_none(v) for k, v in value.items() if v is not None}
-    return [_drop_none(v) for v in value] if isinstance(value, list) else value
-
 def _parse_json(value, description): # where it is text; `description` for the message
     if not isinstance(value, str): return value
     try: return json.loads(value)
@@ -183,7 +179,7 @@ def _rename_properties(raw, names, roles, dataset): # the message under the name
 # %% ../../nbs/prompts/03_chat.ipynb #ed03b3af
 def _read_message(raw, names, roles, dataset): # a message of the row -> `Message`
     if not isinstance(raw, dict): raise RowError('a message is not a mapping')
-    raw = _drop_none(raw)
+    raw = drop_none(raw)
     message = _rename_properties(raw, names, roles, dataset)
     if 'tool_calls' in message: message['tool_calls'] = [_normalize_tool_call(c) for c in message['tool_calls']]
     if 'content' not in message and not message.get('tool_calls'):
@@ -218,7 +214,7 @@ def _read_tools(row, dataset): # the functions that may be called, as a list of 
     if not tools: return None
     if not isinstance(tools, list) or not all(isinstance(t, dict) for t in tools):
         raise RowError('the tools are not a list of mappings')
-    tools = _drop_none(tools)
+    tools = drop_none(tools)
     for function in (t.get('function', t) for t in tools):
         if isinstance(function, dict) and 'parameters' in function:
             function['parameters'] = _parse_json(function['parameters'], 'the parameters of a tool')

@@ -17,6 +17,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import UserError
+from ..data.sources import _all_entries
 from ..prompts.chat import resolve_chat_template
 from ..prompts.turns import _ESCAPE, RowError, control_tokens, find_format, row_to_turns
 from .encode import IGNORE_INDEX, _list_array, _range_indices, encode_arrays
@@ -172,8 +173,6 @@ def _all_output_rows(encoded, strategies, config): # `encoded`: an `Encoded`
             for ok, start, n, strategy in zip(usable.tolist(), starts.tolist(), lengths.tolist(), strategies)]
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #3c339f5b
-def _all_datasets(config): return config.datasets + (config.test_datasets or [])
-
 def _turns_or_reason(row, dataset, tokenizer, config): # -> (turns, None) or (None, reason)
     learn_all = config.train_on_inputs and not find_format(dataset.type).handles_train_on_inputs
     try: return row_to_turns(row, dataset, tokenizer, config.empty_answers == 'keep', learn_all), None
@@ -230,7 +229,7 @@ def encode_columns(
     config,    # `Config`
 ): # `pyarrow.Table`, see `encode_rows`
     "Ids and labels of a batch of rows."
-    datasets, rows = _all_datasets(config), [dict(zip(columns, values)) for values in zip(*columns.values())]
+    datasets, rows = _all_entries(config), [dict(zip(columns, values)) for values in zip(*columns.values())]
     turns, reasons = zip(*(_turns_or_reason(r, datasets[r['source']], tokenizer, config) for r in rows))
     usable = [i for i, t in enumerate(turns) if t]
     usable_turns = [turns[i] for i in usable]
@@ -252,8 +251,8 @@ _TOKEN_SETTINGS = {'sequence_len', 'excess_length_strategy', 'min_sample_len', '
 def _content_key(rows, tokenizer, config):
     "A hash of everything that the result depends on."
     import llmft
-    templates = [resolve_chat_template(d, tokenizer.chat_template) for d in _all_datasets(config)]
-    sources = [(d.model_dump(), template) for d, template in zip(_all_datasets(config), templates)]
+    templates = [resolve_chat_template(d, tokenizer.chat_template) for d in _all_entries(config)]
+    sources = [(d.model_dump(), template) for d, template in zip(_all_entries(config), templates)]
     parts = [llmft.__version__, _CACHE_FORMAT, rows._fingerprint, tokenizer.backend_tokenizer.to_str(),
              tokenizer.special_tokens_map, config.model_dump(include=_TOKEN_SETTINGS), sources]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()[:32]
@@ -332,7 +331,7 @@ def _check_lengths(encoded, counts, config):
     source, row = min((source, row) for source, row, r in columns if r == reason)
     n = counts.left_out[reason][0]
     others = f', and {n - 1:,} more' if n > 1 else ''
-    raise UserError(f'{_all_datasets(config)[source].path}: row {row + 1} is {reason}{others}. '
+    raise UserError(f'{_all_entries(config)[source].path}: row {row + 1} is {reason}{others}. '
                     'Raise `sequence_len`, or choose another `excess_length_strategy`.')
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #a419cbfc

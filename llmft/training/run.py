@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import UserError, check_writable, folder_atomic, write_atomic
+from ..data.sources import _all_entries
 from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
@@ -193,7 +194,7 @@ class SampleAnswers:
         rows,   # the held-out rows as they were read, or None
         n=3,    # how many
     ):
-        self.dataset_configs = config.datasets + (config.test_datasets or [])
+        self.dataset_configs = _all_entries(config)
         self.rows = [] if rows is None else [rows[i] for i in range(min(n, len(rows)))]
         self.answers_before = []
 
