@@ -1,6 +1,10 @@
 "Fine-tune large language models from one YAML file, with notebooks that show every step."
 __version__ = "0.1.0"
 
+from llmft.core import silence_warnings
+
+silence_warnings() # before the libraries that would say something are imported
+
 # What a user needs, by the module that holds it. All other names can be imported from their modules.
 _PUBLIC = {
     'core': 'UserError',
