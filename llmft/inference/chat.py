@@ -20,6 +20,7 @@ from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
 from ..core import UserError, log
 from ..data.files import file_format, read_file
 from ..model.adapters import load_extra_adapter, set_adapter
+from ..model.base import allow_quick_layout
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
 from ..tokens.encode import encode_turns
@@ -90,7 +91,7 @@ def generate_ids(
     "Continue each prompt until the model says that it is done."
     import torch
     from tqdm.auto import tqdm
-    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
+    kwargs = _generate_kwargs(allow_quick_layout(model), tokenizer, max_new_tokens, temperature, top_p)
     answers, stop_ids = [None] * len(prompts), set(kwargs['eos_token_id'])
     was_training = model.training
     model.eval()
@@ -133,7 +134,7 @@ def stream_generate(
     from transformers import TextIteratorStreamer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids, mask = _left_padded([ids], tokenizer.pad_token_id, model.device)
-    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
+    kwargs = _generate_kwargs(allow_quick_layout(model), tokenizer, max_new_tokens, temperature, top_p)
     errors, stopped = [], Event()
     def run():
         try:
@@ -358,8 +359,8 @@ def check_questions(
 
 # %% ../../nbs/inference/01_chat.ipynb #7ad332f7
 def _first_words(question): # a text, a row or messages -> one line that names it
-    if isinstance(question, list): question = question[-1].get('content')
-    if isinstance(question, dict): question = ' | '.join(str(v) for v in question.values() if v)
+    if isinstance(question, dict): question = next(filter(None, question.values()), '')
+    if isinstance(question, list): question = [m for m in question if m.get('role') != 'assistant'][-1].get('content')
     return shorten(str(question), 90, placeholder=' …')
 
 def label_answers(
@@ -388,8 +389,9 @@ def _greeting(chat):
 
 # %% ../../nbs/inference/01_chat.ipynb #5dba5ce4
 def _switch(chat, name): # `/use NAME`
-    try: print(f'Now you ask {chat.use(name)}.')
+    try: chat.use(name)
     except UserError as e: print(e)
+    else: print(f'Now you ask {name}.')
 
 def _print_answer(chat, text, sampling):
     log.info('thinking')
