@@ -14,7 +14,7 @@ SELECTORS = {
     'bars': '.jp-OutputArea-output .widget-hprogress, .jp-OutputArea-output .jupyter-widgets progress',
     'broken widgets': '.jp-OutputArea-output:has-text("Error displaying widget")',
 }
-COMMANDS = 'Run All Cells'
+WAITING = '[...document.querySelectorAll(".jp-InputPrompt")].filter(e => e.textContent.includes("[*]")).length'
 
 
 def start_lab(folder): # -> (process, address)
@@ -35,24 +35,21 @@ def start_lab(folder): # -> (process, address)
 def texts(page, selector): return [e.inner_text().strip() for e in page.query_selector_all(selector)]
 
 
-def cell_states(page): # how many cells are waiting or at work
-    return page.evaluate('''() => [...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]
-        .filter(e => e.textContent.includes('[*]')).length''')
-
-
 def run_all(page):
     page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=120_000)
+    page.wait_for_timeout(5000)
+    if select := page.query_selector('.jp-Dialog button.jp-mod-accept'): select.click() # which kernel
     page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
-    page.click('text=Run >> nth=0')
+    page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('li.lm-Menu-item[data-command="runmenu:run-all"]')
+    page.wait_for_function(f'{WAITING} > 0', timeout=60_000)
 
 
 def watch(page, pictures, limit):
     began, seen, last = time.time(), {name: set() for name in SELECTORS}, 0.0
-    time.sleep(3)
     while True:
         for name, selector in SELECTORS.items(): seen[name].update(texts(page, selector))
-        waiting = cell_states(page)
+        waiting = page.evaluate(WAITING)
         if time.time() - last > 20 or not waiting:
             last = time.time()
             page.screenshot(path=pictures/f'{last - began:06.0f}.png')

@@ -1,6 +1,6 @@
 """What somebody sees who types the commands: each one in a pseudo-terminal, with the time of its first character and its
 longest silence. `results/terminal.txt` is the transcript, each piece of output with its second."""
-import json, os, pty, re, select, signal, sys, tempfile, time
+import json, os, pty, re, select, sys, tempfile, termios, time
 from pathlib import Path
 
 RESULTS = Path(__file__).parent/'results'
@@ -36,8 +36,9 @@ COMMANDS = { # name: (arguments, what is typed)
 def start(arguments, folder): # -> (process id, file descriptor of the terminal)
     pid, terminal = pty.fork()
     if pid: return pid, terminal
+    termios.tcsetwinsize(0, (40, 100))
     os.chdir(folder)
-    os.environ.update(TERM='xterm', COLUMNS='100', PYTHONPATH=str(Path(__file__).parent.parent.resolve()))
+    os.environ.update(TERM='xterm', PYTHONPATH=str(Path(__file__).parent.parent.resolve()))
     os.execv(sys.executable, [sys.executable, '-m', 'llmft', *arguments.split()])
 
 
@@ -69,11 +70,16 @@ def as_lines(text): # what a terminal would show in the end of text that goes ba
     return [line.split('\r')[-1] or line.rstrip('\r').split('\r')[-1] for line in lines]
 
 
-def transcript(pieces): # what was written, with the second of each line's first character
-    lines, second = [], None
-    for at, text in pieces:
-        for line in filter(str.strip, as_lines(text)): lines.append(f'{at:7.1f}  {line}')
-    return '\n'.join(lines)
+def kind(line): # the same for a line that only counts on
+    return re.sub(r'[^a-zA-Z ]+', '', line).split('  ')[0][:24]
+
+
+def transcript(pieces): # each line with the second in which it came; of a line that counts on, the first and the last
+    lines = [(at, line) for at, text in pieces for line in filter(str.strip, as_lines(text))]
+    kinds = [kind(line) for _, line in lines]
+    counts = ['%' in line or '…' in line for _, line in lines]
+    middle = [counts[i] and 0 < i < len(lines) - 1 and kinds[i - 1] == kinds[i] == kinds[i + 1] for i in range(len(lines))]
+    return '\n'.join(f'{at:7.1f}  {line}' for (at, line), skip in zip(lines, middle) if not skip)
 
 
 def main(names):

@@ -238,6 +238,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'llmft.core.folder_atomic': ('core.html#folder_atomic', 'llmft/core.py'),
                             'llmft.core.html_table': ('core.html#html_table', 'llmft/core.py'),
                             'llmft.core.markdown_table': ('core.html#markdown_table', 'llmft/core.py'),
+                            'llmft.core.share_cores': ('core.html#share_cores', 'llmft/core.py'),
                             'llmft.core.silence_warnings': ('core.html#silence_warnings', 'llmft/core.py'),
                             'llmft.core.text_table': ('core.html#text_table', 'llmft/core.py'),
                             'llmft.core.write_atomic': ('core.html#write_atomic', 'llmft/core.py')},

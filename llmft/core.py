@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'UserError', 'write_atomic', 'folder_atomic', 'existing_parent', 'check_writable', 'cache_dir', 'file_sha256',
-           'drop_none', 'text_table', 'markdown_table', 'html_table', 'escape_markdown', 'silence_warnings']
+           'drop_none', 'text_table', 'markdown_table', 'html_table', 'escape_markdown', 'silence_warnings',
+           'share_cores']
 
 # %% ../nbs/core.ipynb #6749d383
 import hashlib, logging, os, re, shutil, tempfile
@@ -162,3 +163,8 @@ def silence_warnings():
     for name in ('backends.cpu.ops', 'backends.utils', 'autograd._functions'):
         logging.getLogger(f'bitsandbytes.{name}').setLevel(logging.ERROR)
     logging.getLogger('transformers.trainer_utils').addFilter(_has_a_point)
+
+# %% ../nbs/core.ipynb #d94312f4
+def share_cores():
+    "Let PyTorch's threads go to sleep soon while they wait for each other, unless the environment says how they wait."
+    if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '1000')

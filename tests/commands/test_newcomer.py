@@ -1,5 +1,5 @@
 "What a newcomer meets in the first hour: quick refusals, signs of life, ways out."
-import json, os, pty, re, select, subprocess, sys, time
+import os, re, select, struct, subprocess, sys, time
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ RUN = '{{base_model: builtin/smollm2-135m, output_dir: run, datasets: [{{path: {
 def refuse(*arguments, folder): # a command that is refused -> (its message, the heavy modules that it imported)
     code = ('import sys\nfrom llmft.commands.cli import main\ntry: main(sys.argv[1:])\n'
             f'finally: print(sorted({HEAVY} & set(sys.modules)))')
-    env = os.environ | {'PYTHONPATH': str(Path(__file__).parent.parent)}
+    env = os.environ | {'PYTHONPATH': str(Path(__file__).parents[2])}
     run = subprocess.run([sys.executable, '-c', code, *arguments], cwd=folder, env=env, capture_output=True, text=True)
     assert run.returncode == 2 and 'Traceback' not in run.stderr, run.stderr
     assert [*folder.glob('run')] == []
@@ -56,8 +56,11 @@ def test_wrong_names_are_refused_before_anything_heavy_is_loaded(arguments, fold
 
 
 def in_terminal(*arguments): # -> [(second, text)] of a command in a pseudo-terminal
+    fcntl, pty, termios = map(pytest.importorskip, ['fcntl', 'pty', 'termios']) # Windows has none
     began, (pid, terminal) = time.perf_counter(), pty.fork()
-    if not pid: os.execv(sys.executable, [sys.executable, *arguments])
+    if not pid:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack('HHHH', 40, 100, 0, 0)) # no terminal has a width of 0
+        os.execv(sys.executable, [sys.executable, *arguments])
     pieces = []
     while True:
         if not select.select([terminal], [], [], 60)[0]: break
