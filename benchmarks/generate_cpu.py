@@ -1,5 +1,5 @@
-"""Tokens per second of CPU time that a 4-bit model generates: with bitsandbytes' own product, and with the layout that can be
-trained. Where the CPU has no bfloat16 instructions there is no such product, and the numbers are the same way twice."""
+"""Tokens per second of CPU time that a 4-bit model generates: with bitsandbytes' own product, and with the layout that
+can be trained. Where the CPU has no bfloat16 instructions there is no such product, and both are the same way."""
 import json, os, time
 from pathlib import Path
 from unittest import mock

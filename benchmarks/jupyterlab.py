@@ -1,6 +1,6 @@
-"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER` runs all
-its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs `pip install playwright`
-and a Chromium (`CHROMIUM=/usr/bin/chromium`); llmft does not."""
+"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER` runs
+all its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs a Chromium
+(`CHROMIUM=/usr/bin/chromium`) and `pip install playwright`; llmft does not."""
 import json, os, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
 from urllib.error import URLError

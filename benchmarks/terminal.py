@@ -1,5 +1,5 @@
-"""What somebody sees who types the commands: each one in a pseudo-terminal, with the time of its first character and its
-longest silence. `results/terminal.txt` is the transcript, each piece of output with its second."""
+"""What somebody sees who types the commands: each one in a pseudo-terminal, with the time of its first character and
+its longest silence. `results/terminal.txt` is the transcript, each line with its second."""
 import json, os, pty, re, select, sys, tempfile, termios, time
 from pathlib import Path
 
@@ -78,8 +78,8 @@ def transcript(pieces): # each line with the second in which it came; of a line 
     lines = [(at, line) for at, text in pieces for line in filter(str.strip, as_lines(text))]
     kinds = [kind(line) for _, line in lines]
     counts = ['%' in line or '…' in line for _, line in lines]
-    middle = [counts[i] and 0 < i < len(lines) - 1 and kinds[i - 1] == kinds[i] == kinds[i + 1] for i in range(len(lines))]
-    return '\n'.join(f'{at:7.1f}  {line}' for (at, line), skip in zip(lines, middle) if not skip)
+    def in_between(i): return counts[i] and 0 < i < len(lines) - 1 and kinds[i - 1] == kinds[i] == kinds[i + 1]
+    return '\n'.join(f'{at:7.1f}  {line}' for i, (at, line) in enumerate(lines) if not in_between(i))
 
 
 def main(names):

@@ -1,6 +1,6 @@
-"""A training step on cores that others use too: with a thread for each core that spins while it waits for the others, as it
-comes, or goes to sleep after a while; and with one thread. Alone, and beside a busy process for each core. All
-ways take turns. Seconds of the clock and of the CPU, the median of the rounds. As root, nothing else disturbs the first."""
+"""A training step on cores that others use too: with a thread for each core, which spins while it waits for the others
+as it comes, or goes to sleep after a while; and with one thread. Alone, and beside a busy process for each core. All
+ways take turns; the median of the rounds in seconds of the clock and of the CPU. As root, the first is really alone."""
 import json, os, statistics, subprocess, sys, time
 from pathlib import Path
 

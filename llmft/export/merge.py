@@ -49,10 +49,10 @@ def merge_adapter(
     overwrite=False, # replace `out` if it exists
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
-    from peft import PeftModel
     run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
     _check_run(run)
     _check_out(out, overwrite)
+    from peft import PeftModel
     log.info('loading the model')
     in_ram = replace(detect_hardware(config), device='cpu')
     base = load_base(config, quantized=False, dtype=dtype or 'auto', hw=in_ram)
