@@ -172,7 +172,8 @@ def find_resume_checkpoint(
     "The newest whole checkpoint of a run; a `UserError` if there is no run or if it has another configuration."
     whole = [file.parent for file in (out/'checkpoints').glob('checkpoint-*/trainer_state.json')]
     if not (out/'config_completed.yml').is_file():
-        raise UserError(f'output_dir: {out} is not the folder of a run that could be continued. Start without --resume.')
+        raise UserError(f'output_dir: {out} is not the folder of a run that could be continued. '
+                        'Start without --resume.')
     _check_same_settings(out, config)
     return max(whole, key=_step_of, default=None)
 
