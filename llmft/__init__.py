@@ -1,6 +1,12 @@
 "Fine-tune large language models from one YAML file, with notebooks that show every step."
 __version__ = "0.1.0"
 
+from llmft.core import share_cores, silence_warnings
+
+# before the libraries are imported that would say something or read the environment
+silence_warnings()
+share_cores()
+
 # What a user needs, by the module that holds it. All other names can be imported from their modules.
 _PUBLIC = {
     'core': 'UserError',

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['BUILTIN_DATA_DIR', 'source_files', 'get_format_columns', 'check_source_columns', 'iterate_files', 'load_source',
-           'iterate_source', 'load_rows', 'split_dataset', 'apply_weights', 'describe_sources']
+           'iterate_source', 'check_sources', 'load_rows', 'split_dataset', 'apply_weights', 'describe_sources']
 
 # %% ../../nbs/data/02_sources.ipynb #a565452d
 import hashlib, json, math, os, re, tempfile
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from ..config.config import DatasetConfig, _did_you_mean
@@ -353,6 +354,21 @@ def iterate_source(
         if i < 1000: columns |= dict.fromkeys(row)
         if i == 999: check_source_columns(list(columns), dataset) # do not wait for the end
         if i % (dataset.shards or 1) == dataset.shards_idx: yield row | {'source': index, 'row': i}
+
+# %% ../../nbs/data/02_sources.ipynb #be4f91e2
+def check_sources(
+    entries, # `DatasetConfig` of each source
+    n=1000,  # how many rows are looked at
+):
+    "A `UserError` for what is wrong with the first rows of files on this machine; others are not looked at."
+    for dataset in entries:
+        splits, columns = None if _is_saved_dataset(dataset) else source_files(dataset), {}
+        if splits is None: continue
+        names = _split_names(dataset) if dataset.split else list(splits)
+        for name in names: _check_split_exists(name, splits, dataset)
+        files = [file for name in names for file in splits[name] if Path(file).is_file()]
+        for row in islice(iterate_files(files, dataset), n): columns |= dict.fromkeys(row)
+        if columns: check_source_columns(list(columns), dataset)
 
 # %% ../../nbs/data/02_sources.ipynb #b5e8266a
 def _as_json(rows, column): # the same values, in a column that may hold anything

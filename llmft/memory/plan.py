@@ -16,7 +16,7 @@ from textwrap import indent
 from fastcore.basics import patch
 
 from ..config.config import Config, dump_yaml, load_config
-from ..core import UserError, markdown_table, silence_warnings, text_table, write_atomic
+from ..core import UserError, log, markdown_table, silence_warnings, text_table, write_atomic
 from ..hub import is_local_path
 from ..model.adapters import add_adapter
 from ..model.base import _cpu_has_bf16, choose_dtype, choose_optimizer, load_hf_config, requested_precision
@@ -301,6 +301,7 @@ def plan_memory(
 ) -> MemoryPlan:
     "What a run would hold on the GPU, in the RAM and on the disk; no weights are needed."
     config, this_machine = _config_of(config), gpu is None
+    log.info('trying a step without weights, for the memory that it takes')
     gpu, hf_config = find_gpu(gpu), load_hf_config(config, base)
     try: peaks, totals, facts = _step_peaks(config, hf_config, gpu)
     except UserError: raise
