@@ -101,7 +101,7 @@ LOADED = {
         'quant_method': 'mxfp4', 'dequantize': True}}),
     '12_gemma4_moe': dict(adapter='qlora'),
 }
-REFUSED = {'gptq': True, 'relora_steps': 3, 'expert_parallel_size': 2, 'rl': 'dpo'}
+REFUSED = {'gptq': True, 'relora_steps': 3, 'nvfp4_merge_aware': True, 'rl': 'dpo'}
 
 
 def test_each_file_has_its_verdict():
@@ -395,7 +395,8 @@ def test_llama_factory(factory, tmp_path):
     assert mine.type.no_input_format == '<|im_start|>user\n{instruction}<|im_end|>\n<|im_start|>assistant\n'
     assert (chats.path, chats.type, chats.field_messages) == ('me/chats', 'chat_template', 'conversations')
     assert (chats.split, chats.roles['user']) == ('train[:100]', ['human'])
-    for part in ('`plot_loss` is left out', '`overwrite_cache` is left out', '`template: qwen3` is left out'):
+    assert chats.chat_template == 'qwen3'
+    for part in ('`plot_loss` is left out', '`overwrite_cache` is left out'):
         assert f'# {part}' in text
     note = '# `lora_alpha`: not given, so the default of LLaMA-Factory.\n'
     assert text.index(note) + len(note) == text.index('lora_alpha: 16')

@@ -74,7 +74,7 @@ _TRANSLATED |= _keys('honoured', {
     'becomes `max_memory`': 'gpu_memory_limit',
     'becomes `sample_packing`': 'max_packed_sequence_len',
     'becomes `overrides_of_model_config`': 'rope_scaling',
-    'becomes `peft_init_lora_weights`': 'peft',
+    'becomes `peft_init_lora_weights` or `load_in_4bit`': 'peft',
     'becomes `model_kwargs`': 'model_quantization_config model_quantization_config_kwargs',
 })
 
@@ -84,7 +84,8 @@ _HARMLESS = _keys('harmless', {
         use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
         flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
-        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy*
+        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
+        chunked_cross_entropy*
         flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
         use_dsv4_kernels use_glm_dsa_kernels unsloth_*
         dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save
@@ -124,7 +125,8 @@ _HARMLESS |= _keys('harmless', {
     'this tracker is not used, see `report_to`': '''
         use_mlflow mlflow_* use_comet comet_* use_swanlab swanlab_* use_otel_metrics otel_*''',
     'it is a web page of Axolotl': 'gradio_*',
-    'the experts stay in 16 bits; `llmft plan` says if they fit': 'quantize_moe_experts llama4_linearized_experts',
+    'the experts stay in 16 bits and on one GPU; `llmft plan` says if they fit':
+        'quantize_moe_experts llama4_linearized_experts expert_parallel_*',
     'the tokenizer in the folder of the model is used, `llmft preview` shows what it makes':
         'tokenizer_use_mistral_common',
     'prepared rows stay on this machine': 'push_dataset_to_hub',
@@ -132,7 +134,8 @@ _HARMLESS |= _keys('harmless', {
     'the cosine ends where `cosine_min_lr_ratio` says, a share of `learning_rate`': 'eta_min',
     'it only changes what a tracker or the Hub is told': 'wandb_* trackio_* hub_*',
     'several processes are set up by the launcher (`accelerate launch`, `torchrun`)': '''
-        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size dp_shard_size dp_replicate_size''',
+        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size dp_shard_size dp_replicate_size
+        use_ray ray_*''',
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
@@ -140,8 +143,7 @@ _HARMLESS |= _keys('harmless', {
 _UNSUPPORTED = _keys('unsupported', {
     'Name new tokens in `tokens`.': 'added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
-    'Take a dense model, or one whose experts are kept in 16 bits.':
-        'dsv4_fp4_grouped_mode nvfp4_merge_aware expert_parallel_*',
+    'Take the 16-bit copy of the model.': 'dsv4_fp4_grouped_mode nvfp4_merge_aware',
     'Take the 16-bit copy of the model with `adapter: qlora`.': 'gptq gptq_*',
     'Base weights stay as they are. Choose what is trained with `lora_target_modules`.':
         'unfrozen_parameters reinit_weights fix_untrained_tokens',
@@ -173,7 +175,6 @@ _UNSUPPORTED |= _keys('unsupported', {
     'One GPU holds the whole model here: remove it.': '''
         context_parallel_size sequence_parallel_degree tensor_parallel_size
         ring_attn_func heads_k_stride''',
-    'Start several processes with `accelerate launch`.': 'use_ray ray_*',
     'llmft learns from given answers only. For preferences and rewards take `trl dpo`, `trl grpo` or Axolotl.': '''
         rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model
         num_labels center_rewards_coefficient ebft''',
@@ -229,7 +230,7 @@ UNSUPPORTED_VALUES = { # {key: {pattern of a refused value: what to do}}
     'attn_implementation': dict.fromkeys(['sage', 'fp8'], 'It is not exact. Use `auto`.'),
     'adapter': dict.fromkeys(['ia3', 'llama-adapter', 'oft', 'vera'], 'Use `lora` or `qlora`.'),
     'save_safetensors': {'false': 'Weights are only saved as safetensors: remove it.'},
-    'plugins': dict.fromkeys(['*ExpertParallel*', '*Spectrum*', '*KDPlugin*', '*Diffusion*', '*Grokfast*', '*MoRA*',
+    'plugins': dict.fromkeys(['*Spectrum*', '*KDPlugin*', '*Diffusion*', '*Grokfast*', '*MoRA*',
         '*DenseMixer*', '*LLMCompressor*'], 'Remove it.'),
     'type': dict.fromkeys(['_synthetic', 'pretrain', 'stepwise_supervised', 'bradley_terry*'],
         'Use `chat_template` or `completion`.'),
@@ -474,15 +475,24 @@ def _stored_bits(t):
         t.notes.append('`load_in_4bit` is left out: weights that are read as 16 bits stay so (`adapter: lora`).')
 
 # %% ../../nbs/config/03_axolotl.ipynb #f9afd4b2
-def _loftq(t):
+_TORCHAO_BITS = {'int4': 4, 'nf4': 4, 'int8': 8}
+
+def _peft(t):
     peft = t.values.pop('peft', None)
     if peft in OFF_VALUES: return
-    bits = (peft.get('loftq_config') or {}) if isinstance(peft, dict) and {*peft} == {'loftq_config'} else None
-    if not isinstance(bits, dict) or not {*bits} <= {'loftq_bits'} or _positive_int(bits.get('loftq_bits', 4)) != 4:
-        t.problems['peft',] = ('`peft` is only known with `loftq_config: {loftq_bits: 4}`. '
-            'Write other settings as `lora_…` or `peft_…`.')
-    else: t.set_key('peft_init_lora_weights', 'loftq', 'peft', '`peft: loftq_config` becomes '
-        '`peft_init_lora_weights: loftq`.')
+    options = dict(peft) if isinstance(peft, dict) else {'peft': peft}
+    loftq, bits = options.pop('loftq_config', None), _TORCHAO_BITS.get(str(options.pop('weight_dtype', None)))
+    if bits and options.pop('backend', None) == 'torchao': options.pop('group_size', None)
+    else: bits = None
+    if loftq in ({'loftq_bits': 4}, {}): t.set_key('peft_init_lora_weights', 'loftq', 'peft',
+        '`peft: loftq_config` becomes `peft_init_lora_weights: loftq`, on 4-bit weights.')
+    elif not bits: options['loftq_config'] = loftq
+    if options:
+        t.problems['peft',] = ('`peft` is only known with `loftq_config: {loftq_bits: 4}`, or with `backend: torchao` and '
+            'a `weight_dtype`. Write other settings as `lora_…` or `peft_…`.')
+    elif bits == 8: t.values['load_in_8bit'] = True
+    else: t.values |= {'adapter': 'qlora', 'load_in_4bit': True}
+    if bits: t.notes.append(f'`peft: backend: torchao` becomes `load_in_{bits}bit: true`, weights of bitsandbytes.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #feddc238
 def _unfrozen(t):
@@ -519,7 +529,7 @@ def _format_value(value):
     return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #f110d15b
-_OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size', 'expert_parallel_size')
+_OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size')
 
 def _apply_table(t, values, table, loc=()): # `values`: those of the file, or of its entry at `loc`
     "Drop what is harmless or off, and tell what is refused."
@@ -604,7 +614,7 @@ def _entries(t):
             if isinstance(entry, dict): _entry(t, entry, (name, i))
 
 # %% ../../nbs/config/03_axolotl.ipynb #9ee7d75e
-_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _stored_bits, _loftq,
+_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _stored_bits, _peft,
     _unfrozen, _old_lengths, _zeros, _defaults, _data, _tokens, _shards, _gpu_memory, _classes, _entries)
 
 def translate_axolotl(
