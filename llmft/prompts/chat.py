@@ -33,7 +33,8 @@ def list_chat_templates() -> dict[str, Path]: # by name
     # `qwen3_training` is sorted behind `qwen3` and takes its place
     trl_templates = {p.stem.removesuffix('_training'): p for p in sorted(trl_dir.glob('*.jinja'))}
     own_templates = {p.stem: p for p in sorted(TEMPLATES_DIR.glob('*.jinja'))}
-    aliases = {'qwen_25': trl_dir/'qwen2_5.jinja', 'aya': own_templates['cohere']}
+    aliases = {'qwen_25': trl_dir/'qwen2_5.jinja', 'qwen3_5': trl_templates['qwen3_5_think'],
+        'aya': own_templates['cohere'], 'gemma3n': own_templates['gemma3']}
     return trl_templates | aliases | own_templates
 
 # %% ../../nbs/prompts/03_chat.ipynb #ba57d207
