@@ -242,6 +242,11 @@ def _scalar_text(value):
     "A single value as YAML has it."
     return str(value).lower() if isinstance(value, bool) else str(value)
 
+# %% ../../nbs/config/03_axolotl.ipynb #80ad24de
+def _format_value(value):
+    "A value as it is written in a message."
+    return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
+
 # %% ../../nbs/config/03_axolotl.ipynb #5a4549ae
 def _advice(key, value):
     "What to do instead of such a value, also in a list; `None` if it is in order."
@@ -523,11 +528,6 @@ def _classes(t):
         if key in t.values and not re.fullmatch(pattern, str(t.values[key])):
             t.problems[key,] = (f'`{key}: {t.values.pop(key)}` is not a class that transformers loads '
                 'as a language model. llmft tunes those only.')
-
-# %% ../../nbs/config/03_axolotl.ipynb #80ad24de
-def _format_value(value):
-    "A value as it is written in a message."
-    return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #f110d15b
 _OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size')

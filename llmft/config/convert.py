@@ -342,8 +342,8 @@ def _defaults_of(program, values, args):
     "The defaults of `program` that hold beside `values`, which `args` became."
     defaults = dict(PROGRAMS[program][1])
     if program == 'TRL': defaults['lora_target_modules'] = _peft_modules(values.get('base_model'))
-    if program != 'LLaMA-Factory' and values['datasets'][0]['type'] not in ('completion',):
-        defaults['train_on_inputs'] = True
+    is_plain_text = values.get('datasets', [{}])[0].get('type') == 'completion' # learned whole anyway
+    if program != 'LLaMA-Factory' and not is_plain_text: defaults['train_on_inputs'] = True
     def drop(*prefixes):
         for key in [key for key in defaults if key.startswith(prefixes)]: del defaults[key]
     if 'lora_target_modules' in values or 'lora_target_linear' in values: drop('lora_target')
