@@ -86,6 +86,8 @@ class SourceKeys(_Strict):
     data_files: str | list[str] | None = _key(None, 'Which files of a folder or of a data set on the Hub to take.')
     ds_type: Literal['json', 'csv', 'parquet', 'arrow', 'text'] | None = _key(None,
         'How the files are read, where their names do not tell.')
+    sample_by: Literal['document', 'paragraph', 'line'] = _key('document',
+        'What a row of a text file is: all of it, what stands between blank lines, or a line.')
     shards: int | None = _key(None, 'Shuffle by `seed`, cut into so many parts and take one of them.', gt=0)
     shards_idx: int = _key(0, 'Which of the `shards` to take, counted from 0.', ge=0)
     weight: float = _key(1.0,
@@ -137,8 +139,15 @@ class ChatKeys(_Strict):
         'learned: of all messages, of learned ones, the last one, none.')
     train_on_eot: Literal['all', 'turn', 'last', 'none'] | None = _key(None,
         'The same for the `eot_tokens`; as `train_on_eos` if not given.')
+    train_on_last_turn_only: bool = _key(False, 'For `chat_template`: of all learned messages only the last one.')
+    train_on_thinking: bool = _key(True, 'For `chat_template`: learn the thoughts too, or only read them.')
+    train_on_empty_thinking: bool = _key(True,
+        'For `chat_template`: learn the empty `<think></think>` of answers without a thought, or only read it.')
+    train_on_generation_prompt: bool = _key(False,
+        'For `chat_template`: learn too what the template writes in front of an answer, as `<|im_start|>assistant`.')
     message_field_training: str | None = _key(None,
-        'For `chat_template`: the property of a message that says if it is learned.')
+        'For `chat_template`: the property of a message that says if it is learned. If not given, `weight`, '
+        '`train`, `trainable`, `training`, `loss` and `mask` are obeyed where they say that it is not.')
     message_field_training_detail: str | None = _key(None,
         'For `chat_template`: the property of a message that lists which parts of it are learned.')
 

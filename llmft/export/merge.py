@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.config import save_config
-from ..core import UserError, check_writable, existing_parent, folder_atomic
+from ..core import UserError, check_writable, existing_parent, folder_atomic, log
 from ..inference.chat import load_run_config, load_saved_tokenizer
 from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens
@@ -49,14 +49,16 @@ def merge_adapter(
     overwrite=False, # replace `out` if it exists
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
-    from peft import PeftModel
     run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
     _check_run(run)
     _check_out(out, overwrite)
+    from peft import PeftModel
+    log.info('loading the model')
     in_ram = replace(detect_hardware(config), device='cpu')
     base = load_base(config, quantized=False, dtype=dtype or 'auto', hw=in_ram)
     model = PeftModel.from_pretrained(base, run/'adapter')
     _check_space(model, out)
+    log.info('merging and writing')
     merged, tokenizer = model.merge_and_unload(), load_saved_tokenizer(run/'adapter', config)
     align_special_tokens(merged, tokenizer, config)
     with folder_atomic(out, overwrite) as tmp:

@@ -12,7 +12,8 @@ from llmft.core import UserError
 from llmft.memory.dryrun import (
     StorageTracker, _register_bnb_overrides, checkpoint_contexts, memory_peaks, model_tensors, quantize_layers,
     training_step)
-from llmft.memory.plan import attention_for, check_fits, dry_run, fit_to_gpu, plan_memory
+from llmft.memory.fit import fit_to_gpu
+from llmft.memory.plan import attention_for, check_fits, dry_run, plan_memory
 from llmft.model.adapters import add_adapter
 from llmft.model.base import load_base, load_hf_config
 from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
@@ -314,7 +315,7 @@ def test_against_cuda(options, tmp_path):
         settings=options, planned=planned, allocated=real, reserved=torch.cuda.max_memory_reserved(),
         in_use=free - torch.cuda.mem_get_info()[0], assumed=assumed, torch=torch.__version__)
     gpu = torch.cuda.get_device_name().replace(' ', '-')
-    out = Path(__file__).parent.parent/'benchmarks'/'results'/f'memory-{gpu}.jsonl'
+    out = Path(__file__).parents[2]/'benchmarks'/'results'/f'memory-{gpu}.jsonl'
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, 'a', encoding='utf-8') as f: f.write(json.dumps(record) + '\n')
     assert ERRORS[str(options)] < .05
