@@ -381,6 +381,7 @@ def load_base(
 ):
     "The model that is tuned, its weights frozen, on the device; in 4 bits where the YAML says so."
     from transformers import AutoModelForCausalLM
+    from transformers.quantizers.auto import AutoQuantizationConfig
     hw, name = hw or detect_hardware(config), resolve_model(config.base_model, config.revision_of_model)
     silence_warnings()
     quantization = _quantization_config(config, hw.dtype) if quantized else None
@@ -388,6 +389,8 @@ def load_base(
                   dtype=dtype or hw.dtype, attn_implementation=hw.attention, quantization_config=quantization)
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = load_hf_config(config)
     kwargs |= _placement(config, hw) | config.model_kwargs
+    if isinstance(kwargs['quantization_config'], dict):
+        kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
     with hub_errors(config.base_model), _one_weight_at_a_time() if quantization else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     return keep_layout(resize_embeddings(model, config)).requires_grad_(False)
