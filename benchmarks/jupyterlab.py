@@ -1,5 +1,5 @@
-"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER` runs
-all its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs a Chromium
+"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER`
+runs all its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs a Chromium
 (`CHROMIUM=/usr/bin/chromium`) and `pip install playwright`; llmft does not."""
 import json, os, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -59,6 +59,13 @@ def watch(page, pictures, limit):
     return {'seconds': round(time.time() - began), 'cells left': waiting} | {k: sorted(v) for k, v in seen.items()}
 
 
+def saved_red(page, file): # what stands on a red ground in the notebook as it is saved
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(5000)
+    outputs = [o for cell in json.loads(file.read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', [])]
+    return [''.join(o['text'])[:300] for o in outputs if o.get('name') == 'stderr']
+
+
 def whole_pages(page, pictures): # pictures of the whole notebook, one screen after the other
     panel = page.query_selector('.jp-WindowedPanel-outer') or page.query_selector('.jp-Notebook')
     height = panel.evaluate('e => e.clientHeight')
@@ -81,6 +88,7 @@ def main(notebook, pictures, limit=3600):
             page.goto(f'{address}/lab/tree/notebook.ipynb?reset')
             run_all(page)
             result = watch(page, pictures, limit)
+            result['on a red ground'] += saved_red(page, folder/'notebook.ipynb')
             whole_pages(page, pictures)
             browser.close()
     finally: process.terminate()
