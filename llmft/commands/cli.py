@@ -108,7 +108,8 @@ def _plan(
         help='With `--fit`: write these settings to a new YAML file.')] = None,
 ):
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
-    from llmft.memory.plan import fit_to_gpu, plan_memory, save_fitted_config
+    from llmft.memory.fit import fit_to_gpu, save_fitted_config
+    from llmft.memory.plan import plan_memory
     config = _config(source, set_)
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
     _print(str(plan_memory(config, gpu, place=place)))
