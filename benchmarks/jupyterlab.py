@@ -36,13 +36,13 @@ def texts(page, selector): return [e.inner_text().strip() for e in page.query_se
 
 
 def run_all(page):
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=120_000)
+    page.wait_for_selector('.jp-Notebook .jp-CodeCell')
     page.wait_for_timeout(5000)
     if select := page.query_selector('.jp-Dialog button.jp-mod-accept'): select.click() # which kernel
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('li.lm-Menu-item[data-command="runmenu:run-all"]')
-    page.wait_for_function(f'{WAITING} > 0', timeout=60_000)
+    page.wait_for_function(f'{WAITING} > 0')
 
 
 def watch(page, pictures, limit):
@@ -85,6 +85,7 @@ def main(notebook, pictures, limit=3600):
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=os.environ.get('CHROMIUM'), args=['--no-sandbox'])
             page = browser.new_page(viewport={'width': 1200, 'height': 1000})
+            page.set_default_timeout(300_000) # for slow machines
             page.goto(f'{address}/lab/tree/notebook.ipynb?reset')
             run_all(page)
             result = watch(page, pictures, limit)
