@@ -1,5 +1,5 @@
-"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER` runs
-all its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs a Chromium
+"""A notebook in a real JupyterLab, in a browser without a screen: `python benchmarks/jupyterlab.py NOTEBOOK FOLDER`
+runs all its cells, puts pictures of the page into FOLDER, and says what stands on a red ground. It needs a Chromium
 (`CHROMIUM=/usr/bin/chromium`) and `pip install playwright`; llmft does not."""
 import json, os, shutil, socket, subprocess, sys, tempfile, time
 from pathlib import Path
@@ -36,13 +36,13 @@ def texts(page, selector): return [e.inner_text().strip() for e in page.query_se
 
 
 def run_all(page):
-    page.wait_for_selector('.jp-Notebook .jp-CodeCell', timeout=120_000)
+    page.wait_for_selector('.jp-Notebook .jp-CodeCell')
     page.wait_for_timeout(5000)
     if select := page.query_selector('.jp-Dialog button.jp-mod-accept'): select.click() # which kernel
-    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]', timeout=120_000)
+    page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
     page.click('.lm-MenuBar-itemLabel:text-is("Run")')
     page.click('li.lm-Menu-item[data-command="runmenu:run-all"]')
-    page.wait_for_function(f'{WAITING} > 0', timeout=60_000)
+    page.wait_for_function(f'{WAITING} > 0')
 
 
 def watch(page, pictures, limit):
@@ -57,6 +57,13 @@ def watch(page, pictures, limit):
         if not waiting or time.time() - began > limit: break
         time.sleep(0.5)
     return {'seconds': round(time.time() - began), 'cells left': waiting} | {k: sorted(v) for k, v in seen.items()}
+
+
+def saved_red(page, file): # what stands on a red ground in the notebook as it is saved
+    page.keyboard.press('Control+s')
+    page.wait_for_timeout(5000)
+    outputs = [o for cell in json.loads(file.read_text(encoding='utf-8'))['cells'] for o in cell.get('outputs', [])]
+    return [''.join(o['text'])[:300] for o in outputs if o.get('name') == 'stderr']
 
 
 def whole_pages(page, pictures): # pictures of the whole notebook, one screen after the other
@@ -78,9 +85,11 @@ def main(notebook, pictures, limit=3600):
         with sync_playwright() as p:
             browser = p.chromium.launch(executable_path=os.environ.get('CHROMIUM'), args=['--no-sandbox'])
             page = browser.new_page(viewport={'width': 1200, 'height': 1000})
+            page.set_default_timeout(300_000) # for slow machines
             page.goto(f'{address}/lab/tree/notebook.ipynb?reset')
             run_all(page)
             result = watch(page, pictures, limit)
+            result['on a red ground'] += saved_red(page, folder/'notebook.ipynb')
             whole_pages(page, pictures)
             browser.close()
     finally: process.terminate()

@@ -3,7 +3,7 @@ its longest silence. `results/terminal.txt` is the transcript, each line with it
 import json, os, pty, re, select, sys, tempfile, termios, time
 from pathlib import Path
 
-RESULTS = Path(__file__).parent/'results'
+RESULTS, ROOT = Path(__file__).parent/'results', Path(__file__).parent.parent.resolve()
 LIMIT = 5.0 # seconds that a command may be silent
 RUN = '''\
 base_model: builtin/smollm2-135m
@@ -38,7 +38,7 @@ def start(arguments, folder): # -> (process id, file descriptor of the terminal)
     if pid: return pid, terminal
     termios.tcsetwinsize(0, (40, 100))
     os.chdir(folder)
-    os.environ.update(TERM='xterm', PYTHONPATH=str(Path(__file__).parent.parent.resolve()))
+    os.environ.update(TERM='xterm', PYTHONPATH=str(ROOT))
     os.execv(sys.executable, [sys.executable, '-m', 'llmft', *arguments.split()])
 
 
@@ -92,7 +92,7 @@ def main(names):
         pieces, result = measure(name, folder)
         results.append(result)
         print(result, flush=True)
-        texts.append(f'$ {result["command"]}\n{transcript(pieces)}\n'.replace(str(folder), ''))
+        texts.append(f'$ {result["command"]}\n{transcript(pieces)}\n'.replace(f'{folder}/', '').replace(f'{ROOT}/', ''))
     RESULTS.mkdir(exist_ok=True)
     machine = {'cores': os.cpu_count(), 'load': round(os.getloadavg()[0], 1), 'python': sys.version.split()[0]}
     (RESULTS/'terminal.json').write_text(json.dumps({'machine': machine, 'commands': results}, indent=1) + '\n')

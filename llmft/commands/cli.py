@@ -51,9 +51,13 @@ Overwrite = Annotated[bool, typer.Option('--overwrite', help='Replace a run fold
 def _config(source, set_, out=None): # -> `Config`
     log.info(f'reading {source}')
     from llmft.config.config import load_config, parse_overrides
+    from llmft.hub import resolve_model
     overrides = parse_overrides(set_ or [])
     if out: overrides['output_dir'] = str(out)
-    return load_config(source, **overrides)
+    config = load_config(source, **overrides)
+    # a folder that is not there is told at once; a built-in model may have to be fetched, which can wait
+    if not config.base_model.startswith('builtin/'): resolve_model(config.base_model, config.revision_of_model)
+    return config
 
 # %% ../../nbs/commands/03_cli.ipynb #ccca30f3
 @app.command('recipes', epilog=_examples('recipes', 'recipes smollm2-135m > run.yml'))

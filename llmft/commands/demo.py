@@ -42,6 +42,7 @@ Try:
 # %% ../../nbs/commands/02_demo.ipynb #75929a1f
 def _title(say, text):
     say(f'\n=== {text} ' + '=' * max(0, 70 - len(text)))
+    log.info(text)
 
 # %% ../../nbs/commands/02_demo.ipynb #b88eeeab
 def _show_data(config, tokenizer, say):
@@ -120,12 +121,10 @@ def run_demo(
     check_output(config, overwrite)
     say(_PLAN)
     _title(say, '1. The data')
-    log.info('reading the data')
     tokenizer = load_tokenizer(config)
     _show_data(config, tokenizer, say)
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
-    log.info('loading the model')
     base, before = _score(load_base(config), tokenizer, config, rows, 'base')
     _tell_before(say, rows, base, before)
     _title(say, '3. Training')

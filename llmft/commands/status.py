@@ -6,7 +6,7 @@
 __all__ = ['StatusLine', 'WatchedOutput', 'status_line']
 
 # %% ../../nbs/commands/00_status.ipynb #5a7e0002
-import logging, shutil, sys, threading, time
+import logging, os, shutil, sys, threading, time
 from contextlib import contextmanager
 
 from fastcore.basics import patch
@@ -91,13 +91,14 @@ def _watched_outputs(line): # standard output and error in the block, where they
 @contextmanager
 def status_line():
     "Show what the functions of llmft say that they do, on the standard error."
+    if os.environ.get('LOCAL_RANK', '0') != '0': return (yield)
     line, done, level = StatusLine(sys.stderr), threading.Event(), log.level
     thread = threading.Thread(target=line.keep_alive, args=(done,), daemon=True)
     log.addHandler(line)
     log.setLevel(logging.INFO)
     if line.on_terminal: thread.start()
     try:
-        with _watched_outputs(line): yield line
+        with _watched_outputs(line): yield
     finally:
         done.set()
         if line.on_terminal: thread.join()

@@ -294,10 +294,10 @@ def run_code_batch(
 ) -> list: # one `CodeResult` for each program, in order
     "Run many programs with their tests, several at once."
     from tqdm.auto import tqdm
-    programs = list(programs)
+    programs, shown = list(programs), {} if progress else {'disable': True} # else `TQDM_DISABLE` decides
     with ThreadPoolExecutor(workers or _workers()) as pool:
         runs = [pool.submit(run_code, code, tests, timeout, memory) for code, tests in programs]
-        try: return [r.result() for r in tqdm(runs, desc='running tests', disable=not progress)]
+        try: return [r.result() for r in tqdm(runs, desc='running tests', **shown)]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

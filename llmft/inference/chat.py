@@ -95,7 +95,8 @@ def generate_ids(
     answers, stop_ids = [None] * len(prompts), set(kwargs['eos_token_id'])
     was_training = model.training
     model.eval()
-    bar = tqdm(total=len(prompts), desc=progress, disable=progress is None, unit='answer')
+    shown = {} if progress else {'disable': True} # else the environment decides: `TQDM_DISABLE`
+    bar = tqdm(total=len(prompts), desc=progress, unit='answer', **shown)
     with torch.inference_mode(), bar:
         for indices in _batches_by_length(prompts, batch_size):
             ids, mask = _left_padded([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)

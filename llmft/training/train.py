@@ -347,6 +347,7 @@ def _train(trainer, run, progress, checkpoint):
     run.interrupted = progress.stop_requested and step < trainer.state.max_steps
     was_evaluated = any('eval_loss' in m and m['step'] == step for m in run.metrics)
     if trainer.eval_dataset is not None and not (run.interrupted or was_evaluated): trainer.evaluate()
+    log.info('saving what was trained')
 
 # %% ../../nbs/training/03_train.ipynb #ed736049
 def push_run_to_hub(
@@ -385,10 +386,8 @@ def finetune(
     trainer = make_trainer(config, model, data, out/'checkpoints', hw, callbacks)
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress):
-        log.info('answering the first held-out questions')
         samples.generate_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
-        log.info('saving what was trained, and answering again')
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
     if config.hub_model_id: push_run_to_hub(run, config)

@@ -49,7 +49,8 @@ def test_wrong_data_is_refused_before_anything_heavy_is_loaded(command, path, ke
 @pytest.mark.parametrize('arguments', [
     ['train', 'nowhere.yml'], ['chat', 'nowhere'], ['generate', 'nowhere', '-p', 'Why?'], ['score', 'nowhere'],
     ['merge', 'nowhere', 'out'], ['convert', 'nowhere.yml'], ['generate', '.', 'nowhere.jsonl'],
-    ['train', 'smollm2-135m', '--set', 'lora_rr=4'], ['train', 'smollm2-135m', '--out', 'rows.csv']])
+    ['train', 'smollm2-135m', '--set', 'lora_rr=4'], ['train', 'smollm2-135m', '--out', 'rows.csv'],
+    ['plan', 'smollm2-135m', '--set', 'base_model=./nowhere'], ['check', 'smollm2-135m', '--set', 'base_model=.']])
 def test_wrong_names_are_refused_before_anything_heavy_is_loaded(arguments, folder):
     message, loaded = refuse(*arguments, folder=folder)
     assert loaded == '[]' and 'Error: ' in message
