@@ -118,6 +118,7 @@ def _fill_in(config):
     if c.load_in_4bit is None: fields['load_in_4bit'] = c.adapter == 'qlora' and not c.load_in_8bit
     if c.lora_target_linear is None:
         fields['lora_target_linear'] = not (c.lora_target_modules or c.lora_target_parameters)
+    if c.adapter == 'full' and 'learning_rate' not in c.model_fields_set: fields['learning_rate'] = 2e-5
     if c.early_stopping_patience: fields['load_best_model_at_end'] = True
     if c.curriculum_sampling and 'shuffle_merged_datasets' not in c.model_fields_set:
         fields['shuffle_merged_datasets'] = False

@@ -19,7 +19,7 @@ from ..config.config import Config, load_config
 from ..core import UserError, markdown_table, silence_warnings, text_table
 from ..hub import is_local_path
 from .layers import Places, extend, extend_peaks, keep_layers, layer_pattern, names_layers
-from ..model.adapters import add_adapter
+from ..model.adapters import add_adapter, import_peft
 from ..model.base import (
     _cpu_has_bf16, _quantization_config, choose_dtype, choose_optimizer, load_hf_config, requested_precision)
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
@@ -179,6 +179,7 @@ def dry_run(
     from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, autocast, training_step
     from llmft.model.optimizers import make_optimizer
     silence_warnings()
+    import_peft()
     _register_bnb_overrides()
     attention, amp = attention_for(config, hf_config), functools.partial(autocast, _number_format(gpu, config))
     rows, length, packed = _batch_shape(config, attention)
