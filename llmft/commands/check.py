@@ -77,8 +77,9 @@ def check_run(
     "Check all that needs no weights; a `UserError` says what makes the run impossible, the report what is in the data."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
-    data = prepare_data(config, strict=False) # first, because a missing file or a wrong column needs no torch and peft
+    if not config.streaming: load_rows(config) # a file that is not there, a wrong column: found before torch is loaded
     check_training_options(config)
+    data = prepare_data(config, strict=False)
     hardware, model = detect_hardware(config), init_empty_model(config)
     if len(data.train): training_arguments(config, data, hardware, config.output_dir)
     n_params = sum(p.numel() for p in model.parameters())

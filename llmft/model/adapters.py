@@ -302,7 +302,8 @@ def add_adapter(
     method, autocast = config.peft_init_lora_weights, config.peft_autocast_adapter_dtype
     _check_init_method(method)
     _check_init_bits(config)
-    with _peft_errors(): tuned = import_peft().get_peft_model(model, lora_config(model, config), autocast_adapter_dtype=autocast)
+    get_peft_model = import_peft().get_peft_model
+    with _peft_errors(): tuned = get_peft_model(model, lora_config(model, config), autocast_adapter_dtype=autocast)
     _check_output_layer(tuned)
     if method == 'loftq': _init_loftq(tuned, config)
     cast_trainable_to_float32(tuned, config)

@@ -98,7 +98,7 @@ def _try_checkpointing(kwargs):
 def _known_loading_options(config): # of `from_pretrained`, and what the model's configuration has
     from transformers import PreTrainedModel
     function = PreTrainedModel.from_pretrained
-    named = re.findall(r'kwargs\.pop\("(\w+)"', inspect.getsource(function))
+    named = re.findall(r'"(\w+)"', inspect.getsource(function)) # most are no parameters, but taken out of `kwargs`
     return {*named, *inspect.signature(function).parameters, *load_hf_config(config).to_dict()}
 
 def _check_loading(config):

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 
 from ..config.config import Config, load_config
 from ..core import UserError
+from ..data.sources import load_rows
 from ..hub import hub_errors
 from ..memory.plan import check_fits
 from ..model.adapters import cast_trainable_to_float32, add_adapter, parameter_report
@@ -317,6 +318,7 @@ def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in th
 # %% ../../nbs/training/03_train.ipynb #a48fa9fd
 def _check_run(config, overwrite, resume, force, say): # (run folder, checkpoint to go on from or None)
     out = check_output(config, overwrite, resume)
+    if not config.streaming: load_rows(config) # a file that is not there, a wrong column: found before torch is loaded
     check_training_options(config)
     if not force: check_fits(config, say)
     return out, find_resume_checkpoint(out, config) if resume else None
