@@ -12,7 +12,7 @@ from llmft.core import UserError
 from llmft.prompts.chat import resolve_chat_template
 
 ROOT = Path(__file__).parent.parent.parent
-FILE = yaml.safe_load((ROOT/'tests/data/axolotl_examples.yml').read_text(encoding='utf-8'))
+FILE = yaml.safe_load((ROOT/'tests/fixtures/axolotl_examples.yml').read_text(encoding='utf-8'))
 REFUSED = { # the example, and what its message must name
     'gemma4 in nvfp4': ['dsv4_fp4_grouped_mode', 'Take the 16-bit copy'],
     'gemma3n': ['optimizer: muon', '`adamw_torch`'],
