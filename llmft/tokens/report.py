@@ -551,7 +551,7 @@ def _rows_of_source(rows, i): # `rows`: `PreparedRows` -> those of one entry, ea
 def _all_source_findings(i, summary, rows, table, problems, mismatches, tokenizer, config): # of entry `i`
     dataset, mine = _all_entries(config)[i], _rows_of_source(rows, i)
     findings = source_findings(summary, table, table.source == i, problems, mismatches)
-    is_text = find_format(dataset.type).turns.__name__ == '_text_turns'
+    is_text = find_format(dataset.type).name in ('completion', 'text')
     if is_text: # there are no answers in it
         for f in findings: f.message = re.sub(r'\b(an |the )?answers?\b', lambda m: f'{m[1] and "the " or ""}text', f.message)
     if mine is None: return findings
