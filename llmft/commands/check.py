@@ -7,7 +7,7 @@ __all__ = ['init_empty_model', 'Check', 'check_run', 'preview_rows']
 
 # %% ../../nbs/commands/01_check.ipynb #1689f40a
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastcore.basics import patch
 
@@ -18,10 +18,10 @@ from ..hub import hub_errors, resolve_model
 from ..memory.plan import plan_summary
 from ..model.adapters import target_modules
 from ..model.base import detect_hardware, load_hf_config
-from ..tokens.report import data_report
+from ..tokens.report import prepare_data
 from ..tokens.stream import stream_sample
 from ..tokens.tokenize import count_rows, encode_rows, load_tokenizer, show_mask
-from ..training.arguments import check_training_options
+from ..training.arguments import check_training_options, run_notes, training_arguments
 from ..training.run import check_output
 
 # %% ../../nbs/commands/01_check.ipynb #855e1832
@@ -46,6 +46,7 @@ class Check:
     target_modules: object # layers that get an adapter: their names, or a regular expression
     n_params: int          # weights of the base model
     memory: str            # the memory plan in one line
+    notes: list = field(default_factory=list) # what may not be expected, a line each
 
 # %% ../../nbs/commands/01_check.ipynb #fb1c19a9
 @patch
@@ -55,7 +56,7 @@ def __str__(self: Check):
     epochs = f'{c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}'
     rows = f'{c.micro_batch_size} x {c.gradient_accumulation_steps} rows'
     return '\n'.join([
-        *c.notes,
+        *c.notes, *self.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
             f'{c.adapter} rank {c.lora_r} on {targets}',
         str(self.hardware),
@@ -81,11 +82,13 @@ def check_run(
     log.info('checking the settings')
     check_training_options(config)
     log.info('reading the data')
-    hardware, report = detect_hardware(config), data_report(config)
+    data, hardware = prepare_data(config, strict=False), detect_hardware(config)
     log.info('building the model without its weights')
     model = init_empty_model(config)
+    if len(data.train): training_arguments(config, data, hardware, config.output_dir)
     n_params = sum(p.numel() for p in model.parameters())
-    return Check(config, report, hardware, target_modules(model, config), n_params, plan_summary(config))
+    return Check(config, data.report, hardware, target_modules(model, config), n_params, plan_summary(config),
+        run_notes(config, hardware))
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
 def _round_robin(sources): # source of each row -> positions of the rows

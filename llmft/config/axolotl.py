@@ -112,7 +112,8 @@ _HARMLESS |= _keys('harmless', {
     '`llmft train --resume` does it': 'auto_resume_from_checkpoints',
     'the chat template is always saved with the tokenizer': 'tokenizer_save_jinja_files',
     'nothing reads it': '''
-        lr_div_factor lr_quadratic_warmup debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
+        lr_div_factor lr_quadratic_warmup debug test_value axolotl_config_path is_*_derived_model strict
+        merge_lora merge_method
         device is_preprocess preprocess_iterable total_supervised_tokens''',
 })
 
@@ -134,8 +135,8 @@ _HARMLESS |= _keys('harmless', {
     'the cosine ends where `cosine_min_lr_ratio` says, a share of `learning_rate`': 'eta_min',
     'it only changes what a tracker or the Hub is told': 'wandb_* trackio_* hub_*',
     'several processes are set up by the launcher (`accelerate launch`, `torchrun`)': '''
-        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size dp_shard_size dp_replicate_size
-        use_ray ray_*''',
+        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size
+        dp_shard_size dp_replicate_size use_ray ray_*''',
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
@@ -240,6 +241,11 @@ UNSUPPORTED_VALUES = { # {key: {pattern of a refused value: what to do}}
 def _scalar_text(value):
     "A single value as YAML has it."
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+# %% ../../nbs/config/03_axolotl.ipynb #80ad24de
+def _format_value(value):
+    "A value as it is written in a message."
+    return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #5a4549ae
 def _advice(key, value):
@@ -488,8 +494,8 @@ def _peft(t):
         '`peft: loftq_config` becomes `peft_init_lora_weights: loftq`, on 4-bit weights.')
     elif not bits: options['loftq_config'] = loftq
     if options:
-        t.problems['peft',] = ('`peft` is only known with `loftq_config: {loftq_bits: 4}`, or with `backend: torchao` and '
-            'a `weight_dtype`. Write other settings as `lora_…` or `peft_…`.')
+        t.problems['peft',] = ('`peft` is only known with `loftq_config: {loftq_bits: 4}`, or with '
+            '`backend: torchao` and a `weight_dtype`. Write other settings as `lora_…` or `peft_…`.')
     elif bits == 8: t.values['load_in_8bit'] = True
     else: t.values |= {'adapter': 'qlora', 'load_in_4bit': True}
     if bits: t.notes.append(f'`peft: backend: torchao` becomes `load_in_{bits}bit: true`, weights of bitsandbytes.')
@@ -522,11 +528,6 @@ def _classes(t):
         if key in t.values and not re.fullmatch(pattern, str(t.values[key])):
             t.problems[key,] = (f'`{key}: {t.values.pop(key)}` is not a class that transformers loads '
                 'as a language model. llmft tunes those only.')
-
-# %% ../../nbs/config/03_axolotl.ipynb #80ad24de
-def _format_value(value):
-    "A value as it is written in a message."
-    return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #f110d15b
 _OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size')

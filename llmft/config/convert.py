@@ -342,8 +342,8 @@ def _defaults_of(program, values, args):
     "The defaults of `program` that hold beside `values`, which `args` became."
     defaults = dict(PROGRAMS[program][1])
     if program == 'TRL': defaults['lora_target_modules'] = _peft_modules(values.get('base_model'))
-    if program != 'LLaMA-Factory' and values['datasets'][0]['type'] not in ('completion',):
-        defaults['train_on_inputs'] = True
+    is_plain_text = values.get('datasets', [{}])[0].get('type') == 'completion' # learned whole anyway
+    if program != 'LLaMA-Factory' and not is_plain_text: defaults['train_on_inputs'] = True
     def drop(*prefixes):
         for key in [key for key in defaults if key.startswith(prefixes)]: del defaults[key]
     if 'lora_target_modules' in values or 'lora_target_linear' in values: drop('lora_target')
@@ -364,8 +364,8 @@ def _complete(t, program, args):
         note = _DEFAULT_NOTES.get(key) if program == 'TRL' or key == 'train_on_inputs' else None
         t.notes.append(note.format(program) if note else f'`{key}`: not given, so the default of {program}.')
     if stored := re.search(r'(?i)\b(awq|gptq|hqq|fp8|mxfp4|exl2|gguf)\b', str(t.values.get('base_model'))):
-        t.notes.append(f'`base_model`: its weights are stored in few bits ({stored[1]}), on which llmft may not be able '
-            'to train. Take the 16-bit model that it was made from, with `adapter: qlora`.')
+        t.notes.append(f'`base_model`: its weights are stored in few bits ({stored[1]}), on which llmft may not be '
+            'able to train. Take the 16-bit model that it was made from, with `adapter: qlora`.')
 
 # %% ../../nbs/config/04_convert.ipynb #314f2d7a
 def _from_arguments(values, program, config_dir): # -> `Translation`
@@ -456,9 +456,10 @@ def _call_arguments(call, names): # -> (values, names of arguments that are comp
     return values, computed
 
 # %% ../../nbs/config/04_convert.ipynb #ab870af4
-_CHAT_NAMES = {'llama-3': 'llama3', 'llama-3.1': 'llama3_1', 'llama-3.2': 'llama3_2', 'gemma': 'gemma', 'gemma-3': 'gemma3',
-    'gemma-3n': 'gemma3n', 'gemma-4': 'gemma4', 'qwen-2.5': 'qwen2_5', 'qwen-3': 'qwen3', 'qwen3': 'qwen3',
-    'qwen3-instruct': 'qwen3_instruct_2507', 'phi-3': 'phi_3', 'phi-3.5': 'phi_35', 'phi-4': 'phi_4', 'llama': 'llama2'}
+_CHAT_NAMES = {'llama-3': 'llama3', 'llama-3.1': 'llama3_1', 'llama-3.2': 'llama3_2', 'gemma': 'gemma',
+    'gemma-3': 'gemma3', 'gemma-3n': 'gemma3n', 'gemma-4': 'gemma4', 'qwen-2.5': 'qwen2_5',
+    'qwen-3': 'qwen3', 'qwen3': 'qwen3',
+    'qwen3-instruct': 'qwen3_instruct_2507', 'phi-3': 'phi_3', 'phi-3.5': 'phi_35', 'phi-4': 'phi_4'}
 
 def _python_data(source, values): # -> (values, comments)
     "What the rows of a notebook are, as far as its text tells."
@@ -474,6 +475,29 @@ def _python_data(source, values): # -> (values, comments)
     comments.append('`datasets`: the text of the rows is made by functions of the notebook, which are not run. '
         'See with `llmft preview` if this `type` makes the same, and write your own if not: `type: {format: …}`.')
     return values, comments
+
+# %% ../../nbs/config/04_convert.ipynb #c5e954fa
+def _is_argument(name):
+    "Is `name` an argument of a program that `convert` knows?"
+    return name in {*RENAMED_ARGS, *IGNORED_ARGS, *UNSUPPORTED_ARGS, *ARG_CONVERTERS, *DATA_ARGS, *Config.model_fields}
+
+# %% ../../nbs/config/04_convert.ipynb #ac56f8c9
+def _name_program(source, name, values, computed, called): # -> (arguments, program, comments)
+    other = {c for c in called if re.fullmatch('(DPO|GRPO|ORPO|KTO|CPO|Reward|RLOO|PPO)(Trainer|Config)', c)}
+    if other:
+        raise UserError(f'{name}: it uses `{min(other)}`. llmft learns from given answers only. For preferences and '
+            'rewards take `trl dpo`, `trl grpo` or Axolotl.')
+    if not called & {'SFTTrainer', 'SFTConfig', 'get_peft_model', 'LoraConfig'} or 'model_name' not in values:
+        raise UserError(f'{name}: there is no call of `from_pretrained` with the name of a model and of `SFTTrainer` '
+            'in it, so it is no training of Unsloth or TRL.')
+    program = 'Unsloth' if re.search(r'\bunsloth\b', source) else 'TRL'
+    if program == 'TRL': values['use_peft'] = 'LoraConfig' in called
+    values, comments = _python_data(source, values)
+    unknown = [key for key in values if not _is_argument(key)]
+    for key in unknown: del values[key]
+    computed = [key for key in dict.fromkeys(computed) if key not in values]
+    comments += [f'`{key}` is left out: the program computes it.' for key in computed]
+    return values, program, comments + [f'`{key}` is left out: llmft has no such setting.' for key in unknown]
 
 # %% ../../nbs/config/04_convert.ipynb #134f6f8d
 def python_settings(
@@ -496,26 +520,6 @@ def python_settings(
         given, missing = _call_arguments(node, names)
         values, computed = given | values, [*computed, *missing] # what is called first holds
     return _name_program(source, name, values, computed, called)
-
-# %% ../../nbs/config/04_convert.ipynb #ac56f8c9
-def _name_program(source, name, values, computed, called): # -> (arguments, program, comments)
-    other = {c for c in called if re.fullmatch('(DPO|GRPO|ORPO|KTO|CPO|Reward|RLOO|PPO)(Trainer|Config)', c)}
-    if other:
-        raise UserError(f'{name}: it uses `{min(other)}`. llmft learns from given answers only. For preferences and '
-            'rewards take `trl dpo`, `trl grpo` or Axolotl.')
-    if not called & {'SFTTrainer', 'SFTConfig', 'get_peft_model', 'LoraConfig'} or 'model_name' not in values:
-        raise UserError(f'{name}: there is no call of `from_pretrained` with the name of a model and of `SFTTrainer` '
-            'in it, so it is no training of Unsloth or TRL.')
-    program = 'Unsloth' if re.search(r'\bunsloth\b', source) else 'TRL'
-    if program == 'TRL': values['use_peft'] = 'LoraConfig' in called
-    values, comments = _python_data(source, values)
-    unknown = [key for key in values if not _is_argument(key)]
-    for key in unknown: del values[key]
-    comments += [f'`{key}` is left out: the program computes it.' for key in dict.fromkeys(computed) if key not in values]
-    return values, program, comments + [f'`{key}` is left out: llmft has no such setting.' for key in unknown]
-
-def _is_argument(name):
-    return name in {*RENAMED_ARGS, *IGNORED_ARGS, *UNSUPPORTED_ARGS, *ARG_CONVERTERS, *DATA_ARGS, *Config.model_fields}
 
 # %% ../../nbs/config/04_convert.ipynb #9293ec4b
 def _read_settings(path): # -> `Document`
@@ -546,7 +550,7 @@ def _read_program(path): # -> (`Translation`, name of the program, lines of the 
 
 # %% ../../nbs/config/04_convert.ipynb #33ed8a2c
 def convert(
-    source,   # YAML or JSON file of Axolotl, LLaMA-Factory or TRL, or a notebook or script with arguments of Unsloth or TRL
+    source,   # YAML or JSON file of Axolotl, LLaMA-Factory or TRL; notebook or script of Unsloth or TRL
     out=None, # file to write
 ) -> str:
     "The same settings as a YAML file of llmft; what has no counterpart is a `UserError`."

@@ -128,26 +128,27 @@ def patched(
 def _empty(shape, dtype): return torch.empty(shape, dtype=dtype, device='meta')
 
 # %% ../../nbs/memory/01_dryrun.ipynb #b415f238
-def _nf4_state(layer, dtype): # the `QuantState` of a 4-bit layer: NF4, double quantization
+def _state_4bit(layer, settings): # the `QuantState` of a 4-bit layer; `settings`: `BitsAndBytesConfig`
     from bitsandbytes.functional import QuantState
-    blocks = -(-layer.weight.numel()//64)
+    double, blocks = settings.bnb_4bit_use_double_quant, -(-layer.weight.numel()//64)
     scales = QuantState(_empty(-(-blocks//256), torch.float32), code=_empty(256, torch.float32),
         blocksize=256, dtype=torch.float32)
-    return QuantState(_empty(blocks, torch.uint8), shape=torch.Size((layer.out_features, layer.in_features)),
-        code=_empty(16, torch.float32), blocksize=64, quant_type='nf4', dtype=dtype,
-        offset=_empty((), torch.float32), state2=scales)
+    extra = dict(offset=_empty((), torch.float32), state2=scales) if double else {}
+    return QuantState(_empty(blocks, torch.uint8 if double else torch.float32),
+        shape=torch.Size((layer.out_features, layer.in_features)), code=_empty(16, torch.float32), blocksize=64,
+        quant_type=settings.bnb_4bit_quant_type, dtype=settings.bnb_4bit_compute_dtype, **extra)
 
 # %% ../../nbs/memory/01_dryrun.ipynb #9532133b
 def fill_4bit(
-    layer, # `bitsandbytes.nn.Linear4bit` on `meta`
-    dtype, # `torch.dtype` to compute in
+    layer,    # `bitsandbytes.nn.Linear4bit` on `meta`
+    settings, # `BitsAndBytesConfig`
 ):
-    "Give a 4-bit layer the tensors that it has after quantization (NF4, double quantization)."
+    "Give a 4-bit layer the tensors that it has after quantization."
     from bitsandbytes.nn import Params4bit
-    state, codes = _nf4_state(layer, dtype), _empty((-(-layer.weight.numel()//2), 1), torch.uint8)
-    layer.weight = Params4bit(codes, requires_grad=False, quant_state=state, quant_type='nf4', bnb_quantized=True,
-        module=layer)
-    layer.quant_state, layer.compute_dtype, layer.compute_type_is_set = state, dtype, True
+    state, codes = _state_4bit(layer, settings), _empty((-(-layer.weight.numel()//2), 1), torch.uint8)
+    layer.weight = Params4bit(codes, requires_grad=False, quant_state=state, quant_type=state.quant_type,
+        bnb_quantized=True, module=layer)
+    layer.quant_state, layer.compute_dtype, layer.compute_type_is_set = state, state.dtype, True
 
 # %% ../../nbs/memory/01_dryrun.ipynb #b342141f
 def fill_8bit(
@@ -179,33 +180,32 @@ def _storage_bytes(model): # of all storages in a model, each counted once
     storages = [t.untyped_storage() for t in model_tensors(model)]
     return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
-# %% ../../nbs/memory/01_dryrun.ipynb #3e5e81e4
-def _quantization_config(bits, dtype): # for transformers
-    from transformers import BitsAndBytesConfig
-    if bits == 8: return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype)
+# %% ../../nbs/memory/01_dryrun.ipynb #47df217b
+def _replace_linear(model, settings): # by layers of bitsandbytes, still without weights; those that can be filled
+    from bitsandbytes import nn
+    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+    from transformers.quantizers.base import HfQuantizer
+    head, quantized = model.get_output_embeddings(), nn.Linear4bit if settings.load_in_4bit else nn.Linear8bitLt
+    kinds = {type(m).__name__ for m in model.modules() if m is not head}
+    if kinds & {'Linear', 'Conv1D'}: # transformers only warns where there is none
+        skipped = HfQuantizer.get_modules_to_not_convert(
+            model, settings.llm_int8_skip_modules, getattr(model, '_keep_in_fp32_modules', None))
+        replace_with_bnb_linear(model, skipped, settings)
+    return [m for m in model.modules() if isinstance(m, quantized)]
 
 # %% ../../nbs/memory/01_dryrun.ipynb #9ea9bc84
 def quantize_layers(
-    model, # on `meta`
-    bits,  # 4 or 8
-    dtype, # `torch.dtype` to compute in
+    model,    # on `meta`
+    settings, # `BitsAndBytesConfig`
 ): # `model`
     "Turn linear layers into 4-bit or 8-bit ones, as loading the model would."
-    from bitsandbytes import nn
-    from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import get_keys_to_not_convert
-    output_layer = model.get_output_embeddings()
-    if any(type(m) is torch.nn.Linear and m is not output_layer for m in model.modules()):
-        replace_with_bnb_linear(model, get_keys_to_not_convert(model), _quantization_config(bits, dtype))
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear4bit if bits == 4 else nn.Linear8bitLt)]
+    bits, layers = 4 if settings.load_in_4bit else 8, _replace_linear(model, settings)
     if not layers:
         raise UserError(f'`load_in_{bits}bit`: this model has no linear layers that could be kept in {bits} bits. '
             f'Set `adapter: lora` and `load_in_{bits}bit: false`.')
     for layer in layers:
-        if bits == 4: fill_4bit(layer, dtype)
-        else: fill_8bit(layer)
+        if bits == 4: fill_4bit(layer, settings)
+        elif not settings.llm_int8_has_fp16_weight: fill_8bit(layer)
     setattr(model, f'is_loaded_in_{bits}bit', True) # what peft looks at
     return model
 

@@ -41,7 +41,7 @@ def _candidate_settings(config, gpu): # the settings to try, fastest first: (cha
         'and computing them twice takes about 30% more time')
     changes = dict(gradient_checkpointing=True)
     yield changes, 'without it not even one row fits'
-    if 'adam' in config.optimizer and '8bit' not in config.optimizer:
+    if gpu.kind != 'mps' and 'adam' in config.optimizer and '8bit' not in config.optimizer:
         changes = changes | dict(optimizer='paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit')
         yield changes, 'the optimizer remembers in 8 bits, because in 32 not even one row fits'
     length = config.sequence_len//2

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['linear_module_names', 'target_modules', 'lora_config', 'cast_trainable_to_float32', 'load_trainable_adapter',
-           'add_adapter', 'save_trained', 'load_extra_adapter', 'set_adapter', 'ParameterCounts', 'parameter_report']
+           'import_peft', 'add_adapter', 'save_trained', 'load_extra_adapter', 'set_adapter', 'ParameterCounts',
+           'parameter_report']
 
 # %% ../../nbs/model/03_adapters.ipynb #395b8093
-import re
+import functools, re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +120,20 @@ def _check_layer_patterns(model, config): # a `UserError` if a pattern of ranks 
             hint = _did_you_mean(pattern, linear_module_names(model))
             raise UserError(f'{key}: this model has no layer called `{pattern}`.{hint}')
 
+# %% ../../nbs/model/03_adapters.ipynb #b00bea31
+def _check_numbers(model, config): # a `UserError` if a number of a token or of a layer is too large
+    tokens, rows = config.peft_trainable_token_indices or [], model.get_input_embeddings().weight.shape[0]
+    for ids in tokens.values() if isinstance(tokens, dict) else [tokens]:
+        for i in ids:
+            if not 0 <= i < rows:
+                raise UserError(f'peft_trainable_token_indices: there is no token {i}. The model has {rows:,}, '
+                                f'from 0 to {rows - 1}.')
+    layers = model.config.get_text_config().num_hidden_layers
+    for start, end in config.peft_layer_replication or []:
+        if not 0 <= start < end <= layers:
+            raise UserError(f'peft_layer_replication: [{start}, {end}] does not fit. The model has {layers} layers, '
+                            f'so all of them are [0, {layers}].')
+
 # %% ../../nbs/model/03_adapters.ipynb #ba8c6c0c
 def lora_config(
     model,  # the base model, or its layers without weights
@@ -128,6 +143,7 @@ def lora_config(
     from peft import LoraConfig
     args, targets = _non_empty_args(config, _LORA_ARGUMENTS), target_modules(model, config)
     _check_layer_patterns(model, config)
+    _check_numbers(model, config)
     new_ids, whole = new_token_ids(config), {*(config.lora_modules_to_save or [])}
     if new_ids and not whole & {'embed_tokens', 'wte'}:
         args.setdefault('trainable_token_indices', _embedding_rows(model, new_ids))
@@ -184,7 +200,7 @@ def _check_init_bits(config): # a `UserError` if this kind of adapter cannot beg
 @contextmanager
 def _peft_errors(): # what peft refuses, as one message
     try: yield
-    except (ValueError, TypeError, NotImplementedError, KeyError) as e:
+    except (ValueError, TypeError, NotImplementedError, LookupError, AttributeError, AssertionError) as e:
         raise UserError(f'The adapter does not fit this model: {e}') from None
     except RuntimeError as e:
         if 'size mismatch' not in str(e): raise
@@ -250,6 +266,27 @@ def load_trainable_adapter(
         _check_base_model(LoraConfig.from_pretrained(name), model, adapter, 'Set `base_model` to that one.')
         with _peft_errors(): return PeftModel.from_pretrained(model, name, is_trainable=True)
 
+# %% ../../nbs/model/03_adapters.ipynb #ef1cef7a
+def _compile_later(fn=None, **options): # `torch.compile`, done when the function is first called
+    import torch
+    if fn is None: return functools.partial(_compile_later, **options)
+    compiled = functools.cache(lambda: torch.compile(fn, **options))
+    return functools.wraps(fn)(lambda *args, **kwargs: compiled()(*args, **kwargs))
+
+def import_peft(): # the module
+    "Import peft, and with it bitsandbytes, without loading PyTorch's compiler, which alone takes more than a second."
+    import torch
+    original, torch.compile = torch.compile, _compile_later
+    try: import peft
+    finally: torch.compile = original
+    return peft
+
+# %% ../../nbs/model/03_adapters.ipynb #d8633dd0
+def _check_output_layer(tuned): # a `UserError` if the output layer has an adapter, which the loss would not see
+    if not hasattr(tuned.get_output_embeddings(), 'lora_A'): return
+    raise UserError('lora_target_modules: the output layer cannot get an adapter, because the loss is computed '
+                    'from its own weights. Train it as a whole: `lora_modules_to_save: [lm_head]`.')
+
 # %% ../../nbs/model/03_adapters.ipynb #f56b8e5f
 def add_adapter(
     model,  # from `load_base`
@@ -257,15 +294,19 @@ def add_adapter(
 ): # `peft.PeftModel`; with `adapter: full` the model itself
     "Put LoRA matrices beside the chosen layers; only they are trained. The same `seed` gives the same start."
     import torch
-    from peft import get_peft_model
     torch.manual_seed(config.seed)
     keep_layout(model)
     if config.adapter == 'full': return cast_trainable_to_float32(model.requires_grad_(True))
-    if config.lora_model_dir: return cast_trainable_to_float32(load_trainable_adapter(model, config), config)
+    if config.lora_model_dir:
+        tuned = load_trainable_adapter(model, config)
+        _check_output_layer(tuned)
+        return cast_trainable_to_float32(tuned, config)
     method, autocast = config.peft_init_lora_weights, config.peft_autocast_adapter_dtype
     _check_init_method(method)
     _check_init_bits(config)
+    get_peft_model = import_peft().get_peft_model
     with _peft_errors(): tuned = get_peft_model(model, lora_config(model, config), autocast_adapter_dtype=autocast)
+    _check_output_layer(tuned)
     if method == 'loftq': _init_loftq(tuned, config)
     cast_trainable_to_float32(tuned, config)
     if str(method).startswith(_CHANGES_BASE):

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..config.config import _did_you_mean
 from ..core import UserError, markdown_table, silence_warnings
 from ..hub import hub_errors, resolve_model
-from .gpus import ram_bytes
+from .gpus import check_architecture, ram_bytes
 from ..tokens.special import resize_embeddings
 
 # %% ../../nbs/model/02_base.ipynb #d56eeec1
@@ -129,6 +129,7 @@ def _device(): # (device, name, bytes of memory)
     import torch
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
+        check_architecture(properties.name, (properties.major, properties.minor), torch.cuda.get_arch_list())
         return 'cuda', properties.name, properties.total_memory
     if torch.backends.mps.is_available(): return 'mps', 'Apple GPU', ram_bytes()
     return 'cpu', _cpu_name(), ram_bytes()
@@ -219,6 +220,8 @@ def choose_optimizer(
     requested, # the YAML's `optimizer`
 ): # (name of the optimizer, the reason; `None` if it is the one that is wanted)
     "The optimizer, and why it is another one than the YAML's."
+    if device == 'mps' and '8bit' in requested:
+        return 'adamw_torch', f'`{requested}` does not exist for Apple GPUs: bitsandbytes has no 8-bit optimizer there'
     if device == 'cuda' or not requested.startswith('paged_'): return requested, None
     unpaged = _UNPAGED.get(requested, requested.removeprefix('paged_'))
     return unpaged, f'`{requested}` needs an NVIDIA GPU, and this one makes the same steps'
@@ -298,7 +301,11 @@ def _quantization_config(config, dtype): # `BitsAndBytesConfig` or None
     nf4 = dict(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True,
                bnb_4bit_compute_dtype=dtype)
     options = nf4 if config.load_in_4bit else dict(load_in_8bit=True)
-    return BitsAndBytesConfig(**options | config.bnb_config_kwargs)
+    try: settings = BitsAndBytesConfig(**options | config.bnb_config_kwargs)
+    except (TypeError, ValueError, AttributeError) as e: raise UserError(f'bnb_config_kwargs: {e}') from None
+    if settings.bnb_4bit_quant_type in ('fp4', 'nf4'): return settings
+    raise UserError(f'bnb_config_kwargs: bitsandbytes has no `bnb_4bit_quant_type: {settings.bnb_4bit_quant_type}`. '
+                    'Take `nf4` or `fp4`.')
 
 # %% ../../nbs/model/02_base.ipynb #9e50952d
 def _linear4bit(model): return (m for m in model.modules() if hasattr(m, 'support_avx512bf16_for_cpu'))
@@ -381,6 +388,7 @@ def load_base(
 ):
     "The model that is tuned, its weights frozen, on the device; in 4 bits where the YAML says so."
     from transformers import AutoModelForCausalLM
+    from transformers.quantizers.auto import AutoQuantizationConfig
     hw, name = hw or detect_hardware(config), resolve_model(config.base_model, config.revision_of_model)
     silence_warnings()
     quantization = _quantization_config(config, hw.dtype) if quantized else None
@@ -388,6 +396,8 @@ def load_base(
                   dtype=dtype or hw.dtype, attn_implementation=hw.attention, quantization_config=quantization)
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = load_hf_config(config)
     kwargs |= _placement(config, hw) | config.model_kwargs
+    if isinstance(kwargs['quantization_config'], dict):
+        kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
     with hub_errors(config.base_model), _one_weight_at_a_time() if quantization else nullcontext():
         model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
     return keep_layout(resize_embeddings(model, config)).requires_grad_(False)

@@ -228,8 +228,8 @@ def _prompt_problem(chat, i, prompt): # why `prompt`, which is sent to get answe
     question = chat.renderer.text(chat.messages[:i])
     if not chat.text.startswith(question) or not prompt.startswith(question): return _UNSTABLE
     beginning = prompt[len(question):]
-    end, answer = f'`{beginning.strip()[-30:]}`', 'begins in another way'
-    if '<think>' in beginning: end, answer = '`<think>`', 'has no reasoning'
+    if '<think>' not in beginning: return _UNSTABLE
+    end, answer = '`<think>`', 'has no reasoning'
     if '</think>' in beginning: end, answer = 'an empty thought', 'has reasoning'
     thinks = answer == 'has reasoning'
     ways = [f'{name}: {str(thinks).lower()}' for name in ('enable_thinking', 'thinking') if _helps(chat, i, **{name: thinks})]

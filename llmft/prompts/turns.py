@@ -167,8 +167,8 @@ def check_columns(
     advice = f'These rows look like `type: {type}`.' if type else 'Rename a column or choose another `type`.'
     if 'type' not in dataset.model_fields_set and type:
         raise UserError(f'{dataset.path}: the entry has no `type`, and the columns are {found}. {advice} Write that.')
-    given = '' if 'type' in dataset.model_fields_set else ', which is meant where no `type` is given,'
-    raise UserError(f'{dataset.path}: `type: {fmt.name}`{given} needs the column{plural} {needed}; '
+    if 'type' not in dataset.model_fields_set: advice += ' (Where no `type` is given, it is `alpaca`.)'
+    raise UserError(f'{dataset.path}: `type: {fmt.name}` needs the column{plural} {needed}; '
                     f'there are {found}. {advice}')
 
 # %% ../../nbs/prompts/01_turns.ipynb #83260341

@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['active_trackers', 'check_trackers', 'tracker_env_vars', 'check_training_options', 'is_distributed',
-           'training_arguments', 'unused_keys']
+           'training_arguments', 'unused_keys', 'run_notes']
 
 # %% ../../nbs/training/01_arguments.ipynb #3014741e
-import math, os
+import inspect, math, os, re
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..config.config import _did_you_mean
 from ..core import UserError, silence_warnings
-from ..model.adapters import _non_empty_args
+from ..model.adapters import _non_empty_args, import_peft
+from ..model.base import load_hf_config
+from ..model.gpus import unused_gpus
 from ..tokens.report import count_steps, steps_per_epoch
 
 # %% ../../nbs/training/01_arguments.ipynb #04f562e0
@@ -48,15 +51,66 @@ def _scheduler(config): # (its name, its options)
                         'Remove one of them.')
     return 'cosine_with_min_lr', config.lr_scheduler_kwargs | {'min_lr_rate': config.cosine_min_lr_ratio}
 
+# %% ../../nbs/training/01_arguments.ipynb #83a21ce3
+class _AskedOptions(dict): # options of an optimizer; notes which of them transformers asks for
+    def __init__(self, asked, options):
+        super().__init__(options)
+        self.asked, asked.options = asked, [*options]
+
+    def __contains__(self, key): return self.asked.add(key) or super().__contains__(key)
+    def get(self, key, default=None): return super().get(key, default) if key in self else default
+    def __getitem__(self, key): return self.asked.add(key) or super().__getitem__(key)
+    def pop(self, key, *default): return self.asked.add(key) or super().pop(key, *default)
+
+# %% ../../nbs/training/01_arguments.ipynb #7984bf99
+@contextmanager
+def _asked_options(): # the names that transformers asks for inside of the block, and `options`, those that are given
+    from transformers import trainer
+    asked, original = type('Asked', (set,), {'options': ()})(), trainer._parse_optim_args
+    trainer._parse_optim_args = lambda text: _AskedOptions(asked, original(text))
+    try: yield asked
+    finally: trainer._parse_optim_args = original
+
 # %% ../../nbs/training/01_arguments.ipynb #3153f106
 def _try_optimizer(config):
     import torch
     from transformers import Trainer, TrainingArguments
     args = TrainingArguments(optim=config.optimizer, optim_args=_optim_args(config),
         optim_target_modules=config.optim_target_modules, report_to='none')
-    try: Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
-    except (ImportError, ValueError) as e:
-        raise UserError(f'`optimizer`: `{config.optimizer}` cannot be used here. {e}') from None
+    with _asked_options() as asked:
+        try: _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
+        except (ImportError, ValueError, AttributeError) as e:
+            raise UserError(f'`optimizer`: `{config.optimizer}` cannot be used here. {e}') from None
+    for key in asked.options:
+        if key in asked or key in kwargs: continue
+        raise UserError(f'`optim_args`: `{config.optimizer}` has no `{key}`.{_did_you_mean(key, asked)} '
+                        f'It reads {", ".join(sorted(asked)) or "none at all"}.')
+
+# %% ../../nbs/training/01_arguments.ipynb #d39add06
+def _try_checkpointing(kwargs):
+    import torch
+    from torch.utils.checkpoint import checkpoint
+    try: checkpoint(torch.square, torch.ones(1, requires_grad=True), **{'use_reentrant': False} | kwargs)
+    except (ValueError, TypeError) as e:
+        raise UserError(f'`gradient_checkpointing_kwargs`: {e}. The usual one is `use_reentrant: false`.') from None
+
+# %% ../../nbs/training/01_arguments.ipynb #453050d6
+def _known_loading_options(config): # of `from_pretrained`, and what the model's configuration has
+    from transformers import PreTrainedModel
+    function = PreTrainedModel.from_pretrained
+    named = re.findall(r'"(\w+)"', inspect.getsource(function)) # most are no parameters, but taken out of `kwargs`
+    return {*named, *inspect.signature(function).parameters, *load_hf_config(config).to_dict()}
+
+def _check_loading(config):
+    from transformers.integrations.accelerate import check_and_set_device_map
+    if config.model_kwargs:
+        for key in config.model_kwargs.keys() - (known := _known_loading_options(config)):
+            raise UserError(f'`model_kwargs`: `from_pretrained` has no `{key}`.{_did_you_mean(key, known)}')
+    places = config.device_map.values() if isinstance(config.device_map, dict) else [config.device_map]
+    try:
+        for place in places:
+            if place not in (None, 'disk'): check_and_set_device_map(place)
+    except ValueError as e: raise UserError(f'`device_map`: {e}') from None
 
 # %% ../../nbs/training/01_arguments.ipynb #74cf3594
 def _try_scheduler(name, kwargs):
@@ -109,8 +163,9 @@ def tracker_env_vars(
 def check_training_options(
     config, # `Config`
 ):
-    "A `UserError` if an optimizer, a scheduler or a tracker cannot be used here."
+    "A `UserError` if an optimizer, a scheduler, a tracker or what goes to a library as it is cannot be used here."
     silence_warnings()
+    import_peft()
     from transformers import SchedulerType
     from llmft.model.optimizers import check_optimizer
     check_optimizer(config.optimizer)
@@ -119,6 +174,8 @@ def check_training_options(
     scheduler, kwargs = _scheduler(config)
     _try_optimizer(config)
     _try_scheduler(scheduler, kwargs)
+    _try_checkpointing(config.gradient_checkpointing_kwargs or {})
+    _check_loading(config)
 
 # %% ../../nbs/training/01_arguments.ipynb #2d8a4248
 def _interval_strategy(strategy, per_epoch, steps, epoch_steps, total_steps): # (strategy or None, steps or None)
@@ -162,6 +219,7 @@ def _schedule(config, data): # arguments of `SFTConfig` that say when something 
     saves = _save_strategy(config, epoch_steps, total, evals)
     return {
         'max_steps': config.max_steps or -1,
+        'load_best_model_at_end': config.load_best_model_at_end and evals[0] != 'no',
         'warmup_steps': _warmup(config),
         'eval_strategy': evals[0], 'eval_steps': evals[1],
         'save_strategy': saves[0], 'save_steps': saves[1] or 500,
@@ -264,7 +322,9 @@ def training_arguments(
         _distributed_args(config), _precision_args(hw), _memory_args(config, hw),
         _optimizer_args(config, hw), _data_args(config, hw), _logging_args(config), _saving_args(config),
     ]
-    args = SFTConfig(output_dir=str(out), **{arg: value for part in parts for arg, value in part.items()})
+    try: args = SFTConfig(output_dir=str(out), **{arg: value for part in parts for arg, value in part.items()})
+    except (ValueError, TypeError, ImportError) as e:
+        raise UserError(f'These settings of the training cannot be used here: {e}') from None
     args._n_gpu = min(args.n_gpu, 1)
     return args
 
@@ -291,6 +351,8 @@ _LORA_KEYS = '''
 _UNUSED_BY_KEYS = [
     (_EVAL_KEYS, lambda config: not (config.val_set_size or config.test_datasets),
         'for held-out rows, and there are none (`val_set_size`)'),
+    (['early_stopping_patience', 'load_best_model_at_end'], lambda config: config.eval_strategy == 'no',
+        'for evaluations, and `eval_strategy: no` makes none'),
     (['group_by_length'], lambda config: config.sample_packing and config.group_by_length,
         'for rows that are not packed (`sample_packing: false`)'),
     (['curriculum_sampling'], lambda config: config.sample_packing and config.curriculum_sampling,
@@ -320,3 +382,28 @@ def unused_keys(
     reasons += [(keys, why) for keys, is_unused, why in _UNUSED_BY_KEYS if is_unused(config)]
     named = [([f'`{k}`' for k in keys if k in changed], why) for keys, why in reasons]
     return [f'{", ".join(keys)}: without effect, because it is {why}.' for keys, why in named if keys]
+
+# %% ../../nbs/training/01_arguments.ipynb #517103f1
+_USUAL_RATES = {'full': (1e-6, 1e-4), 'lora': (2e-5, 2e-3)} # from, to
+
+def _learning_rate_note(config): # a line, or None
+    kind = 'full' if config.adapter == 'full' else 'lora'
+    (low, high), rate, name = _USUAL_RATES[kind], config.learning_rate, f'`adapter: {config.adapter}`'
+    if kind == 'full' and 'learning_rate' not in config.model_fields_set:
+        return f'learning_rate: {rate:g}, because {name} trains the weights themselves (an adapter has 0.0002).'
+    if low <= rate <= high: return
+    return (f'learning_rate: {rate:g} is far from what is usual with {name}, {low:g} to {high:g}. '
+            f'Too {"low: little is learned" if rate < low else "high: the loss may jump or become no number"}.')
+
+# %% ../../nbs/training/01_arguments.ipynb #53a14110
+def _gpu_note(config, unused): # a line, or None; `unused`: how many GPUs
+    if not unused or config.device_map or config.max_memory: return
+    return (f'{unused} more GPU{"s are" if unused > 1 else " is"} there and not used. '
+            f'`torchrun --nproc-per-node {unused + 1} -m llmft train …` trains on all of them.')
+
+def run_notes(
+    config, # `Config`
+    hw,     # `Hardware`
+) -> list[str]: # a line each
+    "What a user may not expect: keys without effect, an unusual learning rate, GPUs that are not used."
+    return [*unused_keys(config, hw), *filter(None, (_learning_rate_note(config), _gpu_note(config, unused_gpus())))]

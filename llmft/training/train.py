@@ -25,7 +25,7 @@ from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
-from .arguments import check_training_options, unused_keys, tracker_env_vars, training_arguments
+from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
 from .run import (
     Run, SampleAnswers, check_output, find_resume_checkpoint, resume_text, truncate_metrics, finish_run, start_run)
 
@@ -178,7 +178,8 @@ def make_trainer(
     "TRL's trainer, set up as the YAML says, with the adapter in 32 bits."
     from transformers import EarlyStoppingCallback, PrinterCallback
     hw, callbacks = hw or detect_hardware(config), list(callbacks)
-    if config.early_stopping_patience: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    stops_early = config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no'
+    if stops_early: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     os.environ.update(tracker_env_vars(config))
     with hub_errors(config.hub_model_id or config.base_model):
         trainer = trainer_class(config)(
@@ -375,7 +376,7 @@ def finetune(
     config = config if isinstance(config, Config) else load_config(config)
     out, checkpoint = _check_run(config, overwrite, resume, force, say)
     data, hw = prepare_data(config), detect_hardware(config)
-    for line in (*config.notes, hw, data, *unused_keys(config, hw)): say(line)
+    for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     model = _load_model(config, hw, data.tokenizer)
     report = parameter_report(model)
     say(report)

@@ -152,7 +152,8 @@ def refuse(**values):
 
 
 @pytest.mark.parametrize('name',
-    [name for name, key in AXOLOTL_KEYS.items() if key.status == 'unsupported' and '*' not in name and name != 'unfrozen_parameters'])
+    [name for name, key in AXOLOTL_KEYS.items()
+        if key.status == 'unsupported' and '*' not in name and name != 'unfrozen_parameters'])
 def test_off_is_accepted(name):
     for off in (None, False, 0, '', []): assert not any(name in note for note in load(**{name: off}).notes)
     assert f'`{name}` is not supported. ' in refuse(**{name: 2})

@@ -112,7 +112,8 @@ def test_none_stays_where_it_is_a_choice(load):
 # names that look like numbers
 
 @pytest.mark.parametrize('line, key, value', [('wandb_name: 3.10', 'wandb_name', '3.10'),
-    ('wandb_run_id: 12e4567', 'wandb_run_id', '12e4567'), ('revision_of_model: 0123456', 'revision_of_model', '0123456'),
+    ('wandb_run_id: 12e4567', 'wandb_run_id', '12e4567'),
+    ('revision_of_model: 0123456', 'revision_of_model', '0123456'),
     ('output_dir: 2024-01-02', 'output_dir', '2024-01-02'), ('wandb_project: 1_000', 'wandb_project', '1_000'),
     ('hub_model_id: 7', 'hub_model_id', '7')])
 def test_name_is_what_is_written(line, key, value, load): assert getattr(load(line), key) == value
@@ -121,13 +122,13 @@ def test_name_is_what_is_written(line, key, value, load): assert getattr(load(li
 def test_name_of_a_source_is_what_is_written(load):
     source = load('    name: no\n    split: 2023\n    revision: 00\n    field: 0\n').datasets[0]
     assert (source.name, source.split, source.revision, source.field) == ('no', '2023', '00', '0')
-    assert load_config({'base_model': 'a', 'adapter': 'lora', 'wandb_name': 3.1, 'datasets': [{'path': 'a'}]}
-        ).wandb_name == '3.1'
+    assert load_config({'base_model': 'a', 'wandb_name': 3.1, 'datasets': [{'path': 'a'}]}).wandb_name == '3.1'
 
 
 def test_optimizer_of_that_name(load):
     from llmft.training.arguments import check_training_options
-    with pytest.raises(UserError, match='there is none called `3`'): check_training_options(load('optimizer: 3\n', OURS))
+    config = load('optimizer: 3\n', OURS)
+    with pytest.raises(UserError, match='there is none called `3`'): check_training_options(config)
 
 
 # a key that is given twice; lists that hold themselves

@@ -71,7 +71,8 @@ def test_files(name):
 
 def test_text():
     save('d.txt', b'\xef\xbb\xbfone\r\ntwo\nthree')
-    assert load_source(source('d.txt', type='completion'))['text'][:] == ['one', 'two', 'three']
+    text = source('d.txt', type='completion', sample_by='line')
+    assert load_source(text)['text'][:] == ['one', 'two', 'three']
     save('notes.log', 'one\n')
     assert load_source(source('notes.log', type='completion', ds_type='text'))['text'][:] == ['one']
 
@@ -255,16 +256,15 @@ def test_duplicates_across_sources():
 
 def test_wanted_repetition_stays():
     save('a.jsonl', lines(ROWS))
-    assert len(prepare_rows(config('a.jsonl', 'a.jsonl')).train) == 16
+    assert len(prepare_rows(config('a.jsonl', {'path': 'a.jsonl', 'type': 'alpaca_chat'})).train) == 16
     assert len(prepare_rows(config({'path': 'a.jsonl', 'weight': 3})).train) == 24
 
 
 def test_wanted_repetition_stays_with_near():
-    pytest.importorskip('rensa')
     numbers = ' '.join(map(str, range(90)))
     alike = [{'instruction': 'Say it.', 'output': numbers + end} for end in ('', ' again')]
     save('a.jsonl', lines(alike + ROWS[:1]))
-    rows = prepare_rows(config('a.jsonl', 'a.jsonl', dedup='near'))
+    rows = prepare_rows(config('a.jsonl', {'path': 'a.jsonl', 'type': 'alpaca_chat'}, dedup='near'))
     assert rows.removed == {'nearly equal to an earlier row': (2, ['a.jsonl row 2'] * 2)}
     assert [s['used'] for s in rows.sources] == [2, 2]
 
@@ -283,13 +283,12 @@ def test_leaks(keys, train):
 
 def test_named_twice_does_not_leak():
     save('a.jsonl', lines(ROWS))
-    rows = prepare_rows(config('a.jsonl', 'a.jsonl', val_set_size=3))
+    rows = prepare_rows(config('a.jsonl', {'path': 'a.jsonl', 'type': 'alpaca_chat'}, val_set_size=3))
     assert not set(rows.train['row']) & set(rows.heldout['row'])
 
 
 def test_near_pairs_are_all_pairs():
     "Against a comparison of all pairs."
-    pytest.importorskip('rensa')
     rng = random.Random(0)
     words = [f'w{i}' for i in range(60)]
     texts = [' '.join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(60)]
@@ -306,7 +305,6 @@ def test_near_pairs_are_all_pairs():
 
 
 def test_near_rows():
-    pytest.importorskip('rensa')
     text = ' '.join(f'word{i}' for i in range(40))
     alike = [{'instruction': 'Say it.', 'output': text}, {'instruction': 'Say it!', 'output': text + ' again'}]
     save('a.jsonl', lines([*alike, ROWS[0]]))
@@ -345,7 +343,7 @@ def test_streamed_rows_are_those_in_memory(tokenizer, excess, monkeypatch):
     save('a.jsonl', lines(rows))
     save('b.txt', 'A story.\nAnother one.\n')
     keys = dict(excess_length_strategy=excess)
-    c = streaming('a.jsonl', {'path': 'b.txt', 'type': 'completion'}, **keys)
+    c = streaming('a.jsonl', {'path': 'b.txt', 'type': 'completion', 'sample_by': 'line'}, **keys)
     stream, counts = stream_tokens(tokenizer, c)
     packed = list(stream)
     encoded = encode_rows(load_rows(c), tokenizer, c)

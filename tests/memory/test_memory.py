@@ -4,7 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 import pytest, torch
 from datasets import Dataset
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, Trainer, TrainingArguments
 from llmft.commands.check import init_empty_model
 from llmft.commands.cli import main
 from llmft.config.config import dump_yaml, load_config
@@ -231,7 +231,7 @@ def test_bad_input(call, message):
 def test_4bit_needs_linear_layers():
     model = torch.nn.Sequential(torch.nn.Embedding(10, 4))
     model.get_output_embeddings = lambda: None
-    with pytest.raises(UserError, match='no linear layers'): quantize_layers(model, 4, torch.float16)
+    with pytest.raises(UserError, match='no linear layers'): quantize_layers(model, BitsAndBytesConfig(load_in_4bit=True))
 
 
 def test_a_folder_needs_no_weights(tmp_path):
