@@ -275,6 +275,14 @@ def _load_saved(dataset): # -> `Dataset` or `DatasetDict`
     _check_hub_keys(dataset, is_folder=False)
     with read_errors(dataset.path): return load_from_disk(str(Path(dataset.path).expanduser()))
 
+# %% ../../nbs/data/02_sources.ipynb #b5e8266a
+def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything
+    from datasets import Features, Json
+    features = Features({**rows.features, column: Json()})
+    if rows.features[column] == features[column]: return rows
+    def convert(columns): return {column: [_dumps(change(v) if change else v) for v in columns[column]]}
+    return rows.map(convert, batched=True, features=features)
+
 # %% ../../nbs/data/02_sources.ipynb #3d90e15a
 def _filled_columns(features): # those whose mappings got keys that a row does not have
     def is_table(feature):
@@ -417,14 +425,6 @@ def iterate_source(
         if i < 1000: columns |= dict.fromkeys(row)
         if i == 999: check_source_columns(list(columns), dataset) # do not wait for the end
         if i % (dataset.shards or 1) == dataset.shards_idx: yield row | {'source': index, 'row': i}
-
-# %% ../../nbs/data/02_sources.ipynb #b5e8266a
-def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything
-    from datasets import Features, Json
-    features = Features({**rows.features, column: Json()})
-    if rows.features[column] == features[column]: return rows
-    def convert(columns): return {column: [_dumps(change(v) if change else v) for v in columns[column]]}
-    return rows.map(convert, batched=True, features=features)
 
 # %% ../../nbs/data/02_sources.ipynb #ffd0921f
 def _align(tables): # with the same type for a column in all of them, so that they can stand below each other
