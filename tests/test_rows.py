@@ -64,11 +64,12 @@ def test_flags_that_are_not_obeyed_stop(tokenizer):
     row = talk(user('Q'), answer('A', weight=.5))
     assert names(row_to_turns(row, source(**CHATML), tokenizer)) == ['unread_training_flag']
     row = talk(user('Q'), answer('A', weight=0, good='yes'))
-    assert names(row_to_turns(row, source(message_field_training='good', **CHATML), tokenizer)) == ['unread_training_flag']
+    by_key = source(message_field_training='good', **CHATML)
+    assert names(row_to_turns(row, by_key, tokenizer)) == ['unread_training_flag']
     with pytest.raises(RowError, match='neither true nor false'):
-        row_to_turns(talk(user('Q'), answer('A', good='maybe')), source(message_field_training='good', **CHATML), tokenizer)
+        row_to_turns(talk(user('Q'), answer('A', good='maybe')), by_key, tokenizer)
     row = talk(user('Q'), answer('A', good='no'), user('R'), answer('B', good='yes'))
-    assert learned(row_to_turns(row, source(message_field_training='good', **CHATML), tokenizer)) == 'B<|im_end|>'
+    assert learned(row_to_turns(row, by_key, tokenizer)) == 'B<|im_end|>'
 
 
 @pytest.mark.parametrize('row, keys, lost', [
@@ -101,8 +102,7 @@ BOOKING = talk(user('b'), answer(None, tool_calls=[CALL]), {'role': 'tool', 'too
 
 
 @pytest.mark.parametrize('as_text', [False, True])
-def test_nulls_of_the_author_stay(as_text, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMFT_HOME', str(tmp_path))
+def test_nulls_of_the_author_stay(as_text, tokenizer, tmp_path):
     row = json.loads(json.dumps(BOOKING))
     if as_text: row['messages'][1]['tool_calls'][0]['function']['arguments'] = '{"day": "mon", "seat": null}'
     dataset = DatasetConfig(path=save_rows(tmp_path/'r.jsonl', [row]), type='chat_template', chat_template='qwen3')
@@ -111,8 +111,7 @@ def test_nulls_of_the_author_stay(as_text, tokenizer, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('kind', ['parquet', 'saved', 'arrow'])
-def test_nulls_of_tables_go(kind, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setenv('LLMFT_HOME', str(tmp_path/'cache'))
+def test_nulls_of_tables_go(kind, tokenizer, tmp_path):
     calls = [{'function': {'name': 'f', 'arguments': {name: 1}}} for name in ('a', 'b')]
     rows = [talk(user('x'), answer('', tool_calls=[call])) for call in calls]
     path, data = tmp_path/f'd.{kind}', Dataset.from_list(rows)
@@ -169,18 +168,19 @@ def test_which_parts_are_learned(keys, expected, tokenizer):
 
 
 def test_empty_thoughts_are_only_read(tokenizer):
-    row, keys = talk(user('Q'), answer('A')), {'chat_template': 'qwen3'}
-    assert learned(row_to_turns(row, source(**keys), tokenizer)).startswith('<think>\n\n</think>\n\nA')
-    assert learned(row_to_turns(row, source(**keys, train_on_empty_thinking=False), tokenizer)).startswith('A<|im_end|>')
-    row = talk(user('Q'), answer('A', reasoning_content='hm'))
-    assert 'hm' in learned(row_to_turns(row, source(**keys, train_on_empty_thinking=False), tokenizer))
+    row, thought = (talk(user('Q'), answer('A', **more)) for more in ({}, {'reasoning_content': 'hm'}))
+    by_default = source(chat_template='qwen3')
+    only_read = source(chat_template='qwen3', train_on_empty_thinking=False)
+    assert learned(row_to_turns(row, by_default, tokenizer)).startswith('<think>\n\n</think>\n\nA')
+    assert learned(row_to_turns(row, only_read, tokenizer)).startswith('A<|im_end|>')
+    assert 'hm' in learned(row_to_turns(thought, only_read, tokenizer))
 
 
 @pytest.mark.parametrize('template, message, says', [
     ('nemotron_3_nano', answer('A'), 'has no reasoning; `chat_template_kwargs: {enable_thinking: false}` helps'),
     ('deepseek_r1_distill', answer('A'), 'ends with `<think>`, and the answer has no reasoning'),
     ('deepseekv3', answer('A'), 'ends with `<think>`, and the answer has no reasoning'),
-    ('qwen3_5_nothink', answer('A', reasoning_content='hm'), 'ends with an empty thought, and the answer has reasoning'),
+    ('qwen3_5_nothink', answer('A', reasoning_content='hm'), 'an empty thought, and the answer has reasoning'),
 ])
 def test_templates_that_force_a_thought(template, message, says, tokenizer):
     with pytest.raises(RowError, match='the prompt of this template') as e:
@@ -188,16 +188,18 @@ def test_templates_that_force_a_thought(template, message, says, tokenizer):
     assert says in str(e.value)
 
 
+ADDS = '{% for m in messages %}{{ "a" + m.content }}<|im_end|>{% endfor %}'
+
 @pytest.mark.parametrize('row, keys, says', [
     (talk({'role': 'system', 'content': 'S'}), {'drop_system_message': True}, 'no messages but the system text'),
     (talk({'role': ['user'], 'content': 'Q'}), {}, 'the role of a message is not text'),
     (talk({'role': {'a': 1}, 'content': 'Q'}), {}, 'the role of a message is not text'),
     (talk(user('Q'), answer('A', tool_calls=3)), {}, 'the tool calls are not a list'),
     (talk(user('Q'), answer('A', tool_calls=[3])), {}, 'a tool call is not a mapping'),
-    (talk(user('Q'), answer(None, tool_calls=[CALL])), {'chat_template_jinja':
-        '{% for m in messages %}{{ "a" + m.content }}<|im_end|>{% endfor %}'}, 'cannot write a message without content'),
+    (talk(user('Q'), answer(None, tool_calls=[CALL])), {'chat_template_jinja': ADDS}, 'a message without content'),
     (talk(user('Q'), {'role': 'assistant', 'tool_calls': [CALL]}),
-     {'type': 'pygmalion', 'field_messages': 'messages', 'message_property_mappings': {'role': 'role', 'content': 'content'}},
+     {'type': 'pygmalion', 'field_messages': 'messages',
+      'message_property_mappings': {'role': 'role', 'content': 'content'}},
      'cannot write tool calls'),
 ])
 def test_rows_that_are_refused(row, keys, says, tokenizer):
@@ -210,19 +212,21 @@ def test_rows_that_are_refused(row, keys, says, tokenizer):
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('LLMFT_HOME', str(tmp_path/'cache'))
     for name in ('en', 'fr'):
         (tmp_path/'d'/name).mkdir(parents=True)
         save_rows(tmp_path/'d'/name/'train.jsonl', [{'instruction': name, 'output': name}])
-    configs = ''.join(f'- config_name: {n}\n  data_files:\n  - split: train\n    path: {n}/*.jsonl\n' for n in ('en', 'fr'))
+    config = '- config_name: {0}\n  data_files:\n  - split: train\n    path: {0}/*.jsonl\n'
+    configs = ''.join(config.format(n) for n in ('en', 'fr'))
     (tmp_path/'d'/'README.md').write_text(f'---\nconfigs:\n{configs}---\nabout\n')
     return tmp_path
 
 
 def test_configurations_of_a_readme(folder):
     assert load_source(DatasetConfig(path='d', name='fr'))['instruction'][:] == ['fr']
-    for keys, says in [({}, 'which configuration is meant'), ({'name': 'frr'}, 'no configuration `frr`. Did you mean `fr`'),
-                       ({'name': 'fr', 'split': 'test'}, 'there is no split `test`'), ({'revision': 'v9'}, 'is for data sets')]:
+    for keys, says in [
+            ({}, 'which configuration is meant'), ({'name': 'frr'}, 'no configuration `frr`. Did you mean `fr`'),
+            ({'name': 'fr', 'split': 'test'}, 'there is no split `test`'),
+            ({'name': 'fr', 'revision': 'v9'}, 'is for data sets')]:
         with pytest.raises(UserError, match=says): load_source(DatasetConfig(path='d', **keys))
     (folder/'d'/'README.md').write_text('about')
     with pytest.raises(UserError, match='Its README lists none'): load_source(DatasetConfig(path='d', name='fr'))
@@ -260,13 +264,14 @@ def test_a_book_ends_once_and_is_cut_between_words(folder):
     ({'prompt': [user('Q')], 'completion': [answer('A')]}, 'prompt_completion_chat')])
 def test_rows_without_a_type_are_recognised(row, type, folder):
     save_rows('r.jsonl', [row])
-    with pytest.raises(UserError, match=f'These rows look like `type: {type}`') as e: load_source(DatasetConfig(path='r.jsonl'))
+    with pytest.raises(UserError, match=f'These rows look like `type: {type}`') as e:
+        load_source(DatasetConfig(path='r.jsonl'))
     assert 'alpaca' not in str(e.value)
 
 
 def test_columns_that_nobody_reads(folder):
-    rows = [{'instruction': 'Hi', 'output': f'Hello {i}', 'system': 'S', 'history': [['a', 'b']], 'id': i, 'weight': i % 2}
-            for i in range(4)]
+    extra = {'system': 'S', 'history': [['a', 'b']]}
+    rows = [{'instruction': 'Hi', 'output': f'Hello {i}', 'id': i, 'weight': i % 2} | extra for i in range(4)]
     config = {'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': save_rows('r.jsonl', rows)}]}
     data = prepare_data(load_config(config), strict=False)
     found = {(f.level, f.name): f.message for f in data.report.findings if f.name.startswith('unread')}

@@ -120,12 +120,13 @@ class _PrefixIndex:
         self.shingles, self.threshold = shingles, threshold
         self.texts = {} # shingle -> {number of shingles: texts}
 
-    def prefix(self, i): # the rarest shingles of a text, each with its place: one of them is in every text that is like it
+    def prefix(self, i): # the rarest shingles of a text, each with its place; all that is like it has one of them
         ranks = self.shingles[i]
         return enumerate(ranks[:len(ranks) - math.ceil(self.threshold * len(ranks)) + 1].tolist())
 
     def add(self, i):
-        for _, shingle in self.prefix(i): self.texts.setdefault(shingle, {}).setdefault(len(self.shingles[i]), []).append(i)
+        for _, shingle in self.prefix(i):
+            self.texts.setdefault(shingle, {}).setdefault(len(self.shingles[i]), []).append(i)
 
     def candidates(self, i): # the texts that may be like this one, the first ones first
         n, t, found = len(self.shingles[i]), self.threshold, set()
@@ -136,8 +137,9 @@ class _PrefixIndex:
         return sorted(found)
 
     def find(self, i): # the first text that is like this one, or None
-        own = set(self.shingles[i].tolist())
-        return next((j for j in self.candidates(i) if jaccard(own, set(self.shingles[j].tolist())) >= self.threshold), None)
+        def shingles(j): return set(self.shingles[j].tolist())
+        own = shingles(i)
+        return next((j for j in self.candidates(i) if jaccard(own, shingles(j)) >= self.threshold), None)
 
 # %% ../../nbs/data/03_dedup.ipynb #fbc92468
 def find_near_duplicates(

@@ -196,7 +196,7 @@ def _read_batches(file, name, fmt): # (location, row) of a Parquet or Arrow file
     for n, row in enumerate(rows, 1): yield f'{name}: row {n}', row
 
 # %% ../../nbs/data/01_files.ipynb #cb3d8237
-def _read_rows(file, name, fmt, sample_by): # (location, row)
+def _read_rows(file, name, fmt, sample_by='document'): # (location, row)
     if fmt == 'jsonl': return _read_jsonl(file, name)
     if fmt == 'json': return _read_json(file, name)
     if fmt == 'text': return _read_text(file, name, sample_by)

@@ -276,6 +276,14 @@ def _load_saved(dataset): # -> `Dataset` or `DatasetDict`
     _check_hub_keys(dataset, is_folder=False)
     with read_errors(dataset.path): return load_from_disk(str(Path(dataset.path).expanduser()))
 
+# %% ../../nbs/data/02_sources.ipynb #b5e8266a
+def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything
+    from datasets import Features, Json
+    features = Features({**rows.features, column: Json()})
+    if rows.features[column] == features[column]: return rows
+    def convert(columns): return {column: [_dumps(change(v) if change else v) for v in columns[column]]}
+    return rows.map(convert, batched=True, features=features)
+
 # %% ../../nbs/data/02_sources.ipynb #3d90e15a
 def _filled_columns(features): # those whose mappings got keys that a row does not have
     def is_table(feature):
@@ -433,14 +441,6 @@ def check_sources(
         files = [file for name in names for file in splits[name] if Path(file).is_file()]
         for row in islice(iterate_files(files, dataset), n): columns |= dict.fromkeys(row)
         if columns: check_source_columns(list(columns), dataset)
-
-# %% ../../nbs/data/02_sources.ipynb #b5e8266a
-def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything
-    from datasets import Features, Json
-    features = Features({**rows.features, column: Json()})
-    if rows.features[column] == features[column]: return rows
-    def convert(columns): return {column: [_dumps(change(v) if change else v) for v in columns[column]]}
-    return rows.map(convert, batched=True, features=features)
 
 # %% ../../nbs/data/02_sources.ipynb #ffd0921f
 def _align(tables): # with the same type for a column in all of them, so that they can stand below each other

@@ -87,7 +87,7 @@ class _Renderer:
     def __init__(self, tokenizer, template, tools=None, variables=None):
         self.template, self.has_generation_blocks = template, _has_generation_blocks(template)
         self.kwargs = dict(tools=tools, chat_template=template, **tokenizer.special_tokens_map, **(variables or {}))
-        self.key = template, repr(tokenizer.special_tokens_map), repr(variables) # what the text depends on without tools
+        self.key = template, repr(tokenizer.special_tokens_map), repr(variables) # what the text depends on but tools
 
     def __call__(self, conversations, **kwargs): # -> texts, and where they are asked for the blocks in each
         from jinja2 import TemplateSyntaxError
@@ -142,6 +142,47 @@ def find_after(self: _EndTokens, text, start, stop): # -> {'eot': span, 'eos': s
 def strip_trailing(self: _EndTokens, text, start, stop): # `stop` without the control tokens that stand in front of it
     while m := self.trailing_pattern.search(text, start, stop): stop = m.start()
     return stop
+
+# %% ../../nbs/prompts/03_chat.ipynb #e4b2bfee
+# methods of Python that look for a text in another
+_TEXT_METHODS = {'startswith', 'endswith', 'split', 'rsplit', 'partition', 'rpartition', 'replace', 'removeprefix',
+                 'removesuffix', 'find', 'rfind', 'index', 'rindex', 'count'}
+# filters that look at the length or at single characters
+_MEASURING = {'length', 'count', 'wordcount', 'first', 'last', 'list', 'batch', 'slice', 'truncate'}
+
+def _measures_text(node): # may this filter measure a text, and not a list of messages or tools
+    return node.name in _MEASURING and not re.search('messages|tools|tool_calls|content_parts', str(node.node))
+
+@lru_cache(16)
+def _template_questions(template): # -> (texts it may look for in a text, texts it may compare one with), or None
+    from jinja2 import Environment, nodes
+    source = re.sub(r'\{%-?\s*(end)?generation\s*-?%\}', '', template)
+    try: tree = Environment(extensions=['jinja2.ext.loopcontrols']).parse(source)
+    except Exception: return None
+    if any(_measures_text(node) for node in tree.find_all(nodes.Filter)): return None
+    looked_for = [n for n in tree.find_all(nodes.Call) if getattr(n.node, 'attr', '') in _TEXT_METHODS]
+    compared = [(op.op, n) for n in tree.find_all(nodes.Compare) for op in n.ops]
+    def texts(found): return {c.value for n in found for c in n.find_all(nodes.Const) if isinstance(c.value, str)}
+    assigned = texts(n for n in tree.find_all(nodes.Assign) if isinstance(n.node, nodes.Const))
+    equal = texts(n for op, n in compared if op in ('eq', 'ne'))
+    parts = texts([*looked_for, *(n for op, n in compared if op not in ('eq', 'ne'))]) | assigned
+    return tuple(sorted(parts - {''})), frozenset(equal)
+
+# %% ../../nbs/prompts/03_chat.ipynb #4449e6f9
+def _structure(messages, template): # what a template can tell of a conversation, if that is little; else None
+    questions = _template_questions(template)
+    if questions is None: return None
+    parts, equal = questions
+    out = []
+    for m in messages:
+        for key, text in m.items():
+            if not isinstance(text, str): return None
+            stripped = text.strip()
+            value = text if key == 'role' else (
+                stripped == text, not stripped, stripped in equal, *[p in text for p in parts])
+            out.append((key, value))
+        out.append(None)
+    return tuple(out)
 
 # %% ../../nbs/prompts/03_chat.ipynb #22dfe52d
 class _RenderedChat:
@@ -232,7 +273,8 @@ def _prompt_problem(chat, i, prompt): # why `prompt`, which is sent to get answe
     end, answer = '`<think>`', 'has no reasoning'
     if '</think>' in beginning: end, answer = 'an empty thought', 'has reasoning'
     thinks = answer == 'has reasoning'
-    ways = [f'{name}: {str(thinks).lower()}' for name in ('enable_thinking', 'thinking') if _helps(chat, i, **{name: thinks})]
+    tried = [name for name in ('enable_thinking', 'thinking') if _helps(chat, i, **{name: thinks})]
+    ways = [f'{name}: {str(thinks).lower()}' for name in tried]
     way_out = f'; `chat_template_kwargs: {{{ways[0]}}}` helps' if ways else ''
     return f'{_FORCED} {end}, and the answer {answer}{way_out}'
 
@@ -301,45 +343,6 @@ def _unwritten_remarks(chat): # (name of a finding, what is the matter) for each
         except RowError: same = False
         if same: remarks.append(_unread_remark('tools', 'the chat template leaves out'))
     return list(dict.fromkeys(remarks))
-
-# %% ../../nbs/prompts/03_chat.ipynb #e4b2bfee
-_TEXT_METHODS = {'startswith', 'endswith', 'split', 'rsplit', 'partition', 'rpartition', 'replace', 'removeprefix',
-                 'removesuffix', 'find', 'rfind', 'index', 'rindex', 'count'} # of Python, that look for another text
-_MEASURING = {'length', 'count', 'wordcount', 'first', 'last', 'list', 'batch', 'slice', 'truncate', 'regex_search'} # filters
-
-def _measures_text(node): # may this filter measure a text, and not a list of messages or tools
-    return node.name in _MEASURING and not re.search('messages|tools|tool_calls|content_parts', str(node.node))
-
-@lru_cache(16)
-def _template_questions(template): # -> (texts it may look for in a text, texts it may compare one with), None for others
-    from jinja2 import Environment, nodes
-    source = re.sub(r'\{%-?\s*(end)?generation\s*-?%\}', '', template)
-    try: tree = Environment(extensions=['jinja2.ext.loopcontrols']).parse(source)
-    except Exception: return None
-    if any(_measures_text(node) for node in tree.find_all(nodes.Filter)): return None
-    looked_for = [n for n in tree.find_all(nodes.Call) if getattr(n.node, 'attr', '') in _TEXT_METHODS]
-    compared = [(op.op, n) for n in tree.find_all(nodes.Compare) for op in n.ops]
-    def texts(found): return {c.value for n in found for c in n.find_all(nodes.Const) if isinstance(c.value, str)}
-    assigned = texts(n for n in tree.find_all(nodes.Assign) if isinstance(n.node, nodes.Const))
-    equal = texts(n for op, n in compared if op in ('eq', 'ne'))
-    parts = texts([*looked_for, *(n for op, n in compared if op not in ('eq', 'ne'))]) | assigned
-    return tuple(sorted(parts - {''})), frozenset(equal)
-
-# %% ../../nbs/prompts/03_chat.ipynb #4449e6f9
-def _structure(messages, template): # what a template can tell of a conversation, if that is little; else None
-    questions = _template_questions(template)
-    if questions is None: return None
-    parts, equal = questions
-    out = []
-    for m in messages:
-        for key, text in m.items():
-            if not isinstance(text, str): return None
-            stripped = text.strip()
-            value = text if key == 'role' else (
-                stripped == text, not stripped, stripped in equal, *[p in text for p in parts])
-            out.append((key, value))
-        out.append(None)
-    return tuple(out)
 
 # %% ../../nbs/prompts/03_chat.ipynb #a5ae6d69
 @dataclass
@@ -435,7 +438,8 @@ def _trained_part_spans(message, span, text): # `message`: a `Message` that stan
             for first, last, train in message.part_spans if train]
 
 # %% ../../nbs/prompts/03_chat.ipynb #7bf3d31a
-_THOUGHT = re.compile(r'(?s)(?:<think>(.*?)</think>|\[THINK\](.*?)\[/THINK\]|<\|START_THINKING\|>(.*?)<\|END_THINKING\|>|'
+_THOUGHT = re.compile(r'(?s)(?:<think>(.*?)</think>|\[THINK\](.*?)\[/THINK\]|'
+                      r'<\|START_THINKING\|>(.*?)<\|END_THINKING\|>|'
                       r'<\|channel\|>analysis<\|message\|>(.*?)<\|end\|>)\s*')
 
 def _only_read_thoughts(text, span, dataset): # [(start, stop)] of the thoughts in an answer that are not learned
@@ -451,15 +455,17 @@ def _only_read_thoughts(text, span, dataset): # [(start, stop)] of the thoughts 
 
 def _subtract_spans(spans, removed): # both lists of (start, stop)
     for a, b in removed:
-        spans = [part for start, stop in spans for part in ((start, min(stop, a)), (max(start, b), stop)) if part[0] < part[1]]
+        parts = [part for start, stop in spans for part in ((start, min(stop, a)), (max(start, b), stop))]
+        spans = [(start, stop) for start, stop in parts if start < stop]
     return spans
 
 # %% ../../nbs/prompts/03_chat.ipynb #d7eb05b0
-def _generation_prompt_spans(chat, spans): # `spans`: {learned message: (start, stop)} -> what stands in front of answers
+def _generation_prompt_spans(chat, spans): # `spans`: {learned message: (start, stop)} -> what precedes the answers
     answers = [i for i in spans if i and chat.messages[i]['role'] == 'assistant']
     if not answers: return []
     questions, _ = chat.renderer([chat.messages[:i] for i in answers])
-    return [(len(q), spans[i][0]) for i, q in zip(answers, questions) if chat.text.startswith(q) and len(q) < spans[i][0]]
+    found = [(len(q), spans[i][0]) for i, q in zip(answers, questions) if chat.text.startswith(q)]
+    return [(start, stop) for start, stop in found if start < stop]
 
 # %% ../../nbs/prompts/03_chat.ipynb #b95e35f9
 def _completion_spans(chat, n_prompt_messages=None): # all behind the prompt; by default the last message

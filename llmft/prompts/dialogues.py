@@ -45,7 +45,7 @@ DIALOGUE_TEMPLATES = {
 }
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #736a80eb
-def _question_answer_pairs(messages): # list of `Message` -> the system text or None, [(question, answer, is it learned), …]
+def _question_answer_pairs(messages): # list of `Message` -> the system text or None, [(question, answer, learned), …]
     messages = list(messages)
     if any(m.message.get('tool_calls') for m in messages): raise RowError('this format cannot write tool calls')
     system = messages.pop(0).message['content'] if messages[0].message['role'] == 'system' else None

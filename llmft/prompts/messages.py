@@ -215,8 +215,8 @@ def _read_tools(row, dataset): # the functions that may be called, as a list of 
     return tools
 
 # %% ../../nbs/prompts/05_messages.ipynb #dcbbdc1f
-_CONTENT_NAMES = re.compile(r'(?i)^_*(content|text|prompt|instruction|input|context|system|history)|thought|think|reason|'
-                            r'rationale|scratch|^cot$|tool|function|image|audio|video|document|citation')
+_CONTENT_NAMES = re.compile(r'(?i)^_*(content|text|prompt|instruction|input|context|system|history)|'
+                            r'thought|think|reason|rationale|scratch|^cot$|tool|function|image|audio|video|document|citation')
 
 def is_telling(
     name, # of a column, or of a property of a message
@@ -271,6 +271,6 @@ def conversation_remarks(
     calls = [call for m in plain for call in m.get('tool_calls') or []]
     problems = [('tool_calls', p) for p in (*_call_problems(calls, known), *_response_problems(plain))]
     problems += [('role_order', p) for p in _role_problems([m['role'] for m in plain])]
-    problems += [('unread_training_flag', f'`{flag}` of a message says what is learned') for m in messages
-                 for flag in m.unread_flags]
+    flags = [flag for m in messages for flag in m.unread_flags]
+    problems += [('unread_training_flag', f'`{flag}` of a message says what is learned') for flag in flags]
     return list(dict.fromkeys(problems))

@@ -183,7 +183,7 @@ FINDINGS = {
         'Training would differ from use. Set what is named, if anything is, or give another `chat_template`.'),
     'unfit_template': FindingKind('stop', 1 / 3, 'the chat template cannot write what the rows hold',
         'These rows are left out. Give another `chat_template`.'),
-    'unread_training_flag': FindingKind('stop', 0, 'the row says that something is not learned, and that is not obeyed',
+    'unread_training_flag': FindingKind('stop', 0, 'the row says what is not learned, and that is not obeyed',
         'Name the property in `message_field_training`, with true and false as values, or take it out of the data.'),
     'prompt_differs': FindingKind('stop', .05,
         'what is sent when somebody asks is not the beginning of what is trained',
@@ -309,7 +309,8 @@ def remark_findings(
     "The findings of one source, from what was said of each row when it was read."
     rows = {} # (name, what is the matter) -> numbers of rows
     for i in np.flatnonzero(mask & (table.split_index == 0)):
-        for name, text in json.loads(table.remarks[i] or '[]'): rows.setdefault((name, text), {})[int(table.row[i])] = True
+        for name, text in json.loads(table.remarks[i] or '[]'):
+            rows.setdefault((name, text), {})[int(table.row[i])] = True
     total = table.n_rows(mask)
     return [finding for (name, text), numbers in rows.items()
             for finding in make_finding(name, len(numbers), total, sorted(numbers), source, text)]

@@ -25,10 +25,9 @@ from ..prompts.chat import _FORCED, _NO_CALLS, _NO_CONTENT, _UNSTABLE, fitting_t
 from ..prompts.messages import _TRAINING_FLAGS, _flag, _unread_remark, chat_messages
 from ..prompts.turns import RowError, find_format, generation_prompt, prompt_turns, row_to_turns
 from .encode import _bos_ids, encode_batch
-from .findings import FINDINGS, LEVELS, bos_problems, check_ignore_findings, eos_problems, format_row_numbers
+from .findings import FINDINGS, LEVELS, bos_problems, check_ignore_findings, eos_problems
 from .findings import make_finding, make_findings, raise_on_findings, remark_findings
-from .findings import repeated_answers, token_table
-from .findings import whitespace_ids
+from .findings import format_row_numbers, repeated_answers, token_table, whitespace_ids
 from .packing import pack
 from .special import stop_token_ids
 from .stream import stream_sample, stream_tokens
@@ -145,7 +144,8 @@ def _no_usable_row(summary): # the finding for a source without a usable row
     first = sorted(i for _, numbers in summary.left_out.values() for i in numbers)
     if all(r.startswith(_TOO_LONG) for r in reasons): return make_finding('all_rows_cut', n, n, first, source)
     name = _reason_finding(reasons[0])
-    if len(reasons) == 1 and LEVELS[-1] == FINDINGS[name].level: return make_finding(name, n, n, first, source, reasons[0])
+    if len(reasons) == 1 and FINDINGS[name].level == 'stop':
+        return make_finding(name, n, n, first, source, reasons[0])
     why = '; '.join(_reason_text(reason, *counts) for reason, counts in summary.left_out.items())
     return make_finding('nothing_learned', n, 0, first, source, f'no row can be learned from: {why}')
 
@@ -179,7 +179,7 @@ def source_findings(
             *make_finding('prompt_differs', len(different), n_tried, different, summary.source)]
 
 # %% ../../nbs/tokens/07_report.ipynb #ef754e0f
-def _name_fitting_templates(findings, rows, source, config, tokenizer): # add to `findings` templates that can write the rows
+def _name_fitting_templates(findings, rows, source, config, tokenizer): # add templates that can write the rows
     causes = [f for f in findings if f.name in ('unfit_template', 'forced_thought', 'unread_content') and f.rows
               and (f.name != 'unread_content' or 'chat template' in f.message)]
     dataset = _all_entries(config)[source]
@@ -213,7 +213,8 @@ def _unread_column_findings(rows, dataset, source): # `rows`: of one source
         elif not flagged: findings += make_finding(kind, len(filled), len(rows), sorted(filled), source, text)
     if not notes: return findings
     names, numbers = ', '.join(f'`{c}`' for c in notes), sorted({i for numbers in notes.values() for i in numbers})
-    return findings + make_finding('unread_property', len(numbers), len(rows), numbers, source, f'columns that are not read: {names}')
+    text = f'columns that are not read: {names}'
+    return findings + make_finding('unread_property', len(numbers), len(rows), numbers, source, text)
 
 # %% ../../nbs/tokens/07_report.ipynb #4ddb9e65
 def _headline(summaries):
@@ -553,7 +554,8 @@ def _all_source_findings(i, summary, rows, table, problems, mismatches, tokenize
     findings = source_findings(summary, table, table.source == i, problems, mismatches)
     is_text = find_format(dataset.type).name in ('completion', 'text')
     if is_text: # there are no answers in it
-        for f in findings: f.message = re.sub(r'\b(an |the )?answers?\b', lambda m: f'{m[1] and "the " or ""}text', f.message)
+        def as_text(m): return f'{m[1] and "the " or ""}text'
+        for f in findings: f.message = re.sub(r'\b(an |the )?answers?\b', as_text, f.message)
     if mine is None: return findings
     _name_fitting_templates(findings, mine, i, config, tokenizer)
     return findings + _unread_column_findings(mine, dataset, summary.source)
@@ -579,7 +581,8 @@ def build_data_report(
                              'and rows that stand there twice are not looked for']
     findings = _duplicate_findings(rows, config) + near + _run_findings(config, table, answers, steps)
     for i, summary in enumerate(summaries):
-        findings += _all_source_findings(i, summary, rows, table, problems, mismatches.get(i, (0, ())), tokenizer, config)
+        tried = mismatches.get(i, (0, ()))
+        findings += _all_source_findings(i, summary, rows, table, problems, tried, tokenizer, config)
     lengths = {s.source: _uncut_lengths(table, (table.source == i) & ~heldout_mask)
                for i, s in enumerate(summaries[:len(config.datasets)])}
     packed_lengths = train['seq_lengths'][:] if 'seq_lengths' in train.column_names else None

@@ -211,7 +211,7 @@ def _count_special_in_text(rows, tokenizer): # `rows`: lists of `Turn`
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #bea8f570
 def _to_table(output_rows, encoded, starts, remarks, columns):
-    "A `pyarrow.Table` of the rows that come out; `starts`, `remarks` and `columns` have a value for each row that went in."
+    "A `pyarrow.Table` of the rows that come out; the last three arguments have a value for each row that went in."
     import numpy as np, pyarrow as pa
     flattened = [r for rows in output_rows for r in rows]
     source_row = np.repeat(np.arange(len(output_rows)), [len(rows) for rows in output_rows])
@@ -264,8 +264,9 @@ def encode_columns(
     starts, special_in_text, splits = (_fill(values, usable, len(rows)) for values in (
         encoded.offsets[:-1], _count_special_in_text(usable_turns, tokenizer), encoded.boundary_splits))
     remarks = [t and t.remarks and json.dumps(t.remarks) or None for t in turns]
-    return _to_table(output_rows, encoded, starts, remarks, {'source': columns['source'], 'row': columns['row'],
-                                                             'special_in_text': special_in_text, 'boundary_splits': splits})
+    return _to_table(output_rows, encoded, starts, remarks, {
+        'source': columns['source'], 'row': columns['row'], 'special_in_text': special_in_text,
+        'boundary_splits': splits})
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #e9261738
 _CACHE_FORMAT = 3 # one more whenever the columns of `encode_rows` change: older results are then not read
