@@ -16,7 +16,9 @@ from ..core import UserError
 from ..data.sources import load_rows
 from ..hub import hub_errors, resolve_model
 from ..memory.plan import plan_summary
-from ..model.adapters import target_modules
+from ..model.adapters import model_notes
+from ..model.architectures import check_packing, empty_model
+from ..model.targets import target_modules
 from ..model.base import detect_hardware, load_hf_config
 from ..tokens.report import data_report
 from ..tokens.stream import stream_sample
@@ -29,12 +31,9 @@ def init_empty_model(
     config, # `Config`
 ): # a model on the `meta` device
     "The base model's layers without any weights."
-    import torch
-    from transformers import AutoModelForCausalLM
     resolve_model(config.base_model, config.revision_of_model)
-    with torch.device('meta'), hub_errors(config.base_model):
-        hf_config = load_hf_config(config)
-        return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+    with hub_errors(config.base_model):
+        return empty_model(load_hf_config(config), trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/commands/01_check.ipynb #cb7f292c
 @dataclass
@@ -46,6 +45,7 @@ class Check:
     target_modules: object # layers that get an adapter: their names, or a regular expression
     n_params: int          # weights of the base model
     memory: str            # the memory plan in one line
+    notes: list            # what is left out of the model, and what else could be trained
 
 # %% ../../nbs/commands/01_check.ipynb #fb1c19a9
 @patch
@@ -58,6 +58,7 @@ def __str__(self: Check):
         *c.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
             f'{c.adapter} rank {c.lora_r} on {targets}',
+        *self.notes,
         str(self.hardware),
         f'memory: {self.memory}',
         f'{self.report.steps:,} steps of {rows}, {epochs}',
@@ -79,7 +80,9 @@ def check_run(
     check_training_options(config)
     hardware, report, model = detect_hardware(config), data_report(config), init_empty_model(config)
     n_params = sum(p.numel() for p in model.parameters())
-    return Check(config, report, hardware, target_modules(model, config), n_params, plan_summary(config))
+    check_packing(model, config)
+    targets, notes = target_modules(model, config), model_notes(model, config, load_hf_config(config))
+    return Check(config, report, hardware, targets, n_params, plan_summary(config), notes)
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
 def _round_robin(sources): # source of each row -> positions of the rows

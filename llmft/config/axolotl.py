@@ -30,7 +30,7 @@ _SAME_HERE = 'the same here'
 
 _SAME = _keys('honoured', {_SAME_HERE: '''
     base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs
-    overrides_of_model_config model_kwargs device_map max_memory attn_implementation
+    quantize_moe_experts overrides_of_model_config model_kwargs device_map max_memory attn_implementation
     bf16 fp16 bfloat16 float16 float32 tf32
     tokenizer_config tokenizer_legacy special_tokens tokens resize_token_embeddings_to_32x mean_resizing_embeddings
     chat_template chat_template_jinja
@@ -131,7 +131,7 @@ _UNSUPPORTED = _keys('unsupported', {
         'tokenizer_use_mistral_common added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
     'Take a dense model, or one whose experts are kept in 16 bits.': '''
-        quantize_moe_experts llama4_linearized_experts dsv4_fp4_grouped_mode
+        llama4_linearized_experts dsv4_fp4_grouped_mode
         nvfp4_merge_aware use_dsv4_kernels use_glm_dsa_kernels expert_parallel_*''',
     'Take the 16-bit copy of the model with `adapter: qlora`.':
         'gptq gptq_* model_quantization_config model_quantization_config_kwargs',

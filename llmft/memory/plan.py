@@ -7,7 +7,7 @@ __all__ = ['MEMORY_PARTS', 'attention_for', 'dry_run', 'MemoryPlan', 'PlanError'
            'check_fits', 'fit_to_gpu', 'save_fitted_config']
 
 # %% ../../nbs/memory/03_plan.ipynb #c7a09505
-import copy, functools, json, warnings
+import functools, json, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +18,12 @@ from fastcore.basics import patch
 from ..config.config import Config, dump_yaml, load_config
 from ..core import UserError, markdown_table, silence_warnings, text_table, write_atomic
 from ..hub import is_local_path
-from ..model.adapters import add_adapter
-from ..model.base import _cpu_has_bf16, choose_dtype, choose_optimizer, load_hf_config, requested_precision
+from ..model.adapters import add_adapter, model_notes
+from ..model.architectures import empty_model, supported_attention
+from ..model.base import (
+    _cpu_has_bf16, _quantization_config, choose_attention, choose_dtype, choose_optimizer, load_hf_config,
+    requested_precision)
+from ..model.experts import quantize_experts
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 
@@ -32,24 +36,24 @@ def _number_format(gpu, config): # `torch.dtype` to compute in
 def attention_for(
     config,    # `Config`
     hf_config, # from `load_hf_config`
-) -> str: # `sdpa`, `eager` or `flash_attention_2`
-    "The attention that a run uses."
-    limit = getattr(hf_config.get_text_config(), 'attn_logit_softcapping', None)
-    if limit and config.attn_implementation != 'flash_attention_2': return 'eager'
-    return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
+    gpu=None,  # `Gpu`; `None`: one that runs every kernel
+) -> str: # name of the kernel
+    "The attention that a run uses, with flash-attn installed if the YAML asks for it."
+    gpu, requested = gpu or find_gpu('A100'), config.attn_implementation
+    return choose_attention(gpu.kind, gpu.capability, requested, _number_format(gpu, config), hf_config,
+        installed=requested == 'flash_attention_2')[0]
 
 # %% ../../nbs/memory/03_plan.ipynb #20855c54
 def _bare_model(config, hf_config, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
     import torch
-    from transformers import AutoModelForCausalLM
     from llmft.memory.dryrun import model_tensors, quantize_layers
     dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
-    attention = 'eager' if attention_for(config, hf_config) == 'eager' else 'sdpa'
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=dtype, attn_implementation=attention,
-            trust_remote_code=config.trust_remote_code)
+    attention = 'sdpa' if attention_for(config, hf_config, gpu) != 'eager' and 'sdpa' in supported_attention(
+        hf_config) else 'eager'
+    model = empty_model(hf_config, attention, device, config.trust_remote_code, dtype=dtype)
     sizes = [p.numel() for p in model.parameters()]
     if bits: quantize_layers(model, bits, dtype)
+    if config.quantize_moe_experts: quantize_experts(model, _quantization_config(config, dtype))
     model.name_or_path = config.base_model # an adapter that is continued asks for it
     tracker.step = 'load'
     for t in model_tensors(model.requires_grad_(False)): tracker.track(t, 'weights')
@@ -139,7 +143,7 @@ def dry_run(
     from llmft.model.optimizers import make_optimizer
     silence_warnings()
     _register_bnb_overrides()
-    attention, amp = attention_for(config, hf_config), functools.partial(autocast, _number_format(gpu, config))
+    attention, amp = attention_for(config, hf_config, gpu), functools.partial(autocast, _number_format(gpu, config))
     rows, length, packed = _batch_shape(config, attention)
     tracker, accumulate = StorageTracker(packed), config.gradient_accumulation_steps > 1
     with ExitStack() as stack, warnings.catch_warnings():
@@ -269,10 +273,14 @@ def _disk(config, hf_config, facts, totals, adapter): # {what: bytes}; `adapter`
         'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
 
 # %% ../../nbs/memory/03_plan.ipynb #27b43b4c
+@functools.lru_cache(maxsize=2)
+def _skeleton(hf_config, trust_remote_code): # the layers without weights; `hf_config`: a key of `_HF_CONFIGS`
+    return empty_model(_HF_CONFIGS[hf_config], trust_remote_code=trust_remote_code)
+
 def _notes(config, hf_config, gpu): # sentences
     from llmft.model.optimizers import check_optimizer
-    if attention_for(config, hf_config) == 'eager' and config.attn_implementation != 'eager':
-        yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
+    model = _skeleton(hf_config.to_json_string(), config.trust_remote_code)
+    yield from model_notes(model, config, hf_config)
     if gpu.count > 1:
         yield (f'Each of the {gpu.count} GPUs holds a copy of the model. '
             f'Start the run with `torchrun --nproc-per-node {gpu.count}`.')

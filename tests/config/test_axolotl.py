@@ -95,12 +95,12 @@ LOADED = {
         gradient_checkpointing_kwargs={'use_reentrant': True}),
     '08_mixtral': dict(overrides_of_model_config={'output_router_logits': True},
         deepspeed='deepspeed_configs/zero2.json', loss_watchdog_threshold=5, loss_watchdog_patience=3),
+    '12_gemma4_moe': dict(quantize_moe_experts=True),
     '09_kimi_linear': dict(attn_implementation='flash_attention_2', group_by_length=False, loss_watchdog_threshold=5),
 }
 REFUSES = {
     '10_gemma3': ['unfrozen_parameters'],
     '11_gpt_oss': ['model_quantization_config', 'model_quantization_config_kwargs'],
-    '12_gemma4_moe': ['quantize_moe_experts'],
 }
 
 
