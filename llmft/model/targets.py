@@ -15,6 +15,9 @@ from .architectures import bypassed_pattern
 from .experts import check_experts, expert_targets
 
 # %% ../../nbs/model/08_targets.ipynb #a3526f65
+def _does_more(cls): # is it a class of a model with a `forward` of its own
+    return cls.__module__.startswith('transformers.models.') and 'forward' in vars(cls)
+
 def adaptable_layers(
     model, # from `load_base` or `empty_model`
 ) -> dict: # {name: module}
@@ -23,17 +26,25 @@ def adaptable_layers(
     from transformers.pytorch_utils import Conv1D
     kinds, bypassed = (nn.Linear, nn.Embedding, nn.Conv1d, nn.MultiheadAttention, Conv1D), bypassed_pattern(model)
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, kinds) and not (bypassed and re.fullmatch(bypassed, name))}
+            if isinstance(module, kinds) and not (bypassed and re.fullmatch(bypassed, name))
+            and not (isinstance(module, nn.Linear) and _does_more(type(module)))}
 
-# %% ../../nbs/model/08_targets.ipynb #e9816206
-def _is_refused(model, name): # does peft refuse an adapter on layers of this name
+# %% ../../nbs/model/08_targets.ipynb #c75563a1
+def _names_read_directly(model): # names of layers whose weights are read without a call
+    methods = [f for cls in {type(m) for m in model.modules()} for f in vars(cls).values() if hasattr(f, '__closure__')]
+    marked = [dict(zip(f.__code__.co_freevars, f.__closure__ or ())).get('child_module_names') for f in methods]
+    return {name for cell in marked if cell is not None for name in cell.cell_contents}
+
+def _without_effect(model): # names of layers beside which an adapter would do nothing, or harm
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-    try: _check_lora_target_modules_mamba(LoraConfig(), model, name)
-    except ValueError: return True
-    return False
+    names = _names_read_directly(model)
+    for name in ('out_proj', 'conv1d'):
+        try: _check_lora_target_modules_mamba(LoraConfig(), model, name)
+        except ValueError: names.add(name)
+    return names
 
-# %% ../../nbs/model/08_targets.ipynb #258a35c9
+# %% ../../nbs/model/08_targets.ipynb #5d8fc4eb
 def linear_module_names(
     model, # from `load_base` or `empty_model`
 ) -> list[str]: # as ['down_proj', 'q_proj']
@@ -43,7 +54,7 @@ def linear_module_names(
     head, layers = model.get_output_embeddings(), adaptable_layers(model)
     names = {name.split('.')[-1] for name, module in layers.items()
              if isinstance(module, (nn.Linear, Conv1D)) and module is not head}
-    return sorted(name for name in names if not _is_refused(model, name))
+    return sorted(names - _without_effect(model))
 
 # %% ../../nbs/model/08_targets.ipynb #e4d54385
 def _name_endings(names): # ['mlp.up_proj'] -> {'up_proj', 'mlp.up_proj'}
