@@ -199,7 +199,8 @@ def choose_attention(
     if not problem:
         return wanted, 'flash-attn is installed and the GPU can run it' if auto else '`attn_implementation` asks for it'
     if 'sdpa' not in kernels:
-        return 'eager', 'the code of this model has no `sdpa`' + ('' if auto or wanted == 'sdpa' else f', and {problem}')
+        also = '' if auto or wanted == 'sdpa' else f', and {problem}'
+        return 'eager', f'the code of this model has no `sdpa`{also}'
     if not auto: return 'sdpa', f'{problem}; this one gives the same numbers'
     return 'sdpa', problem if device == 'cuda' else 'it runs on every device'
 

@@ -137,7 +137,8 @@ def _requested_names(model, config): # names or a pattern of the YAML, each chec
     if not isinstance(requested, str):
         missing = _missing_names(model, config)
         if missing and len(missing) == len(requested):
-            check_names('lora_target_modules', missing, layers, f' Linear layers: {", ".join(linear_module_names(model))}.')
+            linear = ', '.join(linear_module_names(model))
+            check_names('lora_target_modules', missing, layers, f' Linear layers: {linear}.')
         return [name for name in requested if name not in missing]
     check_pattern('lora_target_modules', requested, layers)
     if not config.lora_target_linear: return requested

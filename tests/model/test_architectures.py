@@ -181,7 +181,8 @@ USUAL = 'q_proj k_proj v_proj o_proj gate_proj up_proj down_proj'.split()
 
 @pytest.mark.parametrize('kind, passed_over', [
     ('phi3', {'q_proj', 'k_proj', 'v_proj', 'gate_proj', 'up_proj'}),
-    ('gpt_oss', {'gate_proj', 'up_proj', 'down_proj'}), ('mixtral', {'gate_proj', 'up_proj', 'down_proj'}), ('llama', set())])
+    ('gpt_oss', {'gate_proj', 'up_proj', 'down_proj'}), ('mixtral', {'gate_proj', 'up_proj', 'down_proj'}),
+    ('llama', set())])
 def test_a_name_that_fits_nothing_is_a_note(settings, kind, passed_over):
     config, model = settings(kind, lora_target_modules=USUAL), empty_model(hf_config_of(kind))
     assert {*target_modules(model, config)} == {*USUAL} - passed_over
@@ -193,7 +194,8 @@ def test_a_name_that_fits_nothing_is_a_note(settings, kind, passed_over):
     (['q_prj'], 'no layer called `q_prj`. Did you mean `q_proj`'), (['mlp'], 'no layer called `mlp`'),
     (['query_key_value', 'c_attn'], 'no layer called `query_key_value`'), ('q_proj', r'write a list: \[q_proj\]'),
     ('self_attn', 'regular expression for whole names'), ('*_proj', 'is not a regular expression'),
-    (['q_proj', 'lm_head'], r'`lora_modules_to_save: \[lm_head\]`'), ('.*(q_proj|lm_head)', 'would learn nothing')], ids=str)
+    (['q_proj', 'lm_head'], r'`lora_modules_to_save: \[lm_head\]`'), ('.*(q_proj|lm_head)', 'would learn nothing')],
+    ids=str)
 def test_names_that_are_refused(settings, targets, message):
     with pytest.raises(UserError, match=message): check_run(settings('llama', lora_target_modules=targets))
 
