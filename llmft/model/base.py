@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from ..config.config import _did_you_mean
 from ..core import UserError, markdown_table, silence_warnings
 from ..hub import hub_errors, resolve_model
-from .architectures import attention_by_part, auto_class, name_backbone, supported_attention
+from .architectures import attention_by_part, auto_class, add_missing_names, supported_attention
 from .experts import experts_in_4bit
 from .gpus import ram_bytes
 from ..tokens.special import resize_embeddings
@@ -366,4 +366,4 @@ def load_base(
         if quantization: stack.enter_context(_one_weight_at_a_time())
         if quantization and config.quantize_moe_experts: stack.enter_context(experts_in_4bit())
         model = auto_class(hf_config).from_pretrained(name, **kwargs)
-    return _keep_layout(resize_embeddings(name_backbone(model), config)).requires_grad_(False)
+    return _keep_layout(resize_embeddings(add_missing_names(model), config)).requires_grad_(False)

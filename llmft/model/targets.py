@@ -166,9 +166,8 @@ def excluded_modules(
     model,   # from `load_base` or `empty_model`
     targets, # from `target_modules`
 ): # for peft: a regular expression, or `None`
-    "The parts that text does not pass through, if the targets would fit layers in them."
-    pattern = bypassed_pattern(model)
-    if not pattern: return None
+    "The parts that text does not pass through, and 4-bit experts, if the targets would fit something in them."
+    pattern = '|'.join(filter(None, [bypassed_pattern(model), r'.*\.parametrizations\..*']))
     inside = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]
     if isinstance(targets, str): return pattern if any(re.fullmatch(targets, name) for name in inside) else None
     return pattern if {*targets} & _name_endings(inside) else None

@@ -3,6 +3,7 @@ import json, shutil
 from pathlib import Path
 import torch
 from peft import PeftModel
+from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from llmft.core import UserError
 from llmft.export.merge import merge_adapter
@@ -87,7 +88,11 @@ def save_model(model_type, folder):
     from llmft.model.base import choose_attention
     hf_config = hf_config_of(model_type)
     torch.manual_seed(0)
-    model = empty_model(hf_config, choose_attention('cpu', hf_config=hf_config)[0], device='cpu', dtype=torch.float32)
+    whole = type(hf_config) in AutoModelForImageTextToText._model_mapping # with the parts that are not loaded
+    if whole: model = AutoModelForImageTextToText.from_config(hf_config, dtype=torch.float32)
+    else:
+        attention = choose_attention('cpu', hf_config=hf_config)[0]
+        model = empty_model(hf_config, attention, device='cpu', dtype=torch.float32)
     for p in model.parameters():
         if p.ndim > 1: p.data.normal_(0, .1)
     model.save_pretrained(folder)
