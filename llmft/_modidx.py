@@ -762,8 +762,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'llmft/model/experts.py'),
                                      'llmft.model.experts._expert_quantizer': ( 'model/experts.html#_expert_quantizer',
                                                                                 'llmft/model/experts.py'),
-                                     'llmft.model.experts._keep_parametrizations': ( 'model/experts.html#_keep_parametrizations',
-                                                                                     'llmft/model/experts.py'),
                                      'llmft.model.experts._weights_in': ('model/experts.html#_weights_in', 'llmft/model/experts.py'),
                                      'llmft.model.experts.check_experts': ('model/experts.html#check_experts', 'llmft/model/experts.py'),
                                      'llmft.model.experts.describe_experts': ( 'model/experts.html#describe_experts',

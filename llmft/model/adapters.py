@@ -79,8 +79,6 @@ def lora_config(
     pattern = args.get('target_parameters')
     if isinstance(pattern, str):
         args['target_parameters'] = [name for name in parameter_names(model) if re.fullmatch(pattern, name)]
-    elif pattern and config.quantize_moe_experts: # peft finds weights in 4 bits by their whole names only
-        args['target_parameters'] = [name for name in parameter_names(model) if name.endswith(tuple(pattern))]
     if 'layer_replication' in args: args['layer_replication'] = [tuple(pair) for pair in args['layer_replication']]
     return LoraConfig(**args, task_type='CAUSAL_LM', target_modules=targets,
         exclude_modules=excluded_modules(model, targets))

@@ -40,22 +40,11 @@ def quantize_experts(
     from bitsandbytes.functional import create_dynamic_map, name2qmap
     from bitsandbytes.nn.parametrize import replace_parameter_4bit
     name2qmap.setdefault('dynamic', create_dynamic_map()) # kept for all that follows: not on `meta`
-    _keep_parametrizations()
     for module, name in expert_weights(model).values():
         replace_parameter_4bit(module, name, quantization.bnb_4bit_use_double_quant, quantization.bnb_4bit_quant_type)
         stored = module.parametrizations[name].original
         stored.quant_state = module.parametrizations[name][0].quant_state
     return model
-
-# %% ../../nbs/model/07_experts.ipynb #b53e2fa5
-def _keep_parametrizations():
-    from peft.tuners.lora.layer import ParamWrapper
-    from torch.nn.utils.parametrize import remove_parametrizations
-    def remove_last(self):
-        layer, name = self.get_base_layer(), self.parameter_name
-        if len(layer.parametrizations[name]) > 1: del layer.parametrizations[name][-1]
-        else: remove_parametrizations(layer, name, leave_parametrized=False)
-    ParamWrapper._remove_parametrizations = remove_last
 
 # %% ../../nbs/model/07_experts.ipynb #0b6ab898
 def _expert_operation(): # a class: what is done to the weight of an expert that was read
@@ -106,7 +95,6 @@ def _expert_quantizer(original): # a class: transformers' quantizer for 4 bits, 
 def experts_in_4bit(): # inside the block transformers puts experts in 4 bits when it reads a model
     from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
     original = AUTO_QUANTIZER_MAPPING['bitsandbytes_4bit']
-    _keep_parametrizations()
     AUTO_QUANTIZER_MAPPING['bitsandbytes_4bit'] = _expert_quantizer(original)
     try: yield
     finally: AUTO_QUANTIZER_MAPPING['bitsandbytes_4bit'] = original
@@ -131,7 +119,8 @@ def describe_experts(
         size = f'{what} and no layers: they stay in 16 bits ({2*experts/2**30:,.2f} GiB) while the layers get {bits}.'
         yield size + (' `quantize_moe_experts: true` keeps them in 4 bits.' if bits == 4 else '')
     if config.adapter != 'full' and not config.lora_target_parameters:
-        yield (f'{what} and get no adapter. `lora_target_parameters: [{", ".join(expert_targets(model))}]` with '
+        kept = ' In 16 bits' if config.quantize_moe_experts else ''
+        yield (f'{what} and get no adapter.{kept} `lora_target_parameters: [{", ".join(expert_targets(model))}]` with '
             '`lora_dropout: 0` trains them.')
 
 # %% ../../nbs/model/07_experts.ipynb #1c12bf1d
@@ -143,6 +132,11 @@ def check_experts(
     names = expert_weights(model)
     if config.quantize_moe_experts and not names:
         raise UserError('quantize_moe_experts: this model has no experts in weights of their own. Remove the key.')
+    if config.quantize_moe_experts and config.lora_target_parameters:
+        size = 2*_weights_in(model, names)/2**30
+        raise UserError('quantize_moe_experts: experts in 4 bits cannot have adapters, because peft stores these in an '
+            f'order that 16-bit experts do not have. Remove it (the experts then take {size:,.2f} GiB), or remove '
+            '`lora_target_parameters`.')
     if config.lora_target_parameters and config.lora_dropout:
         raise UserError(f'lora_dropout: {config.lora_dropout:g} cannot be done beside `lora_target_parameters`: peft '
             'adds these adapters to the weights, not to what goes through them. Set `lora_dropout: 0`.')

@@ -146,9 +146,8 @@ def test_what_is_done_with_experts_is_said(settings, kind):
 
 @pytest.mark.parametrize('kind', MOE)
 def test_experts_in_4_bits(settings, kind, tmp_path):
-    "They are as small as the plan says, learn with an adapter of their own, and load in peft."
-    targets = dict(lora_target_parameters=architectures.expert_targets(empty_model(hf_config_of(kind))))
-    config = settings(kind, adapter='qlora', quantize_moe_experts=True, lora_dropout=0, **targets)
+    "They are as small as the plan says, and the adapter of the layers loads in peft."
+    config = settings(kind, adapter='qlora', quantize_moe_experts=True)
     report = parameter_report(load_base(config)).frozen_formats
     assert {'gate_up_proj', 'down_proj'} <= {*report['NF4']}
     assert architectures.weights_error(config, load_hf_config(config)) < .01
@@ -164,6 +163,8 @@ def test_experts_in_4_bits(settings, kind, tmp_path):
 @pytest.mark.parametrize('keys, message', [
     (dict(quantize_moe_experts=True, adapter='lora'), 'Set `adapter: qlora`'),
     (dict(quantize_moe_experts=True, adapter='lora', load_in_8bit=True), 'Set `adapter: qlora`'),
+    (dict(quantize_moe_experts=True, adapter='qlora', lora_target_parameters=['mlp.experts.gate_up_proj']),
+        'cannot have adapters'),
     (dict(lora_target_parameters=['mlp.experts.gate_up_proj'], lora_dropout=.1), 'Set `lora_dropout: 0`'),
     (dict(lora_target_parameters=['mlp.experts.gate_up_proj'], peft_use_dora=True), 'DoRA works on layers only')],
     ids=str)
