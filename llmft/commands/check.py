@@ -16,7 +16,9 @@ from ..core import UserError, log
 from ..data.sources import _all_entries, check_sources, load_rows
 from ..hub import hub_errors, resolve_model
 from ..memory.plan import plan_summary
-from ..model.adapters import target_modules
+from ..model.adapters import model_notes
+from ..model.architectures import check_packing, empty_model
+from ..model.targets import target_modules
 from ..model.base import detect_hardware, load_hf_config
 from ..tokens.report import prepare_data
 from ..tokens.stream import stream_sample
@@ -29,12 +31,9 @@ def init_empty_model(
     config, # `Config`
 ): # a model on the `meta` device
     "The base model's layers without any weights."
-    import torch
-    from transformers import AutoModelForCausalLM
     resolve_model(config.base_model, config.revision_of_model)
-    with torch.device('meta'), hub_errors(config.base_model):
-        hf_config = load_hf_config(config)
-        return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
+    with hub_errors(config.base_model):
+        return empty_model(load_hf_config(config), trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/commands/01_check.ipynb #cb7f292c
 @dataclass
@@ -46,7 +45,7 @@ class Check:
     target_modules: object # layers that get an adapter: their names, or a regular expression
     n_params: int          # weights of the base model
     memory: str            # the memory plan in one line
-    notes: list = field(default_factory=list) # what may not be expected, a line each
+    notes: list = field(default_factory=list) # what may not be expected or is left out, a line each
 
 # %% ../../nbs/commands/01_check.ipynb #fb1c19a9
 @patch
@@ -59,6 +58,7 @@ def __str__(self: Check):
         *c.notes, *self.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
             f'{c.adapter} rank {c.lora_r} on {targets}',
+        *self.notes,
         str(self.hardware),
         f'memory: {self.memory}',
         f'{self.report.steps:,} steps of {rows}, {epochs}',
@@ -87,8 +87,10 @@ def check_run(
     model = init_empty_model(config)
     if len(data.train): training_arguments(config, data, hardware, config.output_dir)
     n_params = sum(p.numel() for p in model.parameters())
-    return Check(config, data.report, hardware, target_modules(model, config), n_params, plan_summary(config),
-        run_notes(config, hardware))
+    check_packing(model, config)
+    targets = target_modules(model, config)
+    notes = [*run_notes(config, hardware), *model_notes(model, config, load_hf_config(config))]
+    return Check(config, data.report, hardware, targets, n_params, plan_summary(config), notes)
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
 def _round_robin(sources): # source of each row -> positions of the rows

@@ -30,7 +30,7 @@ _SAME_HERE = 'the same here'
 
 _SAME = _keys('honoured', {_SAME_HERE: '''
     base_model base_model_config revision_of_model trust_remote_code load_in_4bit load_in_8bit bnb_config_kwargs
-    overrides_of_model_config model_kwargs device_map max_memory attn_implementation
+    quantize_moe_experts overrides_of_model_config model_kwargs device_map max_memory attn_implementation
     bf16 fp16 bfloat16 float16 float32 tf32
     tokenizer_config tokenizer_legacy special_tokens tokens resize_token_embeddings_to_32x mean_resizing_embeddings
     chat_template chat_template_jinja
@@ -126,8 +126,8 @@ _HARMLESS |= _keys('harmless', {
     'this tracker is not used, see `report_to`': '''
         use_mlflow mlflow_* use_comet comet_* use_swanlab swanlab_* use_otel_metrics otel_*''',
     'it is a web page of Axolotl': 'gradio_*',
-    'the experts stay in 16 bits and on one GPU; `llmft plan` says if they fit':
-        'quantize_moe_experts llama4_linearized_experts expert_parallel_*',
+    'the experts stay on one GPU; `llmft plan` says if they fit':
+        'llama4_linearized_experts expert_parallel_*',
     'the tokenizer in the folder of the model is used, `llmft preview` shows what it makes':
         'tokenizer_use_mistral_common',
     'prepared rows stay on this machine': 'push_dataset_to_hub',

@@ -174,6 +174,9 @@ def _quantization_conflicts(c):
     if c.adapter == 'qlora' and not c.load_in_4bit and 'adapter' in c.model_fields_set:
         obstacle = 'load_in_8bit' if c.load_in_8bit else 'load_in_4bit: false'
         yield 'adapter', f'`qlora` means 4-bit base weights. Remove `{obstacle}`, or set `adapter: lora`.'
+    if c.quantize_moe_experts and not c.load_in_4bit:
+        yield 'quantize_moe_experts', ('experts are kept in 4 bits or in 16, and in 4 only beside 4-bit layers. '
+            'Set `adapter: qlora`, or remove it.')
     if c.adapter == 'full' and (c.load_in_4bit or c.load_in_8bit):
         yield 'adapter', ('`full` trains the weights themselves, and weights of 4 or 8 bits cannot be trained. '
             'Remove `load_in_4bit` and `load_in_8bit`, or set `adapter: qlora`.')

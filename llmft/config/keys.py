@@ -168,6 +168,9 @@ class ModelKeys(_Strict):
     load_in_4bit: bool | None = _key(None,
         'Keep the base weights in 4 bits (NF4, double quantization). On with `adapter: qlora`.', 'Model')
     load_in_8bit: bool = _key(False, 'Keep the base weights in 8 bits.', 'Model')
+    quantize_moe_experts: bool = _key(False,
+        'Keep the experts of a mixture-of-experts model in 4 bits too; they are no layers, so `load_in_4bit` leaves '
+        'them in 16.', 'Model')
     bnb_config_kwargs: dict = _key({},
         'Other settings of `BitsAndBytesConfig`, as `bnb_4bit_quant_type: fp4`.', 'Model')
     overrides_of_model_config: dict = _key({}, 'Values of `config.json` to change, as `rope_theta: 1000000`.', 'Model')

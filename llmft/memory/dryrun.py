@@ -484,7 +484,8 @@ def training_step(
         recategorize_live(tracker, 'activations', first_id)
         tracker.step = 'backward'
         value.backward()
-        for p in params: tracker.track(p.grad, 'gradients')
+        for p in params:
+            if p.grad is not None: tracker.track(p.grad, 'gradients')
         tracker.step, tracker.module, tracker.category = 'optimizer', '', 'temporaries'
         torch.nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()

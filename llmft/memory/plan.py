@@ -7,7 +7,7 @@ __all__ = ['MEMORY_PARTS', 'attention_for', 'stored_settings', 'dry_run', 'Memor
            'compare_gpus', 'plan_summary', 'check_fits']
 
 # %% ../../nbs/memory/03_plan.ipynb #c7a09505
-import copy, functools, json, warnings
+import functools, json, warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +19,12 @@ from ..config.config import Config, load_config
 from ..core import UserError, log, markdown_table, silence_warnings, text_table
 from ..hub import is_local_path
 from .layers import Places, extend, extend_peaks, keep_layers, layer_pattern, names_layers
-from ..model.adapters import add_adapter, import_peft
+from ..model.adapters import add_adapter, import_peft, model_notes
+from ..model.architectures import empty_model, supported_attention
 from ..model.base import (
-    _cpu_has_bf16, _quantization_config, choose_dtype, choose_optimizer, load_hf_config, requested_precision)
+    _cpu_has_bf16, _quantization_config, choose_attention, choose_dtype, choose_optimizer, load_hf_config,
+    requested_precision)
+from ..model.experts import quantize_experts
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 
@@ -34,11 +37,12 @@ def _number_format(gpu, config): # `torch.dtype` to compute in
 def attention_for(
     config,    # `Config`
     hf_config, # from `load_hf_config`
-) -> str: # `sdpa`, `eager` or `flash_attention_2`
-    "The attention that a run uses."
-    limit = getattr(hf_config.get_text_config(), 'attn_logit_softcapping', None)
-    if limit and config.attn_implementation != 'flash_attention_2': return 'eager'
-    return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
+    gpu=None,  # `Gpu`; `None`: one that runs every kernel
+) -> str: # name of the kernel
+    "The attention that a run uses, with flash-attn installed if the YAML asks for it."
+    gpu, requested = gpu or find_gpu('A100'), config.attn_implementation
+    return choose_attention(gpu.kind, gpu.capability, requested, _number_format(gpu, config), hf_config,
+        installed=requested == 'flash_attention_2')[0]
 
 # %% ../../nbs/memory/03_plan.ipynb #9aa9dbc2
 def _stored_bits(values): # of a base with this `quantization_config`; `None`: it is read into 16 bits
@@ -71,13 +75,9 @@ def stored_settings(
     return bits and BitsAndBytesConfig(**{f'load_in_{bits}bit': True}, bnb_4bit_compute_dtype=dtype)
 
 # %% ../../nbs/memory/03_plan.ipynb #980302e0
-def _empty_model(config, hf_config, dtype, device): # as loading builds it, before there are weights
-    import torch
-    from transformers import AutoModelForCausalLM
-    attention = 'eager' if attention_for(config, hf_config) == 'eager' else 'sdpa'
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=dtype, attn_implementation=attention,
-            trust_remote_code=config.trust_remote_code)
+def _empty_model(config, hf_config, dtype, device, gpu=None): # as loading builds it, before there are weights
+    has_sdpa = attention_for(config, hf_config, gpu) != 'eager' and 'sdpa' in supported_attention(hf_config)
+    model = empty_model(hf_config, 'sdpa' if has_sdpa else 'eager', device, config.trust_remote_code, dtype=dtype)
     model.name_or_path = config.base_model # an adapter that is continued asks for it
     return model
 
@@ -87,10 +87,11 @@ def _bare_model(config, hf_config, gpu, tracker, device, layers): # (model, numb
     from llmft.memory.dryrun import model_tensors, quantize_layers
     dtype = _number_format(gpu, config)
     settings = stored_settings(config, hf_config, dtype)
-    model = _empty_model(config, hf_config, dtype, device)
+    model = _empty_model(config, hf_config, dtype, device, gpu)
     sizes = [p.numel() for p in model.parameters()]
     if layers: keep_layers(model, *layers)
     if settings: quantize_layers(model, settings)
+    if config.quantize_moe_experts: quantize_experts(model, _quantization_config(config, dtype))
     tracker.step = 'load'
     for t in model_tensors(model.requires_grad_(False)): tracker.track(t, 'weights')
     if settings:
@@ -181,7 +182,7 @@ def dry_run(
     silence_warnings()
     import_peft()
     _register_bnb_overrides()
-    attention, amp = attention_for(config, hf_config), functools.partial(autocast, _number_format(gpu, config))
+    attention, amp = attention_for(config, hf_config, gpu), functools.partial(autocast, _number_format(gpu, config))
     rows, length, packed = _batch_shape(config, attention)
     tracker, accumulate = StorageTracker(packed), config.gradient_accumulation_steps > 1
     with ExitStack() as stack, warnings.catch_warnings():
@@ -325,10 +326,14 @@ def _disk(config, hf_config, facts, totals, adapter): # {what: bytes}; `adapter`
         'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
 
 # %% ../../nbs/memory/03_plan.ipynb #27b43b4c
+@functools.lru_cache(maxsize=2)
+def _skeleton(hf_config, trust_remote_code): # the layers without weights; `hf_config`: a key of `_HF_CONFIGS`
+    return empty_model(_HF_CONFIGS[hf_config], trust_remote_code=trust_remote_code)
+
 def _notes(config, hf_config, gpu): # sentences
     from llmft.model.optimizers import check_optimizer
-    if attention_for(config, hf_config) == 'eager' and config.attn_implementation != 'eager':
-        yield 'This model limits its attention scores, which only `attn_implementation: eager` can do. Set it.'
+    model = _skeleton(hf_config.to_json_string(), config.trust_remote_code)
+    yield from model_notes(model, config, hf_config)
     if gpu.count > 1:
         yield (f'Each of the {gpu.count} GPUs holds a copy of the model. '
             f'Start the run with `torchrun --nproc-per-node {gpu.count}`.')

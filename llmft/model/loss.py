@@ -12,7 +12,7 @@ from ..tokens.tokenize import IGNORE_INDEX
 
 # %% ../../nbs/model/04_loss.ipynb #0107b194
 _LM_HEAD_EXTRAS = ('final_logit_softcapping', 'logit_scale', 'logits_scaling', 'lm_head_multiplier',
-                   'output_multiplier', 'output_router_logits')
+                   'output_multiplier', 'output_router_logits', 'logits_soft_cap', 'output_logit_soft_cap')
 
 def has_plain_lm_head(
     config, # the model's configuration

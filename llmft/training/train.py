@@ -19,8 +19,9 @@ from ..core import UserError, log
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
 from ..memory.plan import check_fits
-from ..model.adapters import cast_trainable_to_float32, add_adapter, parameter_report
-from ..model.base import Choice, detect_hardware, load_base
+from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
+from ..model.architectures import check_packing
+from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data
 from ..tokens.special import align_special_tokens
@@ -334,9 +335,12 @@ def _end_of_answer(model, tokenizer): # a line of the table of settings
     names = [f'`{tokenizer.convert_ids_to_tokens(i)}`' for i in (ids if isinstance(ids, list) else [ids])]
     return Choice('end of an answer', ', '.join(names), 'tokenizer, chat template and model name it', 'special_tokens')
 
-def _load_model(config, hw, tokenizer): # base and adapter; what ends an answer is noted in `hw`
+def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an answer is noted in `hw`
     log.info('loading the model')
-    model = add_adapter(load_base(config, hw=hw), config)
+    base = load_base(config, hw=hw)
+    check_packing(base, config)
+    for line in model_notes(base, config, load_hf_config(config)): say(line)
+    model = add_adapter(base, config)
     hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))
     return model
 
@@ -377,7 +381,7 @@ def finetune(
     out, checkpoint = _check_run(config, overwrite, resume, force, say)
     data, hw = prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
-    model = _load_model(config, hw, data.tokenizer)
+    model = _load_model(config, hw, data.tokenizer, say)
     report = parameter_report(model)
     say(report)
     run = start_run(config, hw, data_provenance(config, data), out, overwrite, resume)

@@ -99,7 +99,7 @@ LOADED = {
     '10_gemma3': dict(adapter='qlora'),
     '11_gpt_oss': dict(adapter='lora', model_kwargs={'quantization_config': {
         'quant_method': 'mxfp4', 'dequantize': True}}),
-    '12_gemma4_moe': dict(adapter='qlora'),
+    '12_gemma4_moe': dict(adapter='qlora', quantize_moe_experts=True),
 }
 REFUSED = {'gptq': True, 'relora_steps': 3, 'nvfp4_merge_aware': True, 'rl': 'dpo'}
 
