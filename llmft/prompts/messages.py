@@ -216,7 +216,8 @@ def _read_tools(row, dataset): # the functions that may be called, as a list of 
 
 # %% ../../nbs/prompts/05_messages.ipynb #dcbbdc1f
 _CONTENT_NAMES = re.compile(r'(?i)^_*(content|text|prompt|instruction|input|context|system|history)|'
-                            r'thought|think|reason|rationale|scratch|^cot$|tool|function|image|audio|video|document|citation')
+                            r'thought|think|reason|rationale|scratch|^cot$|'
+                            r'tool|function|image|audio|video|document|citation')
 
 def is_telling(
     name, # of a column, or of a property of a message
