@@ -51,7 +51,6 @@ def test_refused_by_check(run, message):
 
 
 @pytest.mark.parametrize('keys', [
-    dict(load_best_model_at_end=True), dict(early_stopping_patience=1), # nothing is held out
     dict(load_best_model_at_end=True, val_set_size=4, evals_per_epoch=2, saves_per_epoch=3),
     dict(early_stopping_patience=1, val_set_size=4, eval_strategy='no'),
     dict(save_strategy='best', val_set_size=4), dict(gradient_checkpointing_kwargs={'use_reentrant': True}),
