@@ -166,6 +166,7 @@ def score_model(
 def score_run(
     path,          # run folder
     run_code=False,# allow running what the model writes
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
     **kwargs,      # of `score_model`
 ) -> Scores:
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
@@ -176,7 +177,7 @@ def score_run(
         raise UserError(f'{path}: this run has no held-out rows. '
                         'Give `test_datasets` or `val_set_size` in its YAML.')
     _check_allowed(run_code)
-    chat = load_run(path)
+    chat = load_run(path, trust_remote_code=trust_remote_code)
     scores, answers = score_model(chat.model, chat.tokenizer, list(rows), dataset, run_code=True, **kwargs)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))
     return scores

@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.config import save_config
-from ..core import UserError, check_writable, existing_parent, folder_atomic
+from ..core import UserError, check_writable, existing_parent, folder_atomic, user_path
 from ..inference.chat import load_run_config, load_saved_tokenizer
+from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens
 
@@ -47,15 +48,15 @@ def merge_adapter(
     out,             # folder to write; it must not exist
     dtype=None,      # number format of the merged weights; default: that of the base model
     overwrite=False, # replace `out` if it exists
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
-    from peft import PeftModel
-    run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
+    run, out, config = user_path(run), user_path(out), load_run_config(run, trust_remote_code)
     _check_run(run)
     _check_out(out, overwrite)
     in_ram = replace(detect_hardware(config), device='cpu')
     base = load_base(config, quantized=False, dtype=dtype or 'auto', hw=in_ram)
-    model = PeftModel.from_pretrained(base, run/'adapter')
+    model = load_saved_adapter(base, run/'adapter')
     _check_space(model, out)
     merged, tokenizer = model.merge_and_unload(), load_saved_tokenizer(run/'adapter', config)
     align_special_tokens(merged, tokenizer, config)

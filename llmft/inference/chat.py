@@ -15,9 +15,10 @@ from threading import Thread
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError
+from ..core import UserError, user_path
 from ..data.files import file_format, read_file
-from ..model.adapters import load_extra_adapter, set_adapter
+from ..hub import model_errors
+from ..model.adapters import load_extra_adapter, load_saved_adapter, set_adapter
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
 from ..tokens.encode import encode_turns
@@ -173,13 +174,14 @@ def __call__(self: Chat, text, **sampling): return ''.join(self.stream(text, **s
 # %% ../../nbs/inference/01_chat.ipynb #a37fb782
 def load_run_config(
     path, # run folder or merged model
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
 ) -> Config:
     "The configuration in a run folder, or a `UserError` that says what is missing."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file(): raise UserError(f'{path}: this is a file. Give the run folder that `llmft train` made.')
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
-        if (path/name).is_file(): return load_config(path/name)
+        if (path/name).is_file(): return load_config(path/name, trust_remote_code=trust_remote_code)
     names = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
     raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 
@@ -190,7 +192,8 @@ def load_saved_tokenizer(
 ):
     "The tokenizer as it was saved with the model, template and all."
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    with model_errors(path, 'tokenizer'):
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
 def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all weights were trained, or a merged one
@@ -234,7 +237,7 @@ def add_run(self: Chat,
                         'put on it. Open a run with an adapter.')
     if name in self.adapters or not name:
         raise UserError(f'{path}: the name {name!r} is taken. Choose another one than {", ".join(self.adapters)}.')
-    path, config = Path(path).expanduser(), load_run_config(path)
+    path, config = user_path(path), load_run_config(path, first.config.trust_remote_code)
     folder = _adapter_folder(path)
     _check_same_base(first, path, config)
     tokenizer, adapter = load_saved_tokenizer(folder, config), f'run{len(self.adapter_runs)}'
@@ -279,11 +282,11 @@ def _open_whole(path, config): # a `Chat`
 
 # %% ../../nbs/inference/01_chat.ipynb #ed7019e8
 def _open_adapter(path, config, quantized): # a `Chat` with one adapter, which is called as its folder
-    from peft import PeftModel
     from llmft.model.base import load_base
     folder, name = _adapter_folder(path), path.resolve().name
-    model = PeftModel.from_pretrained(load_base(config, quantized), folder)
-    chat = Chat(model, load_saved_tokenizer(folder, config), config, path)
+    tokenizer = load_saved_tokenizer(folder, config)
+    model = load_saved_adapter(load_base(config, quantized), folder)
+    chat = Chat(model, tokenizer, config, path)
     name = 'first' if name == 'base' else name # `base` is the model without an adapter
     chat.adapter_runs[name] = AdapterRun('default', chat.tokenizer, config, path)
     return chat
@@ -293,9 +296,10 @@ def load_run(
     path,          # run folder, or a folder that `merge_adapter` wrote
     quantized=True,# `False`: 16-bit base, whatever the run was trained on
     also=None,     # {name: folder} of other runs of the same base, for `Chat.use`
+    trust_remote_code=False, # run Python code that comes with the models; what stands in the folders does not count
 ) -> Chat:
     "Open a run (or a merged model) for asking."
-    path, config = Path(path).expanduser(), load_run_config(path)
+    path, config = user_path(path), load_run_config(path, trust_remote_code)
     if _is_whole(path/'model'): path = path/'model' # all weights were trained
     chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
     first = next(iter(chat.adapter_runs), None)

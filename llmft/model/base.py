@@ -16,8 +16,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError, markdown_table, silence_warnings
-from ..hub import hub_errors, resolve_model
+from ..core import UserError, markdown_table, silence_warnings, user_path
+from ..hub import model_errors, resolve_model
 from .gpus import ram_bytes
 from ..tokens.special import resize_embeddings
 
@@ -26,9 +26,9 @@ def _read_config_json(config, base): # the `dict` that is in it, and where it ca
     from transformers import PretrainedConfig
     if isinstance(base, dict): return base, None
     name = str(base or config.base_model_config or config.base_model)
-    folder = Path(name).expanduser()
+    folder = user_path(name, 'base_model: ')
     if not (folder/'config.json').is_file(): folder = resolve_model(name, config.revision_of_model)
-    with hub_errors(name):
+    with model_errors(name):
         values, _ = PretrainedConfig.get_config_dict(str(folder), revision=config.revision_of_model)
     if values: return values, str(folder)
     raise UserError(f'base_model: {name} has no config.json that names its architecture. '
@@ -39,7 +39,7 @@ def _config_class(config, values, folder): # the class in transformers for confi
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
     if folder and config.trust_remote_code and 'auto_map' in values:
-        with hub_errors(folder):
+        with model_errors(folder):
             return type(AutoConfig.from_pretrained(folder, revision=config.revision_of_model, trust_remote_code=True))
     model_type = values.get('model_type')
     if not model_type:
@@ -346,6 +346,29 @@ def _one_weight_at_a_time(): # inside the block transformers reads files through
     try: yield
     finally: modeling_utils.safe_open = original
 
+# %% ../../nbs/model/02_base.ipynb #4fd61a41
+_OWN_KEYS = {'trust_remote_code': 'trust_remote_code', 'attn_implementation': 'attn_implementation', 'dtype': 'bf16',
+             'torch_dtype': 'bf16', 'revision': 'revision_of_model', 'quantization_config': 'load_in_4bit',
+             'load_in_4bit': 'load_in_4bit', 'load_in_8bit': 'load_in_8bit', 'device_map': 'device_map',
+             'max_memory': 'max_memory', 'config': 'overrides_of_model_config'}
+_RUNS_CODE = ('use_safetensors', 'weights_only', 'use_kernels', 'kernel_config', 'state_dict', 'adapter_kwargs',
+              'code_revision', 'output_loading_info')
+
+def _check_model_kwargs(config): # a `UserError` where `model_kwargs` go beyond what they are for
+    for name in config.model_kwargs:
+        if name in _OWN_KEYS: raise UserError(f'model_kwargs: `{name}` has a key of its own: `{_OWN_KEYS[name]}`.')
+        if name in _RUNS_CODE: raise UserError(f'model_kwargs: `{name}` is not taken, to be safe. Remove it.')
+
+# %% ../../nbs/model/02_base.ipynb #595540b7
+def _check_loaded(config, loaded): # `loaded`: what `from_pretrained` tells of the weights
+    missing, errors = sorted(loaded['missing_keys']), loaded.get('error_msgs') or []
+    if errors: raise UserError(f'base_model: {config.base_model} cannot be loaded: {errors[0]}.')
+    if not missing: return
+    raise UserError(
+        f'base_model: {config.base_model} has no weights for {len(missing)} parts of the model, such as {missing[0]}: '
+        'its config.json (or `overrides_of_model_config`) describes another model than its weights, or some of its '
+        'files are missing. Get it again.')
+
 # %% ../../nbs/model/02_base.ipynb #c71c47c3
 def load_base(
     config,         # `Config`
@@ -361,7 +384,9 @@ def load_base(
     kwargs = dict(revision=config.revision_of_model, trust_remote_code=config.trust_remote_code, use_safetensors=True,
                   dtype=dtype or hw.dtype, attn_implementation=hw.attention, quantization_config=quantization)
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = load_hf_config(config)
+    _check_model_kwargs(config)
     kwargs |= _placement(config, hw) | config.model_kwargs
-    with hub_errors(config.base_model), _one_weight_at_a_time() if quantization else nullcontext():
-        model = AutoModelForCausalLM.from_pretrained(name, **kwargs)
+    with model_errors(config.base_model), _one_weight_at_a_time() if quantization else nullcontext():
+        model, loaded = AutoModelForCausalLM.from_pretrained(name, **kwargs, output_loading_info=True)
+    _check_loaded(config, loaded)
     return _keep_layout(resize_embeddings(model, config)).requires_grad_(False)
