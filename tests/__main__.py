@@ -35,9 +35,12 @@ def main(args):
     if changed:
         print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed,
               sep='\n   ', flush=True)
-    ok &= step('run the notebooks', nbdev('test'), '--n-workers', str(WORKERS), '--timing')
+    run = [nbdev('test'), '--n-workers', str(WORKERS), '--timing']
+    ok &= step('run the tutorials', *run, 'nbs/tutorials') # the longest come first: no worker waits at the end
+    ok &= step('run the other notebooks', *run, '--skip-folder-re', '^[_.]|^tutorials$')
     print('== pytest', flush=True) # its closing line ends the output
-    return subprocess.run([sys.executable, '-m', 'pytest', *args], cwd=ROOT).returncode or int(bool(changed) or not ok)
+    tests = [sys.executable, '-m', 'pytest', '-n', str(WORKERS), '--dist', 'loadfile', *args]
+    return subprocess.run(tests, cwd=ROOT, env=ENV).returncode or int(bool(changed) or not ok)
 
 
 if __name__ == '__main__': sys.exit(main(sys.argv[1:]))

@@ -15,7 +15,7 @@ from llmft.config.config import load_config
 from llmft.prompts.turns import control_tokens
 from llmft.tokens.tokenize import IGNORE_INDEX, encode_columns
 
-DATA = Path(__file__).parent/'data'
+DATA = Path(__file__).parent/'fixtures'
 
 
 def axolotl(type, line):
@@ -352,7 +352,7 @@ def _labels(line): # `spans`: how many tokens are masked, learned, masked, …
 
 @lru_cache(None)
 def load_test_tokenizer(name, changes='{}'):
-    "One of the three tokenizers in `tests/data`; `changes`: attributes to set, as JSON."
+    "One of the three tokenizers in `tests/fixtures`; `changes`: attributes to set, as JSON."
     from transformers import AutoTokenizer
     with tempfile.TemporaryDirectory() as folder:
         for file in (DATA/name).glob('*.gz'):

@@ -71,6 +71,12 @@ def test_no_module_imports_in_a_circle():
     list(TopologicalSorter(arrows).static_order()) # raises CycleError
 
 
+def test_tests_lie_in_the_wings():
+    "What tests a wing is in the folder of its name; beside them stand what is tested across wings, and `fixtures`."
+    folders = {path.parent.name for path in (ROOT/'tests').glob('*/*.py')}
+    assert folders and folders <= STANDS_ON.keys()
+
+
 def test_notebooks_and_modules_lie_alike():
     exported = {}
     for path in (ROOT/'nbs').rglob('*.ipynb'):

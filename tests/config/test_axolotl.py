@@ -12,8 +12,8 @@ from llmft.config.config import Config, DatasetConfig, UserFormat, list_recipes,
 from llmft.config.convert import ARG_CONVERTERS, IGNORED_ARGS, RENAMED_ARGS, UNSUPPORTED_ARGS, convert
 from llmft.core import UserError
 
-FILES = Path(__file__).parent/'data'/'axolotl'
-PACKAGE = Path(__file__).parent.parent/'llmft'
+FILES = Path(__file__).parents[1]/'fixtures'/'axolotl'
+PACKAGE = Path(__file__).parents[2]/'llmft'
 
 
 # the table

@@ -314,7 +314,7 @@ def test_against_cuda(options, tmp_path):
         settings=options, planned=planned, allocated=real, reserved=torch.cuda.max_memory_reserved(),
         in_use=free - torch.cuda.mem_get_info()[0], assumed=assumed, torch=torch.__version__)
     gpu = torch.cuda.get_device_name().replace(' ', '-')
-    out = Path(__file__).parent.parent/'benchmarks'/'results'/f'memory-{gpu}.jsonl'
+    out = Path(__file__).parents[2]/'benchmarks'/'results'/f'memory-{gpu}.jsonl'
     out.parent.mkdir(parents=True, exist_ok=True)
     with open(out, 'a', encoding='utf-8') as f: f.write(json.dumps(record) + '\n')
     assert ERRORS[str(options)] < .05

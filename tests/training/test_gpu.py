@@ -1,6 +1,6 @@
 """What only a GPU can show: the Code Llama recipe in full size, with random weights.
 
-Run with `pytest tests/test_gpu.py`; it needs 20 GB of disk."""
+Run with `pytest tests/training/test_gpu.py`; it needs 20 GB of disk."""
 import json, re
 from pathlib import Path
 import pytest, torch
@@ -12,7 +12,7 @@ from llmft.tokens.report import prepare_data
 from llmft.training.train import finetune, make_trainer
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
-RESULTS = Path(__file__).parent.parent/'benchmarks'/'results'
+RESULTS = Path(__file__).parents[2]/'benchmarks'/'results'
 
 
 def random_weight(name, shape):
