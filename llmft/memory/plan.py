@@ -16,8 +16,9 @@ from textwrap import indent
 from fastcore.basics import patch
 
 from ..config.config import Config, dump_yaml, load_config
-from ..core import UserError, markdown_table, silence_warnings, text_table, write_atomic
+from ..core import UserError, markdown_table, silence_warnings, text_table, user_path, write_atomic
 from ..hub import is_local_path
+from ..hub import model_errors
 from ..model.adapters import add_adapter
 from ..model.base import _cpu_has_bf16, choose_dtype, choose_optimizer, load_hf_config, requested_precision
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
@@ -45,7 +46,7 @@ def _bare_model(config, hf_config, gpu, tracker, device): # (model, number of it
     from llmft.memory.dryrun import model_tensors, quantize_layers
     dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
     attention = 'eager' if attention_for(config, hf_config) == 'eager' else 'sdpa'
-    with torch.device(device):
+    with torch.device(device), model_errors(config.base_model):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=dtype, attn_implementation=attention,
             trust_remote_code=config.trust_remote_code)
     sizes = [p.numel() for p in model.parameters()]
@@ -498,5 +499,5 @@ def save_fitted_config(
     path,   # YAML file to write; one that exists is a `UserError`
 ) -> Path:
     "Write the keys that were given and those that were changed."
-    if Path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
+    if user_path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
     return write_atomic(path, dump_yaml(config.model_dump(mode='json', exclude_unset=True)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError, markdown_table, silence_warnings, user_path
+from ..core import UserError, markdown_table, reason_line, silence_warnings, user_path
 from ..hub import model_errors, resolve_model
 from .gpus import ram_bytes
 from ..tokens.special import resize_embeddings
@@ -42,7 +42,7 @@ def _config_class(config, values, folder): # the class in transformers for confi
         with model_errors(folder):
             return type(AutoConfig.from_pretrained(folder, revision=config.revision_of_model, trust_remote_code=True))
     model_type = values.get('model_type')
-    if not model_type:
+    if not model_type or not isinstance(model_type, str):
         raise UserError('base_model: its config.json has no `model_type`, so its architecture is not known.')
     if model_type in CONFIG_MAPPING_NAMES: return CONFIG_MAPPING[model_type]
     hint = _did_you_mean(model_type, CONFIG_MAPPING_NAMES)
@@ -63,6 +63,25 @@ def _check_vocab_size(values):
     if values.get('vocab_size') or text_model.get('vocab_size'): return
     raise UserError('base_model: its config.json has no `vocab_size`. Without it the output layer has no size.')
 
+# %% ../../nbs/model/02_base.ipynb #8447baf8
+_MAX_BLOCKS, _MAX_SIZE = 2000, 10**12
+
+def _check_sizes(values): # of `config.json`; a `UserError` where a number is absurd
+    text_model = values.get('text_config')
+    for key, value in [*values.items(), *(text_model.items() if isinstance(text_model, dict) else ())]:
+        limit = _MAX_BLOCKS if re.fullmatch(r'(num_hidden_|num_|n_)layers?', key) else _MAX_SIZE
+        if isinstance(value, (int, float)) and abs(value) > limit:
+            raise UserError(f'base_model: its config.json says `{key}: {value}`, which no model has. Correct it.')
+
+def _check_quantization(hf_config): # a `UserError` for a kind that transformers would only log and leave out
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+    method = getattr(hf_config, 'quantization_config', None)
+    if isinstance(method, dict): method = method.get('quant_method') or ('bitsandbytes' if method else None)
+    known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, 'bitsandbytes')
+    if method is None or str(getattr(method, 'value', method)) in known: return
+    raise UserError(f'base_model: its weights are quantized by `{method}`, which the installed transformers does not '
+                    'know. A newer one may: `pip install -U transformers`. Or take the model in 16 bits.')
+
 # %% ../../nbs/model/02_base.ipynb #3f75154c
 def load_hf_config(
     config,    # `Config`
@@ -72,13 +91,18 @@ def load_hf_config(
     values, folder = _read_config_json(config, base)
     cls = _config_class(config, values, folder)
     _check_vocab_size(values)
+    _check_sizes(values)
     try:
         known = {*values, *cls.from_dict(dict(values)).to_dict(), 'rope_theta', 'rope_scaling'}
-        return cls.from_dict(_apply_overrides(config, values, known))
+        values = _apply_overrides(config, values, known)
+        _check_sizes(values)
+        hf_config = cls.from_dict(values)
+        _check_quantization(hf_config)
+        return hf_config
     except UserError: raise
     except Exception as e:
         changed = ', changed by `overrides_of_model_config`,' if config.overrides_of_model_config else ''
-        raise UserError(f'base_model: its config.json{changed} cannot be used: {e}') from None
+        raise UserError(f'base_model: its config.json{changed} cannot be used: {reason_line(e)}.') from None
 
 # %% ../../nbs/model/02_base.ipynb #2a276fff
 @dataclass
@@ -382,7 +406,8 @@ def load_base(
     silence_warnings()
     quantization = _quantization_config(config, hw.dtype) if quantized else None
     kwargs = dict(revision=config.revision_of_model, trust_remote_code=config.trust_remote_code, use_safetensors=True,
-                  dtype=dtype or hw.dtype, attn_implementation=hw.attention, quantization_config=quantization)
+                  dtype=dtype or hw.dtype, attn_implementation=hw.attention)
+    if quantization: kwargs['quantization_config'] = quantization # `None` would hide the one of the model
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = load_hf_config(config)
     _check_model_kwargs(config)
     kwargs |= _placement(config, hw) | config.model_kwargs

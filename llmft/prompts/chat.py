@@ -169,7 +169,7 @@ def _trained_roles(dataset): # the roles that are learned, by their names for th
 # %% ../../nbs/prompts/03_chat.ipynb #dc3259e7
 def _rename_properties(raw, names, roles, dataset): # the message under the names that the template knows
     if names['role'] not in raw: raise RowError(f'a message has no `{names["role"]}`')
-    if raw[names['role']] not in roles: raise RowError(f'unknown role `{raw[names["role"]]}`')
+    if not isinstance(raw[names['role']], str) or raw[names['role']] not in roles: raise RowError(f'unknown role `{raw[names["role"]]}`')
     not_for_template = {*names.values(), dataset.message_field_training, dataset.message_field_training_detail}
     message = {k: v for k, v in raw.items() if k not in not_for_template}
     message |= {name: raw[raw_name] for name, raw_name in names.items() if raw_name in raw}

@@ -100,6 +100,23 @@ def __str__(self: Run):
 @patch
 def __repr__(self: Run): return str(self)
 
+# %% ../../nbs/training/02_run.ipynb #23aaa817
+def _input_paths(config): # what may be a file or a folder on this machine
+    yield from (config.base_model, config.base_model_config, config.tokenizer_config, config.lora_model_dir)
+    yield from (config.chat_template, '.', os.path.expanduser('~'))
+    for entry in _all_entries(config):
+        files = entry.data_files or []
+        yield from (entry.path, entry.chat_template, *([files] if isinstance(files, str) else files))
+
+def _check_holds_no_input(config, out): # a `UserError` if what the run reads would be deleted with the folder `out`
+    folder = Path(os.path.realpath(out))
+    for path in filter(None, _input_paths(config)):
+        try: is_inside = os.path.exists(path) and Path(os.path.realpath(path)).is_relative_to(folder)
+        except (OSError, ValueError): continue # a name, or a text
+        if is_inside:
+            raise UserError(f'output_dir: {out} holds {path}, which this run reads, so it is not replaced. '
+                            'Take another folder with --out DIR.')
+
 # %% ../../nbs/training/02_run.ipynb #9d891ad7
 def check_output(
     config,         # `Config`
@@ -107,11 +124,13 @@ def check_output(
     resume=False,   # is a run continued
 ) -> Path:
     "The run folder, if it can be written; nothing is made yet."
+    if not config.output_dir.strip(): raise UserError('output_dir: it is empty. Name a folder, as runs/mine.')
     out = user_path(config.output_dir, 'output_dir: ')
     is_run = (out/'config_completed.yml').is_file()
     if out.is_dir() and overwrite and any(out.iterdir()) and not is_run:
         raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. '
                         'Take another folder with --out DIR.')
+    if overwrite: _check_holds_no_input(config, out)
     if out.exists() and not (overwrite or resume):
         raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), '
                         'continue it (--resume), or replace it (--overwrite).')
@@ -187,7 +206,8 @@ def find_resume_checkpoint(
 ) -> Path: # the checkpoint
     "The newest whole checkpoint of a run; a `UserError` if there is none or if it belongs to another configuration."
     whole = [file.parent for file in (out/'checkpoints').glob('checkpoint-*/trainer_state.json')]
-    if not whole: raise UserError(f'output_dir: {out} holds no checkpoint to resume from. Start without --resume.')
+    if not whole: raise UserError(f'output_dir: {out} holds no checkpoint to resume from. '
+                                  'Start it anew: with --overwrite instead of --resume.')
     _check_same_settings(out, config)
     return max(whole, key=_step_of)
 
