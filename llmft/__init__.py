@@ -1,6 +1,12 @@
 "Fine-tune large language models from one YAML file, with notebooks that show every step."
 __version__ = "0.1.0"
 
+from llmft.core import share_cores, silence_warnings
+
+# before the libraries are imported that would say something or read the environment
+silence_warnings()
+share_cores()
+
 # What a user needs, by the module that holds it. All other names can be imported from their modules.
 _PUBLIC = {
     'core': 'UserError',
@@ -20,7 +26,8 @@ _PUBLIC = {
     'model.gpus': 'known_gpus',
     'model.base': 'detect_hardware load_base',
     'model.adapters': 'add_adapter parameter_report',
-    'memory.plan': 'plan_memory MemoryPlan compare_gpus fit_to_gpu save_fitted_config',
+    'memory.plan': 'plan_memory MemoryPlan compare_gpus',
+    'memory.fit': 'fit_to_gpu save_fitted_config',
     'memory.plots': 'plot_memory plot_gpus',
     'inference.chat': 'load_run Chat generate stream_generate',
     'evaluation.scores': 'score_run score_model Scores BeforeAfter extract_code pass_at_k',

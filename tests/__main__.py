@@ -36,7 +36,7 @@ def main(args):
         print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed,
               sep='\n   ', flush=True)
     run = [nbdev('test'), '--n-workers', str(WORKERS), '--timing']
-    ok &= step('run the tutorials', *run, 'nbs/tutorials') # the longest come first: no worker waits at the end
+    ok &= step('run the tutorials', *run, 'nbs/tutorials') # the longest first: no worker waits at the end
     ok &= step('run the other notebooks', *run, '--skip-folder-re', '^[_.]|^tutorials$')
     print('== pytest', flush=True) # its closing line ends the output
     tests = [sys.executable, '-m', 'pytest', '-n', str(WORKERS), '--dist', 'loadfile', *args]

@@ -37,7 +37,7 @@ def test_cells_of_examples_are_short():
 
 
 def test_tests_are_short():
-    for path in (ROOT/'tests').glob('*.py'):
+    for path in (ROOT/'tests').rglob('*.py'):
         lines = path.read_text(encoding='utf-8').splitlines()
         assert not [line for line in lines if len(line) > MAX_COLUMNS], path.name
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError
-from ..data.sources import load_rows
+from ..core import UserError, log
+from ..data.sources import _all_entries, check_sources, load_rows
 from ..hub import model_errors, resolve_model
 from ..memory.plan import plan_summary
 from ..model.adapters import target_modules
@@ -76,8 +76,14 @@ def check_run(
     "Check all that needs no weights; a `UserError` says what makes the run impossible, the report what is in the data."
     config = config if isinstance(config, Config) else load_config(config)
     check_output(config, overwrite=overwrite)
+    log.info('looking at the data')
+    check_sources(_all_entries(config))
+    log.info('checking the settings')
     check_training_options(config)
-    hardware, report, model = detect_hardware(config), data_report(config), init_empty_model(config)
+    log.info('reading the data')
+    hardware, report = detect_hardware(config), data_report(config)
+    log.info('building the model without its weights')
+    model = init_empty_model(config)
     n_params = sum(p.numel() for p in model.parameters())
     return Check(config, report, hardware, target_modules(model, config), n_params, plan_summary(config))
 
@@ -97,6 +103,8 @@ def preview_rows(
 ) -> list: # of `Mask`
     "The first rows of each source in turns, as the model will see them; what cannot be used is passed over."
     config = config if isinstance(config, Config) else load_config(config)
+    log.info('reading the data')
+    check_sources(_all_entries(config))
     n_read, tokenizer = max(10 * n, 100), load_tokenizer(config)
     rows = stream_sample(config, n_read).train if config.streaming else load_rows(config)
     encoded = encode_rows(rows.select(_round_robin(rows['source'][:])[:n_read]), tokenizer, config)

@@ -12,9 +12,27 @@ from typing import Annotated
 
 import typer
 
+from ..core import log
+
 # %% ../../nbs/commands/03_cli.ipynb #f6a5b781
 app = typer.Typer(name='llmft', help='Fine-tune large language models from one YAML file.', no_args_is_help=True,
     add_completion=False, rich_markup_mode='markdown', pretty_exceptions_enable=False)
+
+def _examples(*commands): # what stands below the help of a command
+    return '\n\n'.join(['Examples:', *(f'`llmft {command}`' for command in commands)])
+
+# %% ../../nbs/commands/03_cli.ipynb #06b57be1
+def _show_version(wanted):
+    if not wanted: return
+    from llmft import __version__
+    print(f'llmft {__version__}')
+    raise typer.Exit
+
+@app.callback(epilog=_examples('demo', 'recipes', 'check smollm2-135m', 'train smollm2-135m --out runs/first'))
+def _options(
+    version: Annotated[bool, typer.Option('--version', callback=_show_version, is_eager=True,
+        help='Show the version and exit.')] = False,
+): pass
 
 # %% ../../nbs/commands/03_cli.ipynb #6470e319
 def _print(value): # with colours where the terminal has them
@@ -33,25 +51,27 @@ Trust = Annotated[bool, typer.Option('--trust-remote-code',
 
 # %% ../../nbs/commands/03_cli.ipynb #638fb256
 def _config(source, set_, out=None): # -> `Config`
+    log.info(f'reading {source}')
     from llmft.config.config import load_config, parse_overrides
     overrides = parse_overrides(set_ or [])
     if out: overrides['output_dir'] = str(out)
     return load_config(source, **overrides)
 
 # %% ../../nbs/commands/03_cli.ipynb #ccca30f3
-@app.command('recipes')
+@app.command('recipes', epilog=_examples('recipes', 'recipes smollm2-135m > run.yml'))
 def _recipes(
     name: Annotated[str | None, typer.Argument(metavar='[NAME]',
         help='Print this one, to copy it into a file of your own.')] = None,
 ):
     "List the recipes; each works in place of a file."
+    log.info('reading the recipes')
     from llmft.config.config import find_config, list_recipes
     if name: print(find_config(name).read_text(encoding='utf-8'), end='')
     else:
         for recipe, about in list_recipes().items(): _print(f'{recipe:18} {about}')
 
 # %% ../../nbs/commands/03_cli.ipynb #1cb01827
-@app.command('check')
+@app.command('check', epilog=_examples('check run.yml', 'check smollm2-135m --set num_epochs=2'))
 def _check(source: Source, set_: Set = None):
     "Find everything that can be wrong before a GPU minute is spent."
     from llmft.commands.check import check_run
@@ -60,7 +80,7 @@ def _check(source: Source, set_: Set = None):
     check.report.check()
 
 # %% ../../nbs/commands/03_cli.ipynb #63e66f7e
-@app.command('preview')
+@app.command('preview', epilog=_examples('preview run.yml', 'preview run.yml -n 10'))
 def _preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='How many rows.')] = 3, set_: Set = None):
     "Show rows as text, with what is learned in colour, and the head of the data report."
     from llmft.commands.check import preview_rows
@@ -72,7 +92,8 @@ def _preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='H
     _print(data_report(config).head())
 
 # %% ../../nbs/commands/03_cli.ipynb #609c5060
-@app.command('plan')
+@app.command('plan', epilog=_examples(
+    'plan run.yml', 'plan run.yml --gpu T4', 'plan run.yml --gpu 24GiB --fit --out fitted.yml'))
 def _plan(
     source: Source,
     set_: Set = None,
@@ -85,27 +106,30 @@ def _plan(
         help='With `--fit`: write these settings to a new YAML file.')] = None,
 ):
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
-    from llmft.memory.plan import fit_to_gpu, plan_memory, save_fitted_config
+    from llmft.memory.fit import fit_to_gpu, save_fitted_config
+    from llmft.memory.plan import plan_memory
     config = _config(source, set_)
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
     _print(str(plan_memory(config, gpu, place=place)))
     if out: _print(f'written: {save_fitted_config(config, out)}')
 
 # %% ../../nbs/commands/03_cli.ipynb #7360ba05
-@app.command('convert')
+@app.command('convert', epilog=_examples('convert llama_factory.yaml', 'convert unsloth.ipynb --out run.yml'))
 def _convert(
     file: Annotated[Path, typer.Argument(metavar='FILE', help='A YAML or JSON file of Axolotl, LLaMA-Factory, TRL, '
         'or with the arguments of an Unsloth notebook.')],
     out: Annotated[Path | None, typer.Option(help='The file to write; without it the result is printed.')] = None,
 ):
     "Write the settings of another program as a YAML file."
+    log.info(f'reading {file}')
     from llmft.config.convert import convert
     text = convert(file, out)
     if out is None: print(text, end='')
     else: _print(f'written: {out}')
 
 # %% ../../nbs/commands/03_cli.ipynb #8267d918
-@app.command('train')
+@app.command('train', epilog=_examples('train run.yml', 'train run.yml --out runs/second --set lora_r=32',
+    'train run.yml --resume'))
 def _train(
     source: Source,
     set_: Set = None,
@@ -125,17 +149,18 @@ def _train(
         raise typer.Exit(130)
 
 # %% ../../nbs/commands/03_cli.ipynb #841f29bf
-@app.command('demo')
+@app.command('demo', epilog=_examples('demo', 'demo --out runs/again'))
 def _demo(
     out: Annotated[Path, typer.Option(help='The run folder.')] = Path('runs/demo'),
     overwrite: Overwrite = False,
 ):
     "Everything once, for real: data, base model, training, scores before and after."
+    log.info('getting ready')
     from llmft.commands.demo import run_demo
     if run_demo(out, overwrite, say=_print).interrupted: raise typer.Exit(130)
 
 # %% ../../nbs/commands/03_cli.ipynb #4f4ec78e
-@app.command('chat')
+@app.command('chat', epilog=_examples('chat runs/first', 'chat runs/first --also second=runs/second'))
 def _chat(
     run: RunDir,
     temperature: Annotated[float, typer.Option(min=0, help='0: always the likeliest token.')] = 0.0,
@@ -145,14 +170,16 @@ def _chat(
 ):
     "Talk to a run or a merged model."
     from llmft.core import UserError
-    from llmft.inference.chat import chat_loop, load_run
     for pair in also or []:
         if '=' not in pair: raise UserError(f'--also {pair}: this is not NAME=RUN, such as --also poems=runs/poems.')
     other_runs = dict(pair.split('=', 1) for pair in also or [])
+    log.info(f'opening {run}')
+    from llmft.inference.chat import chat_loop, load_run
     chat_loop(load_run(run, also=other_runs, trust_remote_code=trust), temperature=temperature)
 
 # %% ../../nbs/commands/03_cli.ipynb #9c29a5cc
-@app.command('generate')
+@app.command('generate', epilog=_examples(
+    'generate runs/first -p "Name a fruit."', 'generate runs/first questions.jsonl'))
 def _generate(
     run: RunDir,
     file: Annotated[Path | None, typer.Argument(metavar='[FILE]',
@@ -163,15 +190,16 @@ def _generate(
     trust: Trust = False,
 ):
     "Answer questions."
-    from llmft.inference.chat import check_questions, load_run, load_run_config, read_questions
+    log.info('reading the questions')
+    from llmft.inference.chat import check_questions, label_answers, load_run, load_run_config, read_questions
     questions = read_questions(file, prompt)
     check_questions(questions, load_run_config(run).datasets[0], file)
-    chat = load_run(run, trust_remote_code=trust)
-    answers = chat.generate(questions, max_new_tokens=max_new_tokens, temperature=temperature)
-    for answer in answers: _print(answer)
+    answers = load_run(run, trust_remote_code=trust).generate(
+        questions, max_new_tokens=max_new_tokens, temperature=temperature, progress='Answering')
+    _print(label_answers(questions, answers))
 
 # %% ../../nbs/commands/03_cli.ipynb #7efaa596
-@app.command('score')
+@app.command('score', epilog=_examples('score runs/first --run-code'))
 def _score(
     run: RunDir,
     run_code: Annotated[bool, typer.Option('--run-code',
@@ -179,11 +207,12 @@ def _score(
     trust: Trust = False,
 ):
     "pass@1 on the held-out rows that have tests."
+    log.info(f'opening {run}')
     from llmft.evaluation.scores import score_run
     _print(str(score_run(run, run_code=run_code, trust_remote_code=trust)))
 
 # %% ../../nbs/commands/03_cli.ipynb #d4b7e54f
-@app.command('merge')
+@app.command('merge', epilog=_examples('merge runs/first merged'))
 def _merge(
     run: RunDir,
     out: Annotated[Path, typer.Argument(help='Folder for the merged model.')],
@@ -191,6 +220,7 @@ def _merge(
     trust: Trust = False,
 ):
     "Write base and adapter as one model."
+    log.info(f'opening {run}')
     from llmft.export.merge import merge_adapter
     _print(f'merged model: {merge_adapter(run, out, overwrite=overwrite, trust_remote_code=trust)}')
 
@@ -199,9 +229,10 @@ def main(
     args=None, # list of arguments; default: those of the process
 ):
     "Run the command line; a `UserError` is told in one message with exit status 2."
-    from llmft.core import UserError, silence_warnings
-    silence_warnings()
-    try: app(args, prog_name='llmft', standalone_mode=True)
+    from llmft.commands.status import status_line
+    from llmft.core import UserError
+    try:
+        with status_line(): app(args, prog_name='llmft', standalone_mode=True)
     except UserError as e:
         print(f'Error: {e}', file=sys.stderr)
         sys.exit(2)

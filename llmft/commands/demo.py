@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from ..config.config import load_config
-from ..core import UserError, write_atomic
+from ..core import UserError, log, write_atomic
 from ..data.sources import load_rows
 from ..evaluation.scores import BeforeAfter, extract_code, score_model
 from ..inference.chat import load_run
@@ -120,10 +120,12 @@ def run_demo(
     check_output(config, overwrite)
     say(_PLAN)
     _title(say, '1. The data')
+    log.info('reading the data')
     tokenizer = load_tokenizer(config)
     _show_data(config, tokenizer, say)
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
+    log.info('loading the model')
     base, before = _score(load_base(config), tokenizer, config, rows, 'base')
     _tell_before(say, rows, base, before)
     _title(say, '3. Training')

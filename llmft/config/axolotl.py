@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RENAMED_KEYS', 'AXOLOTL_KEYS', 'AXOLOTL_DATASET_KEYS', 'UNSUPPORTED_VALUES', 'OFF_VALUES', 'AXOLOTL_DEFAULTS',
-           'AxolotlKey', 'find_key', 'Translation', 'translate_axolotl']
+           'AxolotlKey', 'find_key', 'is_axolotl', 'says_axolotl', 'Translation', 'translate_axolotl']
 
 # %% ../../nbs/config/03_axolotl.ipynb #cbbedd3e
 import re
@@ -72,6 +72,10 @@ _TRANSLATED |= _keys('honoured', {
     'becomes `dedup`': 'dataset_exact_deduplication',
     'becomes `shards` and `shards_idx` of each source': 'dataset_shard_num dataset_shard_idx',
     'becomes `max_memory`': 'gpu_memory_limit',
+    'becomes `sample_packing`': 'max_packed_sequence_len',
+    'becomes `overrides_of_model_config`': 'rope_scaling',
+    'becomes `peft_init_lora_weights` or `load_in_4bit`': 'peft',
+    'becomes `model_kwargs`': 'model_quantization_config model_quantization_config_kwargs',
 })
 
 # %% ../../nbs/config/03_axolotl.ipynb #2227e42a
@@ -80,8 +84,10 @@ _HARMLESS = _keys('harmless', {
         use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
         flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
-        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy chunked_cross_entropy*
-        flash_attn_cross_entropy flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
+        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
+        chunked_cross_entropy*
+        flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
+        use_dsv4_kernels use_glm_dsa_kernels unsloth_*
         dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save
         dataloader_*''',
     'it only changes how memory is used': '''
@@ -106,7 +112,7 @@ _HARMLESS |= _keys('harmless', {
     '`llmft train --resume` does it': 'auto_resume_from_checkpoints',
     'the chat template is always saved with the tokenizer': 'tokenizer_save_jinja_files',
     'nothing reads it': '''
-        lr_div_factor debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
+        lr_div_factor lr_quadratic_warmup debug test_value axolotl_config_path is_*_derived_model strict merge_lora merge_method
         device is_preprocess preprocess_iterable total_supervised_tokens''',
 })
 
@@ -119,28 +125,32 @@ _HARMLESS |= _keys('harmless', {
     'this tracker is not used, see `report_to`': '''
         use_mlflow mlflow_* use_comet comet_* use_swanlab swanlab_* use_otel_metrics otel_*''',
     'it is a web page of Axolotl': 'gradio_*',
+    'the experts stay in 16 bits and on one GPU; `llmft plan` says if they fit':
+        'quantize_moe_experts llama4_linearized_experts expert_parallel_*',
+    'the tokenizer in the folder of the model is used, `llmft preview` shows what it makes':
+        'tokenizer_use_mistral_common',
+    'prepared rows stay on this machine': 'push_dataset_to_hub',
+    'of a model that also sees, only the language part is tuned': 'freeze_mm_modules',
+    'the cosine ends where `cosine_min_lr_ratio` says, a share of `learning_rate`': 'eta_min',
     'it only changes what a tracker or the Hub is told': 'wandb_* trackio_* hub_*',
     'several processes are set up by the launcher (`accelerate launch`, `torchrun`)': '''
-        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size''',
+        fsdp_* accelerator_config deepcompile ddp ddp_* local_rank world_size dp_shard_size dp_replicate_size
+        use_ray ray_*''',
     'an extension of Axolotl that only changes speed or reports': 'plugins',
 })
 
 # %% ../../nbs/config/03_axolotl.ipynb #a84bfaec
 _UNSUPPORTED = _keys('unsupported', {
-    "Take the tokenizer of the model's repository: remove it.":
-        'tokenizer_use_mistral_common added_tokens_overrides',
+    'Name new tokens in `tokens`.': 'added_tokens_overrides',
     'Leave the vocabulary as it is: remove it.': 'shrink_embeddings',
-    'Take a dense model, or one whose experts are kept in 16 bits.': '''
-        quantize_moe_experts llama4_linearized_experts dsv4_fp4_grouped_mode
-        nvfp4_merge_aware use_dsv4_kernels use_glm_dsa_kernels expert_parallel_*''',
-    'Take the 16-bit copy of the model with `adapter: qlora`.':
-        'gptq gptq_* model_quantization_config model_quantization_config_kwargs',
+    'Take the 16-bit copy of the model.': 'dsv4_fp4_grouped_mode nvfp4_merge_aware',
+    'Take the 16-bit copy of the model with `adapter: qlora`.': 'gptq gptq_*',
     'Base weights stay as they are. Choose what is trained with `lora_target_modules`.':
-        'unfrozen_parameters freeze_mm_modules reinit_weights fix_untrained_tokens',
-    'Use plain `adapter: lora` or `qlora`.': 'peft relora relora_* jagged_restart_* lisa_*',
+        'unfrozen_parameters reinit_weights fix_untrained_tokens',
+    'Use plain `adapter: lora` or `qlora`.': 'relora relora_* jagged_restart_* lisa_*',
     'Give rows in a file, with `type: completion`, and `streaming: true` if they do not fit the disk.':
         'pretraining_dataset pretraining_sample_concatenation pretrain_multipack_*',
-    'Rows are prepared and kept on this machine: remove it.': 'push_dataset_to_hub skip_prepare_dataset',
+    'Rows are always prepared here: remove it.': 'skip_prepare_dataset',
     'Packed rows are put together best fit first. For a fixed order use `curriculum_sampling` without packing.':
         'sample_packing_sequentially',
     'Write the system text into the rows, or use `type: {system_prompt: …}`.': 'default_system_message',
@@ -150,9 +160,9 @@ _UNSUPPORTED = _keys('unsupported', {
 _UNSUPPORTED |= _keys('unsupported', {
     'Held-out rows are cut at `sequence_len`: remove it.': 'eval_sequence_len',
     'Use `sample_packing` with the `sequence_len` that you need.':
-        'max_packed_sequence_len rope_scaling s2_attention use_pose pose_* scaling_softmax*',
+        's2_attention use_pose pose_* scaling_softmax*',
     'Use `optimizer: adamw_torch`.': 'adam_beta3 adam_epsilon2 dion_* qgalore_*',
-    'Use `lr_scheduler: cosine`.': 'cosine_constant_lr_ratio lr_quadratic_warmup',
+    'Use `lr_scheduler: cosine`.': 'cosine_constant_lr_ratio',
     'Use one `learning_rate`.': 'embedding_lr embedding_lr_scale lr_groups',
     'Use the ordinary loss: remove it.': 'use_eaft eaft_* liger_use_token_scaling trainer_cls torchdistx_path',
 })
@@ -160,13 +170,12 @@ _UNSUPPORTED |= _keys('unsupported', {
 # %% ../../nbs/config/03_axolotl.ipynb #7c3f467d
 _UNSUPPORTED |= _keys('unsupported', {
     'Use `bf16: auto`.': '''
-        fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms flash_attn_rms_norm unsloth_*''',
+        fp8 fp8_* fp32_norms fp32_norm_classes qat quantization use_onebitllms''',
     'It is not exact. Use `attn_implementation: auto`.': 'sage_attention',
     'One GPU holds the whole model here: remove it.': '''
-        context_parallel_size sequence_parallel_degree tensor_parallel_size dp_shard_size dp_replicate_size
+        context_parallel_size sequence_parallel_degree tensor_parallel_size
         ring_attn_func heads_k_stride''',
-    'Start several processes with `accelerate launch`.': 'use_ray ray_*',
-    'llmft learns from given answers only.': '''
+    'llmft learns from given answers only. For preferences and rewards take `trl dpo`, `trl grpo` or Axolotl.': '''
         rl trl vllm dpo_* kto_* orpo_* simpo_* cpo_* rpo_* rl_beta max_prompt_len reward_model process_reward_model
         num_labels center_rewards_coefficient ebft''',
     'Use `llmft train --resume`.': 'resume_from_checkpoint',
@@ -186,12 +195,14 @@ AXOLOTL_DATASET_KEYS = _keys('honoured', {
         split_thinking template_thinking_key field_tools''',
     'becomes `message_property_mappings`': 'message_field_role message_field_content',
     'becomes `chat_template` or `type`': 'conversation',
+    'becomes `roles`': 'field_human field_model',
+    'becomes `split`': 'train_on_split',
 })
-AXOLOTL_DATASET_KEYS |= _keys('harmless', {'it only changes speed': 'preprocess_shards'})
+AXOLOTL_DATASET_KEYS |= _keys('harmless', {
+    'it only changes speed': 'preprocess_shards',
+    'data sets are files today, which run no code': 'trust_remote_code',
+})
 AXOLOTL_DATASET_KEYS |= _keys('unsupported', {
-    'Rows come from files that no program has to read: remove it.': 'trust_remote_code',
-    'Name the properties of a message in `message_property_mappings`.': 'field_human field_model',
-    'Use `split`.': 'train_on_split',
     'Write the prompt yourself: `type: {format: …}`.': 'input_format input_transform',
     'llmft learns from text, not from the scores of another model.': 'temperature logprobs_field',
     'Write it at the top of the file.': 'eot_tokens',
@@ -218,10 +229,8 @@ UNSUPPORTED_VALUES = { # {key: {pattern of a refused value: what to do}}
     'lr_scheduler': dict.fromkeys(['one_cycle', 'rex', 'log_sweep'], 'Use `cosine`.'),
     'attn_implementation': dict.fromkeys(['sage', 'fp8'], 'It is not exact. Use `auto`.'),
     'adapter': dict.fromkeys(['ia3', 'llama-adapter', 'oft', 'vera'], 'Use `lora` or `qlora`.'),
-    'bf16': {'full': 'Use `bf16: true`.'},
-    'gradient_checkpointing': {'offload_disk': 'Use `offload`.'},
     'save_safetensors': {'false': 'Weights are only saved as safetensors: remove it.'},
-    'plugins': dict.fromkeys(['*ExpertParallel*', '*Spectrum*', '*KDPlugin*', '*Diffusion*', '*Grokfast*', '*MoRA*',
+    'plugins': dict.fromkeys(['*Spectrum*', '*KDPlugin*', '*Diffusion*', '*Grokfast*', '*MoRA*',
         '*DenseMixer*', '*LLMCompressor*'], 'Remove it.'),
     'type': dict.fromkeys(['_synthetic', 'pretrain', 'stepwise_supervised', 'bradley_terry*'],
         'Use `chat_template` or `completion`.'),
@@ -241,12 +250,25 @@ def _advice(key, value):
     return None
 
 # %% ../../nbs/config/03_axolotl.ipynb #be12fd2e
-OFF_VALUES = (None, False, 0, '', [], {})
+OFF_VALUES = (None, False, 0, '', [], {}, 'none', 'None', 'false', 'False')
 
 def _is_axolotl_only(name):
     "Is `name` a key of Axolotl that llmft writes otherwise or not at all?"
     key = find_key(name)
     return key is not None and key.message != _SAME_HERE
+
+def is_axolotl(
+    values, # names and values of a file
+) -> bool:
+    "Whether a file was written for Axolotl, by its keys."
+    return any(_is_axolotl_only(str(name)) for name in values)
+
+# %% ../../nbs/config/03_axolotl.ipynb #3a4859df
+def says_axolotl(
+    text, # of a file
+) -> bool:
+    "Whether the first line of a file is `# axolotl`, perhaps with more behind it."
+    return bool(re.match(r'\s*#\s*axolotl\b', text, re.I))
 
 # %% ../../nbs/config/03_axolotl.ipynb #7542f1b6
 @dataclass
@@ -256,9 +278,10 @@ class Translation:
     notes: list = field(default_factory=list)       # lines to tell at the start of a run
     problems: dict = field(default_factory=dict)    # {loc, as ('datasets', 0, 'type'): message}
     key_origins: dict = field(default_factory=dict) # {loc of a new key: loc in the file}
+    is_axolotl: bool | None = None                  # was it written for Axolotl; `None`: its keys say
 
     def __post_init__(self):
-        self.is_axolotl = any(_is_axolotl_only(name) for name in self.values) # was it written for Axolotl
+        if self.is_axolotl is None: self.is_axolotl = is_axolotl(self.values)
         self.blank_keys = {k for k, v in self.values.items() if v in (None, '')}
         self.values = {k: v for k, v in drop_none(self.values).items() if v != ''}
 
@@ -292,8 +315,10 @@ _EQUIVALENT_VALUES = { # {key: {pattern of a value: its name here}}
     'attn_implementation': {
         'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2',
         'flash': 'flash_attention_2', 'flex': 'flex_attention', 'sdp': 'sdpa'},
-    'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit'},
-    'gradient_checkpointing': {'unsloth': 'offload'},
+    'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit',
+        'lion_pytorch': 'lion_32bit'},
+    'gradient_checkpointing': {'unsloth': 'offload', 'offload_disk': 'offload'},
+    'bf16': {'full': 'true'},
 }
 
 def _equivalents(t):
@@ -386,30 +411,117 @@ def _data(t):
 # %% ../../nbs/config/03_axolotl.ipynb #48dddc41
 def _tokens(t):
     if not isinstance(t.values.get('tokens'), dict): return
-    special_tokens = t.values.pop('tokens') | t.values.get('special_tokens', {})
-    t.set_key('special_tokens', special_tokens, 'tokens', '`tokens` with names of tokens becomes `special_tokens`.')
+    given = t.values.get('special_tokens', {})
+    if not isinstance(given, dict): return # the keys themselves are checked later
+    t.set_key('special_tokens', t.values.pop('tokens') | given, 'tokens',
+        '`tokens` with names of tokens becomes `special_tokens`.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #7859a2c4
 def _shards(t):
-    renamed = {'dataset_shard_num': 'shards', 'dataset_shard_idx': 'shards_idx'}
-    shards = {new: t.values.pop(old) for old, new in renamed.items() if old in t.values}
-    if not shards.get('shards'): return
-    t.values['datasets'] = [shards | e if isinstance(e, dict) else e for e in t.values.get('datasets', [])]
-    t.notes.append(f'`dataset_shard_num: {shards["shards"]}` becomes `shards` of each source.')
+    n_shards, index = (t.values.pop(f'dataset_shard_{name}', None) for name in ('num', 'idx'))
+    entries = t.values.get('datasets')
+    if n_shards in OFF_VALUES:
+        if index is not None: t.notes.append('`dataset_shard_idx` is left out: there is no `dataset_shard_num`.')
+        return
+    if not isinstance(entries, list): return # an error of its own
+    if any(isinstance(e, dict) and e.get('shards') for e in entries):
+        t.problems['dataset_shard_num',] = ('`dataset_shard_num` and `shards` of a source would both cut. '
+            'Keep one of them.')
+    shards = {'shards': n_shards} | ({} if index is None else {'shards_idx': index})
+    t.values['datasets'] = [shards | e if isinstance(e, dict) else e for e in entries]
+    t.notes.append(f'`dataset_shard_num: {n_shards}` becomes `shards` of each source.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #70b8cb15
 def _gpu_memory(t):
     if limit := t.values.pop('gpu_memory_limit', None):
         t.set_key('max_memory', {'0': f'{limit}GiB' if isinstance(limit, int) else limit}, 'gpu_memory_limit')
+    limits = t.values.get('max_memory')
+    if isinstance(limits, list) and limits:
+        t.set_key('max_memory', {str(i): limit for i, limit in enumerate(limits)}, 'max_memory',
+            '`max_memory`: the numbers in the list are taken for GPU 0 and those behind it, as `{0: 14GiB}`.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #ef65f684
+def _old_lengths(t):
+    length = t.values.pop('max_packed_sequence_len', None)
+    if length not in OFF_VALUES:
+        t.values.setdefault('sequence_len', length)
+        t.set_key('sample_packing', True, 'max_packed_sequence_len', f'`max_packed_sequence_len: {length}` becomes '
+            '`sample_packing: true`, in rows of `sequence_len`.')
+    scaling, changes = t.values.pop('rope_scaling', None), t.values.get('overrides_of_model_config', {})
+    if scaling in OFF_VALUES or not isinstance(changes, dict): return
+    t.set_key('overrides_of_model_config', changes | {'rope_scaling': scaling}, 'rope_scaling',
+        '`rope_scaling` becomes a value of `overrides_of_model_config`.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #91c7c591
+_QUANTIZERS = {'Mxfp4Config': 'mxfp4', 'FineGrainedFP8Config': 'fp8'} # {class in transformers: its `quant_method`}
+
+def _stored_bits(t):
+    name = t.values.pop('model_quantization_config', None)
+    options = t.values.pop('model_quantization_config_kwargs', None)
+    if name in OFF_VALUES: return
+    options = options if isinstance(options, dict) else {}
+    if str(name) not in _QUANTIZERS or not _is_true(options.get('dequantize')):
+        t.problems['model_quantization_config',] = (f'`model_quantization_config: {name}` is not supported as it is. '
+            'Add `model_quantization_config_kwargs: {dequantize: true}` (for Mxfp4Config, FineGrainedFP8Config), '
+            'or take the 16-bit copy of the model.')
+        return
+    quantization = {'quant_method': _QUANTIZERS[name]} | options
+    given = t.values.get('model_kwargs')
+    given = given if isinstance(given, dict) else {}
+    t.set_key('model_kwargs', given | {'quantization_config': quantization}, 'model_quantization_config',
+        f'`model_quantization_config: {name}` becomes `model_kwargs`: the weights are read as 16 bits.')
+    if t.values.get('adapter') == 'qlora' or _is_true(t.values.get('load_in_4bit')):
+        t.values |= {'adapter': 'lora', 'load_in_4bit': False}
+        t.notes.append('`load_in_4bit` is left out: weights that are read as 16 bits stay so (`adapter: lora`).')
+
+# %% ../../nbs/config/03_axolotl.ipynb #f9afd4b2
+_TORCHAO_BITS = {'int4': 4, 'nf4': 4, 'int8': 8}
+
+def _peft(t):
+    peft = t.values.pop('peft', None)
+    if peft in OFF_VALUES: return
+    options = dict(peft) if isinstance(peft, dict) else {'peft': peft}
+    loftq, bits = options.pop('loftq_config', None), _TORCHAO_BITS.get(str(options.pop('weight_dtype', None)))
+    if bits and options.pop('backend', None) == 'torchao': options.pop('group_size', None)
+    else: bits = None
+    if loftq in ({'loftq_bits': 4}, {}): t.set_key('peft_init_lora_weights', 'loftq', 'peft',
+        '`peft: loftq_config` becomes `peft_init_lora_weights: loftq`, on 4-bit weights.')
+    elif not bits: options['loftq_config'] = loftq
+    if options:
+        t.problems['peft',] = ('`peft` is only known with `loftq_config: {loftq_bits: 4}`, or with `backend: torchao` and '
+            'a `weight_dtype`. Write other settings as `lora_…` or `peft_…`.')
+    elif bits == 8: t.values['load_in_8bit'] = True
+    else: t.values |= {'adapter': 'qlora', 'load_in_4bit': True}
+    if bits: t.notes.append(f'`peft: backend: torchao` becomes `load_in_{bits}bit: true`, weights of bitsandbytes.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #feddc238
+def _unfrozen(t):
+    if t.values.get('unfrozen_parameters') in OFF_VALUES or t.values.get('adapter') not in ('lora', 'qlora'): return
+    del t.values['unfrozen_parameters']
+    t.notes.append('`unfrozen_parameters` is left out: with an adapter only the adapter is trained.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #b4f96eb3
+_OFF_AT_ZERO = ('max_steps eval_batch_size logging_steps early_stopping_patience loss_watchdog_threshold '
+    'loss_watchdog_patience neftune_noise_alpha loraplus_lr_ratio optim_args save_total_limit ddp_timeout').split()
+
+def _zeros(t):
+    if not t.is_axolotl: return
+    for key in _OFF_AT_ZERO:
+        if key not in t.values or t.values[key] not in (*OFF_VALUES, -1): continue
+        t.notes.append(f'`{key}: {_format_value(t.values.pop(key))}` is off.')
+    if t.values.get('val_set_size') in OFF_VALUES: t.values.pop('val_set_size', None)
+    if isinstance(name := t.values.get('report_to'), str) and name not in OFF_VALUES:
+        t.values['report_to'] = [name]
 
 # %% ../../nbs/config/03_axolotl.ipynb #3cad4d25
-_CLASS_PATTERNS = {'model_type': r'Auto\w*|\w*ForCausalLM', 'tokenizer_type': r'\w*Tokenizer\w*'}
+_CLASS_PATTERNS = {'model_type': r'Auto\w*|\w*(ForCausalLM|LMHeadModel|ForConditionalGeneration)',
+    'tokenizer_type': r'\w*(Tokenizer|Processor)\w*'}
 
 def _classes(t):
     for key, pattern in _CLASS_PATTERNS.items():
         if key in t.values and not re.fullmatch(pattern, str(t.values[key])):
             t.problems[key,] = (f'`{key}: {t.values.pop(key)}` is not a class that transformers loads '
-                'as a causal language model. llmft tunes those only.')
+                'as a language model. llmft tunes those only.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #80ad24de
 def _format_value(value):
@@ -417,8 +529,7 @@ def _format_value(value):
     return ', '.join(map(str, value)) if isinstance(value, list) else _scalar_text(value)
 
 # %% ../../nbs/config/03_axolotl.ipynb #f110d15b
-_OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size', 'dp_shard_size',
-    'dp_replicate_size', 'expert_parallel_size')
+_OFF_AT_ONE = ('context_parallel_size', 'sequence_parallel_degree', 'tensor_parallel_size')
 
 def _apply_table(t, values, table, loc=()): # `values`: those of the file, or of its entry at `loc`
     "Drop what is harmless or off, and tell what is refused."
@@ -466,17 +577,28 @@ def _message_fields(entry): # -> what is wrong, or `None`
         if mappings.get(part, name) != name:
             return f'`{keys[part]}` and `message_property_mappings` do not agree. Keep the second.'
     if fields: entry['message_property_mappings'] = mappings | fields
+    old_names = {'input': 'user', 'output': 'assistant'} # of the old sharegpt
     roles = entry.get('roles')
-    if isinstance(roles, dict) and roles.keys() <= {'input', 'output'}: # of the old sharegpt
-        names = {'input': 'user', 'output': 'assistant'}
-        entry['roles'] = {names[name]: values for name, values in roles.items()}
+    if isinstance(roles, dict) and roles.keys() <= {*old_names}:
+        entry['roles'] = {old_names[name]: values for name, values in roles.items()}
+
+# %% ../../nbs/config/03_axolotl.ipynb #4add9b32
+def _sides(entry): # -> what is wrong, or `None`
+    sides = {'user': entry.pop('field_human', None), 'assistant': entry.pop('field_model', None)}
+    sides = {role: [str(name)] for role, name in sides.items() if name not in OFF_VALUES}
+    roles = entry.get('roles') or {}
+    if sides and isinstance(roles, dict): entry['roles'] = sides | roles
+    split = entry.pop('train_on_split', None)
+    if split in OFF_VALUES: return
+    if entry.setdefault('split', split) != split: return '`train_on_split` and `split` do not agree. Keep the second.'
+    if entry.get('ds_type') in ('jsonl', 'txt'): entry['ds_type'] = {'jsonl': 'json', 'txt': 'text'}[entry['ds_type']]
 
 # %% ../../nbs/config/03_axolotl.ipynb #a3139818
 def _entry(t, entry, loc):
     if t.is_axolotl and 'type' not in entry:
         t.problems[*loc, 'type'] = ('`type` is missing: Axolotl would look for ready-made tokens. '
             'Name the prompt format, as `type: alpaca`.')
-    for rule in (_conversation, _message_fields):
+    for rule in (_conversation, _message_fields, _sides):
         if problem := rule(entry):
             key = problem.split('`')[1].split(':')[0] # a message begins with its key
             t.problems[*loc, key] = problem
@@ -492,14 +614,15 @@ def _entries(t):
             if isinstance(entry, dict): _entry(t, entry, (name, i))
 
 # %% ../../nbs/config/03_axolotl.ipynb #9ee7d75e
-_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _defaults, _data, _tokens,
-    _shards, _gpu_memory, _classes, _entries)
+_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _stored_bits, _peft,
+    _unfrozen, _old_lengths, _zeros, _defaults, _data, _tokens, _shards, _gpu_memory, _classes, _entries)
 
 def translate_axolotl(
-    values, # a file's keys and values, also blank ones
+    values,          # a file's keys and values, also blank ones
+    is_axolotl=None, # was it written for Axolotl; `None`: its keys say
 ) -> Translation:
     "Axolotl's words in llmft's; a file of llmft comes out as it went in."
-    t = Translation(values)
+    t = Translation(values, is_axolotl=is_axolotl)
     for rule in _RULES: rule(t)
     _apply_table(t, t.values, AXOLOTL_KEYS)
     return t

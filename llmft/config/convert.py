@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['RENAMED_ARGS', 'IGNORED_ARGS', 'UNSUPPORTED_ARGS', 'ARG_CONVERTERS', 'DATA_ARGS', 'PROGRAMS', 'detect_program',
-           'convert']
+           'python_settings', 'convert']
 
 # %% ../../nbs/config/04_convert.ipynb #b2a83a87
-import json, re
+import ast, json, re
 from pathlib import Path
 
-from .axolotl import Translation, translate_axolotl
-from .config import (
-    Config, _config_error, _did_you_mean, _read_text, dump_yaml, load_config, read_yaml)
+from .axolotl import Translation, find_key
+from llmft.config.config import (
+    Config, _as_written, _config_error, _did_you_mean, _keys_as_text, _read_document, _read_text, _translate, dump_yaml,
+    load_config)
 from ..core import UserError, write_atomic
 
 # %% ../../nbs/config/04_convert.ipynb #4ca0c0b9
@@ -54,7 +55,7 @@ IGNORED_ARGS = _by_name({
     'the login of this machine is used': 'token hf_hub_token push_to_hub hub_token',
     'llmft answers with `llmft chat`': '''
         predict_with_generate do_sample temperature top_p top_k max_new_tokens infer_backend''',
-    'only answers are learned, unless `train_on_inputs` is set': 'assistant_only_loss',
+    'it is for generating with vLLM': 'max_lora_rank gpu_memory_utilization float8_kv_cache',
 })
 
 # %% ../../nbs/config/04_convert.ipynb #a7d0128a
@@ -62,7 +63,7 @@ UNSUPPORTED_ARGS = _by_name({
     'Use plain `lora`.': '''
         loftq_config use_galore use_apollo use_badam use_adam_mini freeze_trainable_layers use_llama_pro bias
         oft_rank''',
-    'llmft learns from given answers only.': '''
+    'llmft learns from given answers only. For preferences and rewards take `trl dpo`, `trl grpo` or Axolotl.': '''
         pref_loss pref_beta pref_ftx dpo_ftx reward_model ppo_buffer_size kl_coef''',
     'Its sources are mixed by `weight`: remove it.': 'mix_strategy interleave_probs',
     'Only text is learned.': '''
@@ -97,7 +98,7 @@ ARG_CONVERTERS = { # {argument: value -> keys of llmft, or `None` if there is no
     'stage': {'sft': {}}.get,
     'finetuning_type': {'lora': {'adapter': 'lora'}, 'full': {'adapter': 'full'}}.get,
     'flash_attn': {name: {'attn_implementation': kernel} for name, kernel in _ATTENTION.items()}.get,
-    'quantization_bit': lambda v: {f'load_in_{v}bit': True} if v in (4, 8) else None,
+    'quantization_bit': lambda v: {f'load_in_{int(v)}bit': True} if v in (4, 8) else None,
     'load_in_16bit': lambda v: {},
     'pure_bf16': lambda v: {'bf16': True} if v else {},
     'use_peft': lambda v: {'adapter': 'lora' if v else 'full'},
@@ -108,13 +109,15 @@ ARG_CONVERTERS = { # {argument: value -> keys of llmft, or `None` if there is no
     'max_steps': lambda v: {'max_steps': v} if v > 0 else {},
     'warmup_steps': lambda v: {'warmup_ratio' if 0 < v < 1 else 'warmup_steps': v},
     'chat_template': lambda v: {'chat_template': v},
+    'assistant_only_loss': lambda v: {'train_on_inputs': not v},
     'completion_only_loss': lambda v: {'train_on_inputs': v is False},
+    'enable_thinking': lambda v: {'chat_template_kwargs': {'enable_thinking': bool(v)}},
 }
 
 # %% ../../nbs/config/04_convert.ipynb #5c506b36
 def _convert_value(name, value): # -> keys of llmft, or `None`
     try: return ARG_CONVERTERS[name](value)
-    except (TypeError, AttributeError): return None
+    except (TypeError, AttributeError, ValueError, OverflowError): return None
 
 # %% ../../nbs/config/04_convert.ipynb #57058bf8
 _CHATML = '<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n'
@@ -126,8 +129,12 @@ _FACTORY_TEMPLATES = {'alpaca': '### Instruction:\n{}\n\n### Response:\n', 'llam
 # %% ../../nbs/config/04_convert.ipynb #035b389c
 _FACTORY_COLUMNS = {'instruction': 'prompt', 'input': 'query', 'output': 'response', 'system': 'system'}
 
+_FACTORY_FORMATS = ('alpaca', 'default', 'vicuna', 'chatml', 'llama2') # `type: llamafactory:alpaca` and so on
+
 def _factory_type(template, columns): # -> (`type:`, comment)
     "The prompt format of LLaMA-Factory's `template`; `columns` are those that its data set names."
+    if template in _FACTORY_FORMATS and all(columns.get(old, new) == new for new, old in _FACTORY_COLUMNS.items()):
+        return f'llamafactory:{template}', f'`datasets`: rows are written as by `template: {template}`.'
     if template in _FACTORY_TEMPLATES:
         comment = f'`datasets`: rows are written as by `template: {template}`, without a system text of its own.'
     else:
@@ -142,11 +149,18 @@ def _factory_type(template, columns): # -> (`type:`, comment)
     return user_format, comment
 
 # %% ../../nbs/config/04_convert.ipynb #32cf2f3f
-def _factory_chat(columns, tags): # -> keys of an entry of `datasets`
+_FACTORY_CHATS = { # {template: chat template of llmft, in words that learn as those of LLaMA-Factory}
+    'qwen': 'qwen2_5', 'qwen3': 'qwen3', 'qwen3_nothink': 'qwen3_instruct_2507', 'llama3': 'llama3', 'chatml': 'chatml',
+    'vicuna': 'vicuna', 'llama2': 'llama2', 'alpaca': 'alpaca', 'gemma': 'gemma', 'gemma2': 'gemma', 'gemma3': 'gemma3',
+    'phi': 'phi_3', 'phi4': 'phi_4', 'zephyr': 'zephyr', 'exaone': 'exaone', 'llama4': 'llama4', 'cohere': 'cohere',
+    'deepseek3': 'deepseek_v3', 'mistral': 'mistral_v3_tekken', 'jamba': 'jamba', 'falcon_h1': 'falcon_h1'}
+
+def _factory_chat(columns, tags, template=None): # -> keys of an entry of `datasets`
     "How conversations are read whose columns and properties LLaMA-Factory calls `columns` and `tags`."
     default_names = {'user': 'human', 'assistant': 'gpt', 'system': 'system'}
+    chat_template = {'chat_template': _FACTORY_CHATS[template]} if template in _FACTORY_CHATS else {}
     return {
-        'type': 'chat_template',
+        'type': 'chat_template', **chat_template,
         'field_messages': columns.get('messages', 'conversations'),
         'message_property_mappings': {
             'role': tags.get('role_tag', 'from'), 'content': tags.get('content_tag', 'value')},
@@ -163,27 +177,44 @@ def _factory_entry(info, folder, template): # -> (entry of `datasets`, comments)
     if 'subset' in info: entry['name'] = info['subset']
     if 'split' in info: entry['split'] = info['split']
     if info.get('num_samples'): entry['split'] = f'{entry.get("split", "train")}[:{info["num_samples"]}]'
-    columns = info.get('columns', {})
-    if info.get('formatting') == 'sharegpt': return entry | _factory_chat(columns, info.get('tags', {})), []
+    columns, tags = (info.get(key) or {} for key in ('columns', 'tags'))
+    if info.get('formatting') == 'sharegpt':
+        known = template is None or template in _FACTORY_CHATS
+        comment = '' if known else (f'`datasets`: `template: {template}` has no counterpart, so the chat template of '
+            'the model is used. Set `chat_template` for another.')
+        return entry | _factory_chat(columns, tags, template), [comment] if comment else []
     user_format, comment = _factory_type(template, columns)
     return entry | {'type': user_format}, [comment]
 
 # %% ../../nbs/config/04_convert.ipynb #24f1bb56
+def _dataset_info(config_dir, dataset_dir): # -> (what dataset_info.json says, its folder)
+    "LLaMA-Factory looks below the folder where it is started; a file of settings often lies deeper."
+    above = [Path.cwd(), config_dir, *config_dir.resolve().parents[:3]]
+    folders = [folder/str(dataset_dir or 'data') for folder in above] + [config_dir]
+    folder = next((folder for folder in folders if (folder/'dataset_info.json').is_file()), None)
+    if folder is None: return {}, next((f for f in folders[:2] if f.is_dir()), config_dir)
+    file = folder/'dataset_info.json'
+    try: described = json.loads(_read_text(file))
+    except ValueError as e: raise UserError(f'{file}: this is not valid JSON: {e}.') from None
+    if isinstance(described, dict): return described, folder
+    raise UserError(f'{file}: it must hold a mapping of names, as `{{"mine": {{"file_name": "mine.json"}}}}`.')
+
+# %% ../../nbs/config/04_convert.ipynb #3b1e3c19
 def _factory_data(args, config_dir): # -> (values, comments)
     "The data sets that arguments of LLaMA-Factory name; `config_dir`: the folder of the file with the arguments."
-    folder = config_dir/args.get('dataset_dir', 'data')
-    if not folder.is_dir(): folder = config_dir
-    file = folder/'dataset_info.json'
-    described = json.loads(_read_text(file)) if file.is_file() else {}
+    described, folder = _dataset_info(config_dir, args.get('dataset_dir'))
+    template = str(args['template']) if args.get('template') else None
     values, comments = {}, []
     for new, old in {'datasets': 'dataset', 'test_datasets': 'eval_dataset'}.items():
         names = args.get(old) or []
-        for name in map(str.strip, names.split(',') if isinstance(names, str) else names):
+        for name in names if isinstance(names, list) else str(names).split(','):
+            name = str(name).strip()
             if name not in described:
                 comments.append(f'`{new}`: `{name}` is not described beside this file (`dataset_info.json`). '
                     'Put the path and the format of its rows here.')
-            info = described.get(name) or {'file_name': f'{name}.json'}
-            entry, entry_comments = _factory_entry(info, folder, args.get('template'))
+            info = described.get(name)
+            if not isinstance(info, dict): info = {'file_name': f'{name}.json'}
+            entry, entry_comments = _factory_entry(info, folder, template)
             if n := args.get('max_samples'): entry.setdefault('split', f'train[:{n}]')
             values.setdefault(new, []).append(entry)
             comments += entry_comments
@@ -194,18 +225,24 @@ def _hub_data(args, config_dir): # -> (values, comments)
     "The data set that arguments of TRL name; `config_dir` is not needed, the rows come from the Hub."
     column, name = args.get('dataset_text_field'), args.get('dataset_name') or args.get('dataset')
     row_format = {'type': 'completion', 'field': column} if column else {'type': 'chat_template'}
+    if args.get('row_type', 'completion') != 'completion': row_format = {'type': args['row_type']}
     if not name:
         comment = '`datasets`: the arguments name no data. Put your file and the format of its rows here.'
         return {'datasets': [{'path': 'my.jsonl'} | row_format]}, [comment]
     comment = ('`datasets`: the format of the rows is told by their columns there, here by `type`. '
         'Check it with `llmft preview`.')
-    places = {'name': args.get('dataset_config'), 'split': args.get('dataset_train_split')}
-    entry = {'path': name} | {key: value for key, value in places.items() if value} | row_format
-    return {'datasets': [entry]}, [comment]
+    def entry(split):
+        places = {'name': args.get('dataset_config'), 'split': split}
+        return {'path': name} | {key: value for key, value in places.items() if value} | row_format
+    values = {'datasets': [entry(args.get('dataset_train_split'))]}
+    if (split := args.get('dataset_test_split')) and str(args.get('eval_strategy', 'no')) not in ('no', 'False'):
+        values['test_datasets'] = [entry(split)]
+    elif split: comment += f' `dataset_test_split: {split}` is left out: `eval_strategy` is not set.'
+    return values, [comment]
 
 # %% ../../nbs/config/04_convert.ipynb #e5641b27
-DATA_ARGS = {'dataset', 'eval_dataset', 'dataset_dir', 'max_samples', 'dataset_name', 'dataset_config',
-    'dataset_train_split', 'dataset_test_split', 'dataset_text_field'}
+DATA_ARGS = {'dataset', 'eval_dataset', 'template', 'dataset_dir', 'max_samples', 'dataset_name', 'dataset_config',
+    'dataset_train_split', 'dataset_test_split', 'dataset_text_field', 'row_type'}
 
 # %% ../../nbs/config/04_convert.ipynb #0c9fbe61
 _TRANSFORMERS_DEFAULTS = {'micro_batch_size': 8, 'num_epochs': 3, 'learning_rate': 5e-5, 'lr_scheduler': 'linear',
@@ -235,6 +272,9 @@ def detect_program(
 ) -> str | None: # name of a program; `None`: none
     "Which program a file was written for."
     if 'base_model' in values: return 'Axolotl'
+    if 'model' in values and {'train_dataset', 'peft_config', 'dist_config'} & {*values}:
+        raise UserError('this is a file for version 1 of LLaMA-Factory (`USE_V1`), which has other keys. Write its '
+            'values with the names of the usual version (`model_name_or_path`, `dataset`, `lora_rank`).')
     n_matches = {name: len({*words.split()} & {*values}) for name, (words, _, _) in PROGRAMS.items()}
     best = max(n_matches, key=n_matches.get)
     return best if n_matches[best] else None
@@ -252,7 +292,7 @@ def _flatten(values): # as `training: {optim: …}`
 def _set_keys(t, values, name):
     "Put `values` that come from the argument `name` into the `Translation` `t`."
     for key, value in values.items():
-        if t.values.get(key, value) != value:
+        if key in t.values and t.values[key] != value:
             t.notes.append(f'`{key}`: given as `{t.values[key]}` and `{value}`; the second holds.')
         t.set_key(key, value, name)
 
@@ -269,7 +309,9 @@ def _argument(t, name, value):
     key = RENAMED_ARGS.get(name, name)
     if name in ARG_CONVERTERS:
         values = _convert_value(name, value)
-        if values is None: t.problems[name,] = f'`{name}: {value}` has no counterpart in llmft.'
+        if values is None:
+            where = ' For preferences and rewards take `trl dpo`, `trl grpo` or Axolotl.' if name == 'stage' else ''
+            t.problems[name,] = f'`{name}: {value}` has no counterpart in llmft.{where}'
         else: _set_keys(t, values, name)
         if values and name in _NOTES: t.notes.append(_NOTES[name])
     elif name in IGNORED_ARGS: t.notes.append(f'`{name}` is left out: {IGNORED_ARGS[name]}.')
@@ -280,9 +322,28 @@ def _argument(t, name, value):
     else: t.problems[name,] = _unknown_argument(name)
 
 # %% ../../nbs/config/04_convert.ipynb #d8912738
+def _peft_modules(base_model): # -> list or regular expression
+    "The layers on which peft puts an adapter if it is told none, for a model in a folder; else those of most models."
+    folder = Path(str(base_model)).expanduser()
+    if not (folder/'config.json').is_file(): return ['q_proj', 'v_proj']
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as modules
+    try: return modules.get(json.loads(_read_text(folder/'config.json'))['model_type'], ['q_proj', 'v_proj'])
+    except (ValueError, KeyError, TypeError): return ['q_proj', 'v_proj']
+
+# %% ../../nbs/config/04_convert.ipynb #f2cc64ec
+_DEFAULT_NOTES = { # what is to be said of a default, if more than that it is one
+    'lora_target_modules': '`lora_target_modules`: not given. {} leaves it to peft, which takes these layers for most '
+        'models. `lora_target_linear: true` would train all linear layers.',
+    'train_on_inputs': '`train_on_inputs`: {} learns the questions too, unless it is told otherwise. '
+        'Remove this to learn only the answers.'}
+
+# %% ../../nbs/config/04_convert.ipynb #ccdd52e6
 def _defaults_of(program, values, args):
     "The defaults of `program` that hold beside `values`, which `args` became."
     defaults = dict(PROGRAMS[program][1])
+    if program == 'TRL': defaults['lora_target_modules'] = _peft_modules(values.get('base_model'))
+    if program != 'LLaMA-Factory' and values['datasets'][0]['type'] not in ('completion',):
+        defaults['train_on_inputs'] = True
     def drop(*prefixes):
         for key in [key for key in defaults if key.startswith(prefixes)]: del defaults[key]
     if 'lora_target_modules' in values or 'lora_target_linear' in values: drop('lora_target')
@@ -299,17 +360,19 @@ def _complete(t, program, args):
     missing = {k: v for k, v in _defaults_of(program, t.values, args).items() if k not in t.values}
     t.values |= missing
     if t.values['adapter'] == 'lora' and t.values.get('load_in_4bit'): t.values['adapter'] = 'qlora'
-    for key in missing: t.notes.append(f'`{key}`: not given, so the default of {program}.')
+    for key in missing:
+        note = _DEFAULT_NOTES.get(key) if program == 'TRL' or key == 'train_on_inputs' else None
+        t.notes.append(note.format(program) if note else f'`{key}`: not given, so the default of {program}.')
+    if stored := re.search(r'(?i)\b(awq|gptq|hqq|fp8|mxfp4|exl2|gguf)\b', str(t.values.get('base_model'))):
+        t.notes.append(f'`base_model`: its weights are stored in few bits ({stored[1]}), on which llmft may not be able '
+            'to train. Take the 16-bit model that it was made from, with `adapter: qlora`.')
 
 # %% ../../nbs/config/04_convert.ipynb #314f2d7a
 def _from_arguments(values, program, config_dir): # -> `Translation`
     "The arguments of `program` as keys of llmft; `config_dir`: the folder of their file."
     args, t = _flatten(Translation(values).values), Translation({})
     for name, value in args.items():
-        if name == 'template':
-            t.notes.append(f'`template: {value}` is left out: rows of messages are written in the chat template '
-                'of the model. Set `chat_template` for another.')
-        elif name not in DATA_ARGS: _argument(t, name, value)
+        if name not in DATA_ARGS: _argument(t, name, value)
     read_data = PROGRAMS[program][2]
     data, comments = read_data(args, config_dir)
     t.values |= data
@@ -332,29 +395,167 @@ def _write(values, notes, title): # -> YAML text
         lines += [f'# {note}' for note in above[key]] + [dump_yaml({key: values[key]}).rstrip()]
     return '\n'.join(lines) + '\n'
 
+# %% ../../nbs/config/04_convert.ipynb #29d6bdea
+def _python_source(path):
+    "The program text of a script or of the code cells of a notebook; lines for the shell are left out."
+    text = _read_text(path)
+    if path.suffix == '.py': return text
+    try:
+        cells = [cell for cell in json.loads(text)['cells'] if cell['cell_type'] == 'code']
+        sources = [''.join(cell['source']) for cell in cells]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path}: this is not a Jupyter notebook. Save it again in Jupyter.') from None
+    lines = [line for source in sources for line in source.splitlines()]
+    return '\n'.join(re.sub(r'^(\s*)[%!?].*', r'\1pass', line) for line in lines)
+
+# %% ../../nbs/config/04_convert.ipynb #baccd6c9
+def _live(node): # -> nodes
+    "The nodes of a program in their order, without those below `if False:`."
+    yield node
+    is_never = isinstance(node, ast.If) and isinstance(node.test, ast.Constant) and not node.test.value
+    for child in node.orelse if is_never else ast.iter_child_nodes(node): yield from _live(child)
+
+# %% ../../nbs/config/04_convert.ipynb #5c73b9b5
+def _literal(node, names): # -> value; a `ValueError` if it is computed
+    "What an expression is, without running it; `names` are those of values that were set before."
+    if isinstance(node, ast.Name) and node.id in names: return names[node.id]
+    if isinstance(node, ast.Attribute) and node.attr in _DTYPES: return node.attr # torch.bfloat16
+    return ast.literal_eval(node)
+
+# %% ../../nbs/config/04_convert.ipynb #a1fe2191
+_CALLS = { # {function whose arguments are settings: name of the first argument}
+    'from_pretrained': 'model_name', 'get_peft_model': None, 'LoraConfig': None, 'BitsAndBytesConfig': None,
+    'SFTConfig': 'output_dir', 'TrainingArguments': 'output_dir', 'SFTTrainer': None, 'load_dataset': 'dataset_name',
+    'get_chat_template': None}
+_NO_SETTINGS = '''
+    model tokenizer processing_class args peft_config train_dataset eval_dataset data_collator callbacks formatting_func
+    quantization_config split data_files token streaming device_map'''.split()
+
+def _called(call): # -> (what it is called on, name)
+    "`FastModel.from_pretrained(…)` -> `('FastModel', 'from_pretrained')`."
+    if isinstance(call.func, ast.Attribute): return getattr(call.func.value, 'id', ''), call.func.attr
+    return '', getattr(call.func, 'id', '')
+
+# %% ../../nbs/config/04_convert.ipynb #f9c40efa
+def _call_arguments(call, names): # -> (values, names of arguments that are computed)
+    "The arguments of one call that are settings."
+    owner, function = _called(call)
+    first = _CALLS[function]
+    if re.search('Tokenizer|Processor|PeftModel|Config$', owner): return {}, []
+    given = {keyword.arg: keyword.value for keyword in call.keywords if keyword.arg}
+    if first and call.args: given[first] = call.args[0]
+    if function == 'load_dataset':
+        path = given.get('dataset_name') or given.get('path')
+        if getattr(path, 'value', None) in ('json', 'csv', 'parquet', 'text'): path = given.get('data_files')
+        given = {'dataset_name': path, 'dataset_train_split': given.get('split'), 'dataset_config': given.get('name')}
+    values, computed = {}, []
+    for name, node in given.items():
+        if name in _NO_SETTINGS or node is None: continue
+        try: values[name] = _literal(node, names)
+        except ValueError: computed.append(name)
+    return values, computed
+
+# %% ../../nbs/config/04_convert.ipynb #ab870af4
+_CHAT_NAMES = {'llama-3': 'llama3', 'llama-3.1': 'llama3_1', 'llama-3.2': 'llama3_2', 'gemma': 'gemma', 'gemma-3': 'gemma3',
+    'gemma-3n': 'gemma3n', 'gemma-4': 'gemma4', 'qwen-2.5': 'qwen2_5', 'qwen-3': 'qwen3', 'qwen3': 'qwen3',
+    'qwen3-instruct': 'qwen3_instruct_2507', 'phi-3': 'phi_3', 'phi-3.5': 'phi_35', 'phi-4': 'phi_4', 'llama': 'llama2'}
+
+def _python_data(source, values): # -> (values, comments)
+    "What the rows of a notebook are, as far as its text tells."
+    comments, chat_template = [], values.pop('chat_template', None)
+    if 'train_on_responses_only' in source: values['assistant_only_loss'] = True
+    if 'apply_chat_template' in source or chat_template:
+        values.pop('dataset_text_field', None)
+        values['row_type'] = 'sharegpt' if 'standardize' in source else 'chat_template'
+        if chat_template: values['chat_template'] = _CHAT_NAMES.get(chat_template, chat_template)
+    elif 'Instruction:' in source: values['row_type'] = 'alpaca'
+    elif not re.search(r'\.map\(|formatting_func', source): return values, comments
+    else: values['row_type'] = 'completion'
+    comments.append('`datasets`: the text of the rows is made by functions of the notebook, which are not run. '
+        'See with `llmft preview` if this `type` makes the same, and write your own if not: `type: {format: …}`.')
+    return values, comments
+
+# %% ../../nbs/config/04_convert.ipynb #134f6f8d
+def python_settings(
+    source, # text of a program
+    name,   # of its file, for messages
+): # (arguments, program, comments)
+    "The settings of an Unsloth notebook or a script for TRL, by parsing it."
+    try: tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
+        where = f':{e.lineno}' if getattr(e, 'lineno', None) and name.endswith('.py') else ''
+        raise UserError(f'{name}{where}: this is not Python that can be read: {getattr(e, "msg", e)}.') from None
+    names, values, computed, called = {}, {}, [], set()
+    for node in _live(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            try: names[node.targets[0].id] = _literal(node.value, names)
+            except (ValueError, TypeError, SyntaxError): names.pop(node.targets[0].id, None)
+        if not isinstance(node, ast.Call): continue
+        called.add(_called(node)[1])
+        if _called(node)[1] not in _CALLS: continue
+        given, missing = _call_arguments(node, names)
+        values, computed = given | values, [*computed, *missing] # what is called first holds
+    return _name_program(source, name, values, computed, called)
+
+# %% ../../nbs/config/04_convert.ipynb #ac56f8c9
+def _name_program(source, name, values, computed, called): # -> (arguments, program, comments)
+    other = {c for c in called if re.fullmatch('(DPO|GRPO|ORPO|KTO|CPO|Reward|RLOO|PPO)(Trainer|Config)', c)}
+    if other:
+        raise UserError(f'{name}: it uses `{min(other)}`. llmft learns from given answers only. For preferences and '
+            'rewards take `trl dpo`, `trl grpo` or Axolotl.')
+    if not called & {'SFTTrainer', 'SFTConfig', 'get_peft_model', 'LoraConfig'} or 'model_name' not in values:
+        raise UserError(f'{name}: there is no call of `from_pretrained` with the name of a model and of `SFTTrainer` '
+            'in it, so it is no training of Unsloth or TRL.')
+    program = 'Unsloth' if re.search(r'\bunsloth\b', source) else 'TRL'
+    if program == 'TRL': values['use_peft'] = 'LoraConfig' in called
+    values, comments = _python_data(source, values)
+    unknown = [key for key in values if not _is_argument(key)]
+    for key in unknown: del values[key]
+    comments += [f'`{key}` is left out: the program computes it.' for key in dict.fromkeys(computed) if key not in values]
+    return values, program, comments + [f'`{key}` is left out: llmft has no such setting.' for key in unknown]
+
+def _is_argument(name):
+    return name in {*RENAMED_ARGS, *IGNORED_ARGS, *UNSUPPORTED_ARGS, *ARG_CONVERTERS, *DATA_ARGS, *Config.model_fields}
+
 # %% ../../nbs/config/04_convert.ipynb #9293ec4b
-def _read_settings(path): # -> (values, lines of their keys)
+def _read_settings(path): # -> `Document`
     "A YAML or JSON file; tabs, which JSON may have and YAML not, become spaces."
     text = _read_text(path)
-    return read_yaml(text.replace('\t', ' ') if path.suffix == '.json' else text, str(path))
+    document = _read_document(text.replace('\t', ' ') if path.suffix == '.json' else text, str(path))
+    document.values = _keys_as_text(document.values)
+    return document
 
 # %% ../../nbs/config/04_convert.ipynb #bfbc9939
+def _read_program(path): # -> (`Translation`, name of the program, lines of the keys)
+    "Which program a file is for, and its settings as keys of llmft."
+    if path.suffix in ('.ipynb', '.py'):
+        values, program, comments = python_settings(_python_source(path), str(path))
+        t = _from_arguments(values, program, path.parent)
+        t.notes += comments
+        return t, program, {}
+    document = _read_settings(path)
+    values, lines = document.values, document.lines
+    try: program = detect_program(values if 'base_model' in values else _flatten(values))
+    except UserError as e: raise UserError(f'{path}: {e}') from None
+    if program is None:
+        raise UserError(f'{path}: these are not the settings of Axolotl, LLaMA-Factory, TRL or Unsloth: a name such as '
+            '`base_model`, `model_name_or_path` or `max_seq_length` is missing.')
+    if program != 'Axolotl': return _from_arguments(values, program, path.parent), program, lines
+    document.values = _as_written(document)
+    return _translate(document, all(find_key(name) for name in values) or None), program, lines
+
+# %% ../../nbs/config/04_convert.ipynb #33ed8a2c
 def convert(
-    source,   # YAML or JSON file of Axolotl, LLaMA-Factory or TRL, or with the arguments of an Unsloth notebook
+    source,   # YAML or JSON file of Axolotl, LLaMA-Factory or TRL, or a notebook or script with arguments of Unsloth or TRL
     out=None, # file to write
 ) -> str:
     "The same settings as a YAML file of llmft; what has no counterpart is a `UserError`."
     path = Path(source)
     if out is not None and Path(out).exists(): raise UserError(f'{out} exists already. Choose another file.')
-    values, lines = _read_settings(path)
-    program = detect_program(values if 'base_model' in values else _flatten(values))
-    if program is None:
-        raise UserError(f'{path}: these are not the settings of Axolotl, LLaMA-Factory, TRL or Unsloth: a name such as '
-            '`base_model`, `model_name_or_path` or `max_seq_length` is missing.')
-    t = translate_axolotl(values) if program == 'Axolotl' else _from_arguments(values, program, path.parent)
-    if t.problems:
-        lines_in_groups = {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2}
-        raise _config_error(t.problems, str(path), lines | lines_in_groups)
+    t, program, lines = _read_program(path)
+    lines = {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2} | lines # of groups
+    lines |= {new: lines[old] for new, old in t.key_origins.items() if old in lines}
+    if t.problems: raise _config_error(t.problems, str(path), lines)
     try: load_config(t.values)
     except UserError as e: raise UserError(str(e).replace('<dict>', str(path))) from None
     text = _write(t.values, t.notes, f'Made by `llmft convert` from {path.name}, settings of {program}.')

@@ -9,7 +9,7 @@ __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig'
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
-from typing import Literal, get_args
+from typing import Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
@@ -30,7 +30,24 @@ def _parse_numbers(value):
     number = yaml.load(value, _Loader)
     return number if isinstance(number, (int, float)) else value
 
+# %% ../../nbs/config/01_keys.ipynb #75e10768
+def _read_off(value, field):
+    "What false, `off` or `none` stands for in `field` of pydantic; any other `value` as it is."
+    allowed = {field.annotation, *get_args(field.annotation)}
+    choices = [choice for part in allowed for choice in get_args(part) if get_origin(part) is Literal]
+    is_off = value is False or str(value).lower() in ('none', 'null', 'false', 'off')
+    if not is_off or value in choices: return value
+    if off := {'no', 'off', 'none'} & {*choices}: return off.pop()
+    if field.is_required() or (bool in allowed and value is False): return value
+    return field.default if field.default in (None, [], {}) else value
+
 # %% ../../nbs/config/01_keys.ipynb #62dda8ef
+def _is_text_only(field): # may only text stand in this field of pydantic
+    return {field.annotation, *get_args(field.annotation)} <= {str, str | None, type(None)}
+
+def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+# %% ../../nbs/config/01_keys.ipynb #2632790c
 _LARGEST = 2**32 - 1 # of all numbers in the YAML; the largest seed of NumPy
 
 class _Strict(BaseModel):
@@ -39,13 +56,15 @@ class _Strict(BaseModel):
 
     @field_validator('*', mode='before')
     @classmethod
-    def _coerce_numbers(cls, value, info):
-        annotation = cls.model_fields[info.field_name].annotation
-        types = {annotation, *get_args(annotation)}
+    def _coerce(cls, value, info):
+        field = cls.model_fields[info.field_name]
+        types = {field.annotation, *get_args(field.annotation)}
+        value = _read_off(value, field)
         if isinstance(value, dict) and dict in types: return _parse_numbers(value)
+        if _is_number(value) and _is_text_only(field): return str(value)
         # pydantic would take `true` for the number 1
         if isinstance(value, bool) and bool not in types and types & {int, float}: return str(value).lower()
-        if isinstance(value, (int, float)) and _LARGEST < abs(value) < math.inf:
+        if _is_number(value) and _LARGEST < abs(value) < math.inf:
             raise ValueError('such a large number makes no sense here.')
         return value
 
@@ -71,6 +90,8 @@ class SourceKeys(_Strict):
     data_files: str | list[str] | None = _key(None, 'Which files of a folder or of a data set on the Hub to take.')
     ds_type: Literal['json', 'csv', 'parquet', 'arrow', 'text'] | None = _key(None,
         'How the files are read, where their names do not tell.')
+    sample_by: Literal['document', 'paragraph', 'line'] = _key('document',
+        'What a row of a text file is: all of it, what stands between blank lines, or a line.')
     shards: int | None = _key(None, 'Shuffle by `seed`, cut into so many parts and take one of them.', gt=0)
     shards_idx: int = _key(0, 'Which of the `shards` to take, counted from 0.', ge=0)
     weight: float = _key(1.0,
@@ -122,8 +143,15 @@ class ChatKeys(_Strict):
         'learned: of all messages, of learned ones, the last one, none.')
     train_on_eot: Literal['all', 'turn', 'last', 'none'] | None = _key(None,
         'The same for the `eot_tokens`; as `train_on_eos` if not given.')
+    train_on_last_turn_only: bool = _key(False, 'For `chat_template`: of all learned messages only the last one.')
+    train_on_thinking: bool = _key(True, 'For `chat_template`: learn the thoughts too, or only read them.')
+    train_on_empty_thinking: bool = _key(True,
+        'For `chat_template`: learn the empty `<think></think>` of answers without a thought, or only read it.')
+    train_on_generation_prompt: bool = _key(False,
+        'For `chat_template`: learn too what the template writes in front of an answer, as `<|im_start|>assistant`.')
     message_field_training: str | None = _key(None,
-        'For `chat_template`: the property of a message that says if it is learned.')
+        'For `chat_template`: the property of a message that says if it is learned. If not given, `weight`, '
+        '`train`, `trainable`, `training`, `loss` and `mask` are obeyed where they say that it is not.')
     message_field_training_detail: str | None = _key(None,
         'For `chat_template`: the property of a message that lists which parts of it are learned.')
 
@@ -314,7 +342,7 @@ class TrainingKeys(StepKeys):
         '`constant` and the other names of transformers.', 'Training')
     lr_scheduler_kwargs: dict = _key({}, 'Settings of the scheduler, as `num_cycles: 3`.', 'Training')
     cosine_min_lr_ratio: float | None = _key(None,
-        'The cosine ends at this share of `learning_rate` instead of 0.', 'Training', ge=0, lt=1)
+        'The cosine ends at this share of `learning_rate` instead of 0.', 'Training', ge=0, le=1)
     warmup_steps: int | None = _key(None,
         'Steps in which the learning rate rises to its full value. Instead of `warmup_ratio`.', 'Training', ge=0)
     warmup_ratio: float | None = _key(None,
@@ -372,16 +400,17 @@ class OutputKeys(_Strict):
         'every half percent of them, at least each tenth.', 'Output', gt=0)
     eval_strategy: Literal['no', 'steps', 'epoch'] | None = _key(None,
         'Measure on the held-out rows never, every `eval_steps`, or after each epoch.', 'Output')
-    evals_per_epoch: int | None = _key(None, 'Measure so often per epoch; once at the end in any case.', 'Output', gt=0)
+    evals_per_epoch: int | None = _key(None,
+        'Measure so often per epoch, and once at the end; 0 is never, as `eval_strategy: no`.', 'Output', ge=0)
     eval_steps: float | None = _key(None,
-        'The same as a number of steps, or below 1 as a share of all steps.', 'Output', gt=0)
+        'The same as a number of steps, or below 1 as a share of all steps.', 'Output', ge=0)
     save_strategy: Literal['no', 'steps', 'epoch', 'best'] | None = _key(None,
         'Keep a checkpoint never, every `save_steps`, after each '
         'epoch, or when the held-out loss is the lowest so far.', 'Output')
     saves_per_epoch: int | None = _key(None,
-        'Checkpoints per epoch; one per epoch if nothing else is said.', 'Output', gt=0)
+        'Checkpoints per epoch; one per epoch if nothing else is said, and none with 0.', 'Output', ge=0)
     save_steps: float | None = _key(None,
-        'The same as a number of steps, or below 1 as a share of all steps.', 'Output', gt=0)
+        'The same as a number of steps, or below 1 as a share of all steps.', 'Output', ge=0)
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     save_only_model: bool = _key(False,
         'Checkpoints without the optimizer: smaller, but the run cannot go on from them.', 'Output')

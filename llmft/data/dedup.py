@@ -7,7 +7,7 @@ __all__ = ['hash_row', 'hash_rows', 'find_duplicates', 'shingles', 'jaccard', 'f
            'drop_duplicates', 'find_leaks', 'prepare_rows']
 
 # %% ../../nbs/data/03_dedup.ipynb #c0b17a5b
-import hashlib, re
+import hashlib, math, re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -53,14 +53,15 @@ def hash_rows(
 
 # %% ../../nbs/data/03_dedup.ipynb #a83f447a
 _SOURCE_KEYS = {'path', 'name', 'revision', 'split', 'data_files', 'shards', 'shards_idx'} # what makes a source another
+_READING_KEYS = {'ds_type', 'sample_by', 'weight'} # how its files are read, and how often its rows are taken
 
 def _first_same_source(entries): # for each entry the first that names the same source
     sources = [d.model_dump_json(include=_SOURCE_KEYS) for d in entries]
     return [sources.index(source) for source in sources]
 
-def _entry_number(entries): # how often the same source was named before, for each entry
-    first = _first_same_source(entries)
-    return [first[:i].count(source) for i, source in enumerate(first)]
+def _first_same_format(entries): # for each entry the first whose rows are written in the same way
+    formats = [d.model_dump_json(exclude=_SOURCE_KEYS | _READING_KEYS) for d in entries]
+    return [formats.index(format) for format in formats]
 
 # %% ../../nbs/data/03_dedup.ipynb #d5c406c1
 def find_duplicates(
@@ -91,20 +92,52 @@ def jaccard(
     return len(a & b) / max(len(a | b), 1)
 
 # %% ../../nbs/data/03_dedup.ipynb #64d3b0de
-# Parts of a signature, and numbers in each: rows that are 80% alike agree in one part in 99.99% of all cases
-_BANDS, _BAND_SIZE = 24, 5
+def _shingle_numbers(texts): # -> (a number for each shingle of all texts, one behind the other; the text it is from)
+    vocab, words, lengths = {}, [], []
+    for text in texts:
+        found = re.findall(r'\w+|[^\w\s]', text.lower())
+        found += [''] * (3 - len(found)) # a text of fewer words has one shingle
+        words += [vocab.setdefault(word, len(vocab)) for word in found]
+        lengths.append(len(found))
+    a, text = np.array(words, np.uint64), np.repeat(np.arange(len(texts)), lengths)
+    size, inside = np.uint64(len(vocab)), text[:-2] == text[2:]
+    return ((a[:-2] * size + a[1:-1]) * size + a[2:])[inside], text[:-2][inside]
 
-def _rensa(): # the package, which not everybody has installed
-    try: import rensa
-    except ImportError:
-        raise UserError("`dedup: near` needs a package that is not installed: `pip install 'llmft[dedup]'`.") from None
-    return rensa
+# %% ../../nbs/data/03_dedup.ipynb #9f198353
+def _ranked_shingles(texts): # for each text the ranks of its shingles, the rarest in all texts first
+    if not texts: return []
+    numbers, text = _shingle_numbers(texts)
+    _, number, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    rank = np.argsort(np.argsort(counts, kind='stable'), kind='stable')[number]
+    pairs = np.unique(text * len(counts) + rank)
+    stops = np.searchsorted(pairs, np.arange(1, len(texts)) * len(counts))
+    return np.split(pairs % len(counts), stops)
 
-def _signatures(texts, batch=1000): # yield (position, shingles, MinHash signature)
-    for start in range(0, len(texts), batch):
-        sets = [shingles(t) for t in texts[start:start + batch]]
-        made = _rensa().RMinHash.from_token_sets([sorted(s) for s in sets], num_perm=_BANDS * _BAND_SIZE, seed=42)
-        yield from zip(range(start, start + len(sets)), sets, made)
+# %% ../../nbs/data/03_dedup.ipynb #33642ddf
+class _PrefixIndex:
+    "The texts that have a shingle among their rarest ones."
+    def __init__(self, shingles, threshold): # `shingles`: from `_ranked_shingles`
+        self.shingles, self.threshold = shingles, threshold
+        self.texts = {} # shingle -> {number of shingles: texts}
+
+    def prefix(self, i): # the rarest shingles of a text, each with its place: one of them is in every text that is like it
+        ranks = self.shingles[i]
+        return enumerate(ranks[:len(ranks) - math.ceil(self.threshold * len(ranks)) + 1].tolist())
+
+    def add(self, i):
+        for _, shingle in self.prefix(i): self.texts.setdefault(shingle, {}).setdefault(len(self.shingles[i]), []).append(i)
+
+    def candidates(self, i): # the texts that may be like this one, the first ones first
+        n, t, found = len(self.shingles[i]), self.threshold, set()
+        for p, shingle in self.prefix(i):
+            longest = (n - p) * (1 + t) / t - n + 1e-9
+            for m, texts in self.texts.get(shingle, {}).items():
+                if t * n <= m <= longest: found.update(texts)
+        return sorted(found)
+
+    def find(self, i): # the first text that is like this one, or None
+        own = set(self.shingles[i].tolist())
+        return next((j for j in self.candidates(i) if jaccard(own, set(self.shingles[j].tolist())) >= self.threshold), None)
 
 # %% ../../nbs/data/03_dedup.ipynb #fbc92468
 def find_near_duplicates(
@@ -113,15 +146,13 @@ def find_near_duplicates(
     threshold=0.8,        # least similarity
 ) -> list[tuple]: # (position in `texts`, position of the text it is like)
     "The texts that are nearly equal to another."
-    index = _rensa().RMinHashLSH(threshold=threshold, num_perm=_BANDS * _BAND_SIZE, num_bands=_BANDS)
-    for i, _, signature in _signatures(reference_texts or []): index.insert(i, signature)
-    indexed = texts if reference_texts is None else reference_texts
-    pairs = []
-    for i, words, signature in _signatures(texts):
-        candidates = sorted(index.query(signature))
-        match = next((j for j in candidates if jaccard(words, shingles(indexed[j])) >= threshold), None)
-        if match is not None: pairs.append((i, match))
-        elif reference_texts is None: index.insert(i, signature)
+    n = len(reference_texts or [])
+    index, pairs = _PrefixIndex(_ranked_shingles([*(reference_texts or []), *texts]), threshold), []
+    for i in range(n): index.add(i)
+    for i in range(n, n + len(texts)):
+        match = index.find(i)
+        if match is not None: pairs.append((i - n, match))
+        elif reference_texts is None: index.add(i)
     return pairs
 
 # %% ../../nbs/data/03_dedup.ipynb #ee1ed652
@@ -167,9 +198,9 @@ def _row_texts(rows, config): # what each row says, in one text
     return ['\n'.join(text(row[c]) for c in names if row[c]) for row, names in _read_values(rows, config)]
 
 # %% ../../nbs/data/03_dedup.ipynb #74afcb51
-def _row_groups(rows, config): # for each row how often its source was named before
-    numbers = _entry_number(config.datasets)
-    return [numbers[i] for i in rows['source']]
+def _row_groups(rows, config): # for each row the first entry whose rows are written in the same way
+    first = _first_same_format(config.datasets)
+    return [first[i] for i in rows['source']]
 
 def _find_near_rows(rows, config): # positions of the rows that are nearly equal to an earlier one of their group
     groups, texts = np.array(_row_groups(rows, config)), _row_texts(rows, config)
@@ -231,7 +262,7 @@ def _count_sources(read, kept, used, config): # the `source` of each row -> coun
             for i, d in enumerate(config.datasets)]
 
 def _may_leak(config): # may rows that are held out be equal to others, after equal rows are left out
-    return bool(config.test_datasets) or config.dedup == 'off' or any(_entry_number(config.datasets))
+    return bool(config.test_datasets) or config.dedup == 'off' or any(_first_same_format(config.datasets))
 
 def _is_mixed(config): # are the rows of the sources shuffled together
     return config.shuffle_merged_datasets and (len(config.datasets) > 1 or any(d.weight != 1 for d in config.datasets))

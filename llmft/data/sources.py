@@ -4,17 +4,21 @@
 
 # %% auto #0
 __all__ = ['BUILTIN_DATA_DIR', 'source_files', 'get_format_columns', 'check_source_columns', 'iterate_files', 'load_source',
-           'iterate_source', 'load_rows', 'split_dataset', 'apply_weights', 'describe_sources']
+           'iterate_source', 'check_sources', 'load_rows', 'split_dataset', 'apply_weights', 'describe_sources']
 
 # %% ../../nbs/data/02_sources.ipynb #a565452d
 import hashlib, json, math, os, re, tempfile
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
+import yaml
+
 from ..config.config import DatasetConfig, _did_you_mean
-from ..core import UserError, cache_dir, file_sha256, user_path
+from ..core import UserError, cache_dir, drop_none, file_sha256, user_path
 from .files import FILE_FORMATS, file_format, find_files, read_file, read_errors
 from ..hub import hub_errors
+from ..prompts.messages import is_telling
 from ..prompts.turns import check_columns, find_format
 
 # %% ../../nbs/data/02_sources.ipynb #ef2eed40
@@ -58,16 +62,65 @@ def _listed_files(dataset): # the files that `data_files` names
 def _split_names(dataset): # `train[:100]+test` -> ['train', 'test']
     return [re.split(r'[\[(]', part)[0].strip() for part in dataset.split.split('+')]
 
+# %% ../../nbs/data/02_sources.ipynb #e3c55222
+def _quoted(names): return ', '.join(f'`{n}`' for n in names)
+
+def _readme_configs(folder): # -> {name: its entry in `configs` of the README}
+    readme = Path(folder)/'README.md'
+    text = readme.read_text(encoding='utf-8', errors='replace') if readme.is_file() else ''
+    header = re.match(r'\A---\s*\n(.*?)\n---\s*(\n|\Z)', text, re.S)
+    try: configs = (yaml.safe_load(header[1]) or {}).get('configs') or [] if header else []
+    except (yaml.YAMLError, AttributeError):
+        raise UserError(f'{readme}: what stands between the two lines `---` is not valid YAML.') from None
+    named = isinstance(configs, list) and all(isinstance(c, dict) and 'config_name' in c for c in configs)
+    if not named: raise UserError(f'{readme}: `configs` must be a list, each with a `config_name`.')
+    return {str(c['config_name']): c for c in configs}
+
+def _choose_config(configs, dataset): # the entry of the README that is meant, None where it has none
+    default = [name for name, c in configs.items() if c.get('default') or name == 'default']
+    if dataset.name is None and len(configs) > 1 and not default: raise UserError(
+        f'{dataset.path}: which configuration is meant? Give `name:`. There are: {_quoted(configs)}.')
+    name = dataset.name or next(iter(default or configs), None)
+    if name is None or name in configs: return configs.get(name)
+    present = f'There are: {_quoted(configs)}.' if configs else 'Its README lists none: take `name` out.'
+    raise UserError(f'{dataset.path}: there is no configuration `{name}`.{_did_you_mean(name, configs)} {present}')
+
+# %% ../../nbs/data/02_sources.ipynb #d11889c7
+def _config_files(entry, folder): # an entry of `configs` -> {split: [files]}
+    from datasets.data_files import sanitize_patterns
+    base = str(Path(folder)/entry.get('data_dir', ''))
+    if 'data_files' not in entry: return find_files(base)
+    try: patterns = sanitize_patterns(entry['data_files'])
+    except (ValueError, TypeError, KeyError):
+        raise UserError(f'{folder}/README.md: `data_files` of `{entry["config_name"]}` cannot be read.') from None
+    return {str(split): find_files(base, names)['train'] for split, names in patterns.items()}
+
+def _folder_files(dataset): # {split: [files]} of a folder
+    entry = _choose_config(_readme_configs(dataset.path), dataset)
+    if entry is None or dataset.data_files: return find_files(dataset.path, dataset.data_files)
+    return _config_files(entry, dataset.path)
+
+def _check_hub_keys(dataset, is_folder): # `revision` and `name` mean nothing for files
+    keys = ['revision'] if is_folder else ['revision', 'name']
+    for key in keys:
+        if getattr(dataset, key) is not None: raise UserError(
+            f'{dataset.path}: `{key}: {getattr(dataset, key)}` is for data sets on the Hub, and these are files. '
+            f'Take `{key}` out.')
+
 # %% ../../nbs/data/02_sources.ipynb #dc9ed89e
 def source_files(
     dataset, # `DatasetConfig`
 ) -> dict | None: # {split: [files]}; None for a data set on the Hub
     "The files of a source."
-    if dataset.path.startswith('builtin/'): return _builtin_files(dataset)
-    if dataset.path in _READERS and dataset.data_files: splits = {'train': _listed_files(dataset)}
+    is_folder = Path(dataset.path).expanduser().is_dir()
+    is_reader = dataset.path in _READERS and bool(dataset.data_files)
+    if dataset.path.startswith('builtin/'): splits = _builtin_files(dataset)
+    elif is_reader: splits = {'train': _listed_files(dataset)}
+    elif is_folder: splits = _folder_files(dataset.model_copy(update={'path': str(Path(dataset.path).expanduser())}))
     else: splits = find_files(dataset.path, dataset.data_files)
     if splits is None and _looks_local(dataset.path): raise _not_found(dataset)
-    if splits and dataset.split and not user_path(dataset.path).is_dir():
+    if splits: _check_hub_keys(dataset, is_folder)
+    if splits and dataset.split and not is_folder and not dataset.path.startswith('builtin/'):
         return {_split_names(dataset)[0]: splits['train']}
     return splits
 
@@ -111,15 +164,16 @@ def _value_problem(row, checks): # what is wrong with the values of a row; None 
 
 # %% ../../nbs/data/02_sources.ipynb #0d0b3954
 def check_source_columns(
-    columns, # that are there
-    dataset, # `DatasetConfig`
+    columns,  # that are there
+    dataset,  # `DatasetConfig`
+    row=None, # a row, so that its values may tell which format it has
 ):
     "A `UserError` where the columns are not those of the format."
     if {'input_ids', 'labels'} <= set(columns) and not set(get_format_columns(dataset)) & set(columns):
         raise UserError(f'{dataset.path}: the rows are tokens already (`input_ids`, `labels`). '
                         'Give the rows from before tokenizing: llmft makes the tokens itself, '
                         'so that it can check them.')
-    check_columns(columns, dataset)
+    check_columns(columns, dataset, row)
 
 # %% ../../nbs/data/02_sources.ipynb #823e9d2b
 def iterate_files(
@@ -129,15 +183,15 @@ def iterate_files(
     "Yield the rows of files, each looked at; what is wrong is a `UserError` with its line."
     checks, read = _column_checks(dataset), get_format_columns(dataset)
     for file in files:
-        columns = {}
-        for location, row in read_file(file, file_format(file, dataset.ds_type)):
+        columns, first = {}, None
+        for location, row in read_file(file, file_format(file, dataset.ds_type), dataset.sample_by):
             if problem := _value_problem(row, checks): raise UserError(f'{location}: {problem}')
             for column in read:
                 if _is_text(row.get(column)) or (n := _large_number(row.get(column))) is None: continue
                 raise UserError(f'{location}: `{column}` holds {n}, more than 64 bits can say. Put it in quotes.')
-            columns |= dict.fromkeys(row)
+            columns, first = columns | dict.fromkeys(row), first or row
             yield row
-        if columns: check_source_columns(list(columns), dataset.model_copy(update={'path': file}))
+        if columns: check_source_columns(list(columns), dataset.model_copy(update={'path': file}), first)
 
 # %% ../../nbs/data/02_sources.ipynb #c9257eac
 def _batch_rows(rows, n=1000, size=32_000_000): # lists of at most `n` rows and about `size` characters of text
@@ -239,7 +293,20 @@ def _is_saved_dataset(dataset): # a folder that `save_to_disk` made
 
 def _load_saved(dataset): # -> `Dataset` or `DatasetDict`
     from datasets import load_from_disk
+    _check_hub_keys(dataset, is_folder=False)
     with read_errors(dataset.path): return load_from_disk(str(user_path(dataset.path)))
+
+# %% ../../nbs/data/02_sources.ipynb #3d90e15a
+def _filled_columns(features): # those whose mappings got keys that a row does not have
+    def is_table(feature):
+        if isinstance(feature, dict): return True
+        if isinstance(feature, (list, tuple)): return any(map(is_table, feature))
+        return hasattr(feature, 'feature') and is_table(feature.feature)
+    return [name for name, feature in (features or {}).items() if is_table(feature)]
+
+def _drop_filled_values(rows): # `datasets.Dataset` as it was written, in columns that may hold anything
+    for column in _filled_columns(rows.features): rows = _as_json(rows, column, drop_none)
+    return rows
 
 # %% ../../nbs/data/02_sources.ipynb #2d44fa8d
 def _load_from_hub(dataset, streaming=False): # -> {split: rows}
@@ -254,11 +321,9 @@ def _open_splits(dataset): # {split: function that gives its rows}
     elif files := source_files(dataset): return {name: partial(_cached_table, f, dataset) for name, f in files.items()}
     else: found = _load_from_hub(dataset)
     splits = {'train': found} if isinstance(found, Dataset) else found
-    return {name: lambda rows=rows: rows for name, rows in splits.items()}
+    return {name: lambda rows=rows: _drop_filled_values(rows) for name, rows in splits.items()}
 
 # %% ../../nbs/data/02_sources.ipynb #424fd499
-def _quoted(names): return ', '.join(f'`{n}`' for n in names)
-
 def _default_split(names, dataset, held_out): # where the YAML names none
     for name in ['test', 'validation'] if held_out else ['train']:
         if name in names: return name
@@ -345,10 +410,10 @@ def load_source(
 
 # %% ../../nbs/data/02_sources.ipynb #78ae294a
 def _validate_rows(rows, dataset): # yield rows that do not come from files, which look at them already
-    checks = _column_checks(dataset)
+    checks, filled = _column_checks(dataset), _filled_columns(getattr(rows, 'features', None))
     for i, row in enumerate(rows, 1):
         if problem := _value_problem(row, checks): raise UserError(f'{dataset.path}: row {i}: {problem}')
-        yield row
+        yield row | {c: drop_none(row[c]) for c in filled}
 
 # %% ../../nbs/data/02_sources.ipynb #848b33f0
 def _open_streamed_splits(dataset): # {split: function that yields its rows}
@@ -374,12 +439,27 @@ def iterate_source(
         if i == 999: check_source_columns(list(columns), dataset) # do not wait for the end
         if i % (dataset.shards or 1) == dataset.shards_idx: yield row | {'source': index, 'row': i}
 
+# %% ../../nbs/data/02_sources.ipynb #be4f91e2
+def check_sources(
+    entries, # `DatasetConfig` of each source
+    n=1000,  # how many rows are looked at
+):
+    "A `UserError` for what is wrong with the first rows of files on this machine; others are not looked at."
+    for dataset in entries:
+        splits, columns = None if _is_saved_dataset(dataset) else source_files(dataset), {}
+        if splits is None: continue
+        names = _split_names(dataset) if dataset.split else list(splits)
+        for name in names: _check_split_exists(name, splits, dataset)
+        files = [file for name in names for file in splits[name] if Path(file).is_file()]
+        for row in islice(iterate_files(files, dataset), n): columns |= dict.fromkeys(row)
+        if columns: check_source_columns(list(columns), dataset)
+
 # %% ../../nbs/data/02_sources.ipynb #b5e8266a
-def _as_json(rows, column): # the same values, in a column that may hold anything
+def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything
     from datasets import Features, Json
     features = Features({**rows.features, column: Json()})
     if rows.features[column] == features[column]: return rows
-    def convert(columns): return {column: [_dumps(v) for v in columns[column]]}
+    def convert(columns): return {column: [_dumps(change(v) if change else v) for v in columns[column]]}
     return rows.map(convert, batched=True, features=features)
 
 # %% ../../nbs/data/02_sources.ipynb #ffd0921f
@@ -404,14 +484,15 @@ def load_rows(
     config,              # `Config`
     which='datasets',    # or `'test_datasets'`
 ): # `datasets.Dataset`
-    "The rows of all sources, one below the other; where columns differ, only those that the formats read are kept."
+    "The rows of all sources, one below the other; where columns differ, those are kept that a format reads or should."
     from datasets import concatenate_datasets
     entries, held_out = getattr(config, which) or [], which == 'test_datasets'
     first = len(config.datasets) if held_out else 0
     tables = [load_source(d, first + i, config.seed, held_out) for i, d in enumerate(entries)]
     if any(t.features != tables[0].features for t in tables):
         known = {c for d in entries for c in get_format_columns(d)} | {'source', 'row', 'tests', 'group'}
-        tables = _align([t.select_columns([c for c in t.column_names if c in known]) for t in tables])
+        def is_kept(column): return column in known or is_telling(column)
+        tables = _align([t.select_columns([c for c in t.column_names if is_kept(c)]) for t in tables])
     return concatenate_datasets(tables)
 
 # %% ../../nbs/data/02_sources.ipynb #a14a0cb8
@@ -424,7 +505,8 @@ def split_dataset(
     size = config.val_set_size
     if not size: return rows, None
     n = int(size) if size > 1 else math.ceil(size * len(rows))
-    if n >= len(rows): raise UserError(f'val_set_size: {n} rows are to be held out, but there are only {len(rows)}.')
+    if n >= len(rows): raise UserError(f'val_set_size: {n} rows are to be held out, but there are only {len(rows)}.'
+                                     ' A text file is one row unless `sample_by` says otherwise.')
     order = np.random.default_rng(config.seed).permutation(len(rows))
     train, heldout = order[:len(rows) - n], order[len(rows) - n:]
     if not config.shuffle_merged_datasets: train = np.sort(train)

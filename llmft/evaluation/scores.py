@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import UserError, markdown_table, memory_errors, text_table, write_atomic
+from ..core import UserError, escape_markdown, log, markdown_table, memory_errors, text_table, write_atomic
 from ..data.dedup import prepare_rows
 from ..data.sources import load_rows
 from .sandbox import CodeResult, run_code_batch
@@ -116,7 +116,9 @@ def _tables(scores):
 def __str__(self: Scores): return '\n\n'.join(text_table(*table) for table in _tables(self))
 
 @patch
-def _repr_markdown_(self: Scores): return '\n\n'.join(markdown_table(*table) for table in _tables(self))
+def _repr_markdown_(self: Scores):
+    tables = [(header, [[escape_markdown(v) for v in row] for row in rows]) for header, rows in _tables(self)]
+    return '\n\n'.join(markdown_table(*table) for table in tables)
 
 # %% ../../nbs/evaluation/02_scores.ipynb #6f08c73e
 def _group_dict(c, n): # c of n rows passed
@@ -150,6 +152,12 @@ def _check_tests(rows): # a `UserError` where they are no Python
         if not isinstance(tests, str):
             raise UserError(f'`tests` must be text, lines of Python, not {repr(tests)[:60]} (row {n} of those with tests).')
 
+# %% ../../nbs/evaluation/02_scores.ipynb #84039dfb
+def _rows_with_tests(rows): # a list; a `UserError` if it would be empty
+    rows = [row for row in rows if row.get('tests')]
+    if not rows: raise UserError('no row has `tests`; pass@1 needs rows with a column of Python tests.')
+    return rows
+
 # %% ../../nbs/evaluation/02_scores.ipynb #2046217c
 def score_model(
     model,     # from `load_base` or `load_run`
@@ -162,8 +170,7 @@ def score_model(
 ): # (`Scores`, the answers)
     "Let the model answer each row and run the answers against the rows' tests."
     _check_allowed(run_code)
-    rows = [r for r in rows if r.get('tests')]
-    if not rows: raise UserError('no row has `tests`; pass@1 needs rows with a column of Python tests.')
+    rows = _rows_with_tests(rows)
     _check_tests(rows)
     answers = generate(model, tokenizer, rows, dataset, max_new_tokens=max_new_tokens, batch_size=50, progress=progress)
     programs = [(extract_code(answer), row['tests']) for answer, row in zip(answers, rows)]
@@ -179,15 +186,17 @@ def score_run(
 ) -> Scores:
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
     config = load_run_config(path)
+    log.info('reading the held-out rows')
     rows = load_rows(config, 'test_datasets') if config.test_datasets else prepare_rows(config).heldout
     dataset = (config.test_datasets or config.datasets)[0]
     if rows is None:
         raise UserError(f'{path}: this run has no held-out rows. '
                         'Give `test_datasets` or `val_set_size` in its YAML.')
+    rows = _rows_with_tests(rows)
     _check_allowed(run_code)
     chat = load_run(path, trust_remote_code=trust_remote_code)
     with memory_errors('while answering', 'Close what else uses the memory, or score on a larger machine.'):
-        scores, answers = score_model(chat.model, chat.tokenizer, list(rows), dataset, run_code=True, **kwargs)
+        scores, answers = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True, **kwargs)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))
     return scores
 

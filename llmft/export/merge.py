@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..config.config import load_config, save_config
-from ..core import UserError, check_writable, existing_parent, folder_atomic, memory_errors, user_path
+from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
 from ..inference.chat import load_run_config, load_saved_tokenizer, prompt_ids
 from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
@@ -134,6 +134,7 @@ def merge_adapter(
     run, out, config = user_path(run), user_path(out), load_run_config(run, trust_remote_code)
     _check_run(run)
     _check_out(out, overwrite)
+    log.info('loading the model')
     with memory_errors('while merging', 'A merge takes 2 bytes for each weight of the model (4 where it was saved in 32 '
                        'bits), in RAM. Close what else uses it, or merge on a larger machine.'):
         _write_merged(run, out, config, dtype or 'auto', overwrite)

@@ -4,22 +4,25 @@
 
 # %% auto #0
 __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream_generate', 'Chat', 'load_run_config', 'load_saved_tokenizer',
-           'AdapterRun', 'load_run', 'read_questions', 'check_questions', 'chat_loop']
+           'AdapterRun', 'load_run', 'read_questions', 'check_questions', 'label_answers', 'chat_loop']
 
 # %% ../../nbs/inference/01_chat.ipynb #c410816b
+import re
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from threading import Thread
+from textwrap import shorten
+from threading import Event, Thread
 
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError, memory_errors, user_path
+from ..core import UserError, log, memory_errors, user_path
 from ..data.files import file_format, read_file
 from ..data.sources import _column_checks, _value_problem
 from ..hub import check_json_files, model_errors
 from ..model.adapters import load_extra_adapter, load_saved_adapter, set_adapter
+from ..model.base import allow_quick_layout
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
 from ..tokens.encode import encode_turns
@@ -66,6 +69,18 @@ def _left_padded(prompts, pad_id, device): # lists of ids -> (input_ids, attenti
     ids = torch.tensor([[pad_id] * (n - len(p)) + p for p in prompts], device=device)
     return ids, torch.tensor([[0] * (n - len(p)) + [1] * len(p) for p in prompts], device=device)
 
+# %% ../../nbs/inference/01_chat.ipynb #0f80e2cc
+def _count_ended(bar, n_prompt, stop_ids): # a stopping criterion that shows in `bar` how many rows have an end
+    n_before = bar.n
+    def count(ids, scores, **_):
+        n_tokens = ids.shape[1] - n_prompt
+        if not bar.disable:
+            bar.set_postfix(tokens=n_tokens, refresh=False)
+            n_ended = sum(not stop_ids.isdisjoint(row) for row in ids[:, n_prompt:].tolist())
+            bar.update(n_before + n_ended - bar.n)
+        return False
+    return count
+
 # %% ../../nbs/inference/01_chat.ipynb #364bb815
 def generate_ids(
     model,     # from `load_base` or `load_run`
@@ -80,7 +95,7 @@ def generate_ids(
     "Continue each prompt until the model says that it is done."
     import torch
     from tqdm.auto import tqdm
-    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
+    kwargs = _generate_kwargs(allow_quick_layout(model), tokenizer, max_new_tokens, temperature, top_p)
     answers, stop_ids = [None] * len(prompts), set(kwargs['eos_token_id'])
     was_training = model.training
     model.eval()
@@ -88,10 +103,11 @@ def generate_ids(
     with torch.inference_mode(), bar:
         for indices in _batches_by_length(prompts, batch_size):
             ids, mask = _left_padded([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
-            continued = model.generate(input_ids=ids, attention_mask=mask, **kwargs)
+            n_before, count = bar.n, _count_ended(bar, ids.shape[1], stop_ids)
+            continued = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[count], **kwargs)
             new_ids = continued[:, ids.shape[1]:].tolist()
             for i, answer in zip(indices, new_ids): answers[i] = _until_stop(answer, stop_ids)
-            bar.update(len(indices))
+            bar.update(n_before + len(indices) - bar.n)
     model.train(was_training)
     return answers
 
@@ -122,16 +138,22 @@ def stream_generate(
     from transformers import TextIteratorStreamer
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     ids, mask = _left_padded([ids], tokenizer.pad_token_id, model.device)
-    kwargs = _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p)
-    errors = []
+    kwargs = _generate_kwargs(allow_quick_layout(model), tokenizer, max_new_tokens, temperature, top_p)
+    errors, stopped = [], Event()
     def run():
         try:
-            with torch.inference_mode(): model.generate(input_ids=ids, attention_mask=mask, streamer=streamer, **kwargs)
+            with torch.inference_mode():
+                model.generate(input_ids=ids, attention_mask=mask, streamer=streamer,
+                               stopping_criteria=[lambda *_, **__: stopped.is_set()], **kwargs)
         except BaseException as e: errors.append(e)
         finally: streamer.end()
     model.eval()
-    Thread(target=run, daemon=True).start()
-    yield from streamer
+    thread = Thread(target=run)
+    thread.start()
+    try: yield from streamer
+    finally:
+        stopped.set()
+        thread.join()
     if errors: raise errors[0]
 
 # %% ../../nbs/inference/01_chat.ipynb #0d7161a0
@@ -306,6 +328,7 @@ def load_run(
 ) -> Chat:
     "Open a run (or a merged model) for asking."
     path, config = user_path(path), load_run_config(path, trust_remote_code)
+    log.info(f'loading the model of {path}')
     if _is_whole(path/'model'): path = path/'model' # all weights were trained
     with memory_errors(f'while opening {path}', _MORE_MEMORY):
         chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
@@ -348,18 +371,59 @@ def check_questions(
         raise UserError(f'{source_name}: a question of `type: {dataset.type}` needs `{missing[0]}`; '
                         f'one row has {columns}.')
 
+# %% ../../nbs/inference/01_chat.ipynb #7ad332f7
+def _first_words(question): # a text, a row or messages -> one line that names it
+    if isinstance(question, dict): question = next(filter(None, question.values()), '')
+    if isinstance(question, list): question = [m for m in question if m.get('role') != 'assistant'][-1].get('content')
+    return shorten(str(question), 90, placeholder=' …')
+
+def label_answers(
+    questions, # from `read_questions`
+    answers,   # one text for each
+) -> str:
+    "The answers as one text; where there are several, each has a number and the beginning of its question."
+    if len(answers) == 1: return answers[0]
+    return '\n\n'.join(f'[{i}] {_first_words(question)}\n{answer.strip()}'
+                       for i, (question, answer) in enumerate(zip(questions, answers), 1))
+
 # %% ../../nbs/inference/01_chat.ipynb #02afd665
 _HELP = (
-    '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this.\n'
+    '/clear forgets the conversation, /quit ends (so does Ctrl-D), /help shows this. Ctrl-C stops an answer.\n'
     '/adapters lists what can be used, /use NAME takes another adapter, /use base the model without one.')
+_COMMANDS = '/adapters /clear /help /quit /use'.split()
 
+def _command(text): # the first word, if it is meant as a command
+    word = text.split()[0]
+    return word if re.fullmatch(r'/\w+', word) else None
+
+def _greeting(chat):
+    model = chat.config.base_model + (f' as tuned in {chat.path}' if chat.path else '')
+    memory = 'It remembers what was said.' if chat.multi_turn else 'Each question stands alone.'
+    return f'This is {model}. Type a question. {memory}\n{_HELP}'
+
+# %% ../../nbs/inference/01_chat.ipynb #5dba5ce4
 def _switch(chat, name): # `/use NAME`
-    try: print(chat.use(name))
+    try: chat.use(name)
     except UserError as e: print(e)
+    else: print(f'Now you ask {name}.')
 
 def _print_answer(chat, text, sampling):
-    for chunk in chat.stream(text, **sampling): print(chunk, end='', flush=True)
+    log.info('thinking')
+    try:
+        for chunk in chat.stream(text, **sampling): print(chunk, end='', flush=True)
+    except KeyboardInterrupt: print(' (stopped)', end='')
+    finally: log.info('')
     print()
+
+# %% ../../nbs/inference/01_chat.ipynb #b0672d0b
+def _run_command(chat, name, text): # `name`: the first word of `text`, a line with a slash
+    if name == '/use': _switch(chat, text.removeprefix(name).strip())
+    elif name == '/adapters': print(*chat.adapters)
+    elif name == '/clear':
+        chat.clear()
+        print('The conversation is forgotten.')
+    elif name == '/help': print(_HELP)
+    else: print(f'There is no command {name}.{_did_you_mean(name, _COMMANDS)}\n{_HELP}')
 
 # %% ../../nbs/inference/01_chat.ipynb #b7deb74d
 def chat_loop(
@@ -368,13 +432,13 @@ def chat_loop(
     **sampling, # as for `stream`
 ):
     "Read a line, stream the answer, until /quit."
-    print(chat, _HELP, sep='\n')
-    if not chat.multi_turn: print('This format has single questions: each answer stands alone.')
-    commands = {'/clear': chat.clear, '/help': lambda: print(_HELP), '/adapters': lambda: print(*chat.adapters)}
+    log.info('')
+    print(_greeting(chat))
     while True:
         try: text = input_fn('\n> ').strip()
         except EOFError: return
-        if text == '/quit': return
-        if text in commands: commands[text]()
-        elif text.split()[:1] == ['/use']: _switch(chat, text[4:].strip())
-        elif text: _print_answer(chat, text, sampling)
+        if not text: continue
+        command = _command(text)
+        if command == '/quit': return
+        if command: _run_command(chat, command, text)
+        else: _print_answer(chat, text, sampling)

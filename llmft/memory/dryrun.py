@@ -60,15 +60,17 @@ class StorageTracker(TorchDispatchMode):
 def memory_peaks(
     tracker,     # `StorageTracker`
     alignment=1, # bytes to whose multiple each storage is rounded up
-) -> dict: # {step: (bytes, module, {category: bytes})}
-    "The highest point of each step: how much, where, and what for."
+    place=lambda step, module: step, # what a high point belongs to
+) -> dict: # {place: (bytes, module, {category: bytes})}
+    "The highest point of each step, or of other places: how much, where, and what for."
     used, parts, peaks = 0, {}, {}
     for n, size, step, module in tracker.events:
         aligned = -(-abs(size)//alignment)*alignment
         change = aligned if size > 0 else -aligned
         category = tracker.categories[n]
         used, parts[category] = used + change, parts.get(category, 0) + change
-        if used > peaks.get(step, (-1,))[0]: peaks[step] = used, module, {k: v for k, v in parts.items() if v}
+        key = place(step, module)
+        if used > peaks.get(key, (-1,))[0]: peaks[key] = used, module, {k: v for k, v in parts.items() if v}
     return peaks
 
 # %% ../../nbs/memory/01_dryrun.ipynb #5f6aa3bb

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEMORY_PARTS', 'attention_for', 'dry_run', 'MemoryPlan', 'PlanError', 'plan_memory', 'compare_gpus', 'plan_summary',
-           'check_fits', 'fit_to_gpu', 'save_fitted_config']
+           'check_fits']
 
 # %% ../../nbs/memory/03_plan.ipynb #c7a09505
 import copy, functools, json, warnings
@@ -15,10 +15,10 @@ from textwrap import indent
 
 from fastcore.basics import patch
 
-from ..config.config import Config, dump_yaml, load_config
-from ..core import UserError, markdown_table, silence_warnings, text_table, user_path, write_atomic
-from ..hub import is_local_path
-from ..hub import model_errors
+from ..config.config import Config, load_config
+from ..core import UserError, log, markdown_table, silence_warnings, text_table
+from ..hub import is_local_path, model_errors
+from .layers import Places, extend, extend_peaks, keep_layers, layer_pattern, names_layers
 from ..model.adapters import add_adapter
 from ..model.base import _cpu_has_bf16, choose_dtype, choose_optimizer, load_hf_config, requested_precision
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
@@ -39,19 +39,26 @@ def attention_for(
     if limit and config.attn_implementation != 'flash_attention_2': return 'eager'
     return 'sdpa' if config.attn_implementation == 'auto' else config.attn_implementation
 
-# %% ../../nbs/memory/03_plan.ipynb #20855c54
-def _bare_model(config, hf_config, gpu, tracker, device): # (model, number of its weights, of its largest tensor's)
+# %% ../../nbs/memory/03_plan.ipynb #980302e0
+def _empty_model(config, hf_config, dtype, device): # as loading builds it, before there are weights
     import torch
     from transformers import AutoModelForCausalLM
-    from llmft.memory.dryrun import model_tensors, quantize_layers
-    dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
     attention = 'eager' if attention_for(config, hf_config) == 'eager' else 'sdpa'
     with torch.device(device), model_errors(config.base_model):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(hf_config), dtype=dtype, attn_implementation=attention,
             trust_remote_code=config.trust_remote_code)
-    sizes = [p.numel() for p in model.parameters()]
-    if bits: quantize_layers(model, bits, dtype)
     model.name_or_path = config.base_model # an adapter that is continued asks for it
+    return model
+
+# %% ../../nbs/memory/03_plan.ipynb #20855c54
+def _bare_model(config, hf_config, gpu, tracker, device, layers): # (model, number of its weights, of its largest's)
+    import torch
+    from llmft.memory.dryrun import model_tensors, quantize_layers
+    dtype, bits = _number_format(gpu, config), 4 if config.load_in_4bit else 8 if config.load_in_8bit else None
+    model = _empty_model(config, hf_config, dtype, device)
+    sizes = [p.numel() for p in model.parameters()]
+    if layers: keep_layers(model, *layers)
+    if bits: quantize_layers(model, bits, dtype)
     tracker.step = 'load'
     for t in model_tensors(model.requires_grad_(False)): tracker.track(t, 'weights')
     if bits:
@@ -102,11 +109,11 @@ def _kernel_choice(gpu, attention): # function (query, has_mask, enable_gqa) -> 
 # %% ../../nbs/memory/03_plan.ipynb #64bc4445
 def _loss_function(model, gpu, amp): # (loss, context that it needs) for this GPU
     from torch.utils import checkpoint
-    from trl.trainer.utils import add_fused_lm_head
     from llmft.memory.dryrun import fake_triton_kernels, fused_lm_head_loss, patched
     if gpu.kind != 'cuda' and has_plain_lm_head(model.config):
         with_format = functools.partial(checkpoint.checkpoint, context_fn=lambda: (nullcontext(), amp()))
         return chunked_cross_entropy, patched((checkpoint, 'checkpoint', with_format))
+    from trl.trainer.utils import add_fused_lm_head
     add_fused_lm_head(model, outputs=('log_probs', 'entropy', 'is_top1'))
     return fused_lm_head_loss, fake_triton_kernels(gpu.kind == 'cuda')
 
@@ -134,6 +141,7 @@ def dry_run(
     hf_config, # from `load_hf_config`
     gpu,       # `Gpu`
     device='meta', # `cpu`: a real run with random weights, to compare with
+    layers=None, # (name of the list of layers, how many of them to run); `None`: all
 ): # (`StorageTracker`, facts about the model: number of its weights, of its largest tensor's)
     "The run's steps without weights."
     from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, autocast, training_step
@@ -146,7 +154,7 @@ def dry_run(
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for context in _replacements(config, gpu, attention, device): stack.enter_context(context)
-        model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device)
+        model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device, layers)
         loss, kernels = _loss_function(model, gpu, amp)
         stack.enter_context(kernels)
         model = _add_adapter(model, config, tracker, amp, device)
@@ -212,18 +220,32 @@ def _gpu_class(gpu): # a `Gpu` that stands for all with the same kernels and num
     if gpu.kind != 'cuda': return Gpu('', 0, kind=gpu.kind)
     return Gpu('', 0, (8, 0) if gpu.capability >= (8, 0) else (7, 5))
 
+# %% ../../nbs/memory/03_plan.ipynb #e6999f0e
+def _pattern_of(config, hf_config): # `LayerPattern`, or `None` if all layers have to be run
+    if not names_layers(config): return layer_pattern(_empty_model(config, hf_config, None, 'meta'))
+
+def _run_layers(config, hf_config, gpu, pattern, n): # (peaks by place, {category: bytes that were ever made}, facts)
+    from llmft.memory.dryrun import memory_peaks
+    tracker, facts = dry_run(config, hf_config, gpu, layers=(pattern.name, n) if pattern else None)
+    totals = {}
+    for storage, size, *_ in tracker.events:
+        category = tracker.categories[storage]
+        totals[category] = totals.get(category, 0) + max(size, 0)
+    place = dict(place=Places(pattern, n)) if pattern else {}
+    return memory_peaks(tracker, 512 if gpu.kind == 'cuda' else 1, **place), totals, facts
+
 # %% ../../nbs/memory/03_plan.ipynb #0edd0ae3
 _HF_CONFIGS = {} # JSON -> configuration of transformers
 
 @functools.lru_cache(maxsize=64)
 def _cached_dry_run(config, hf_config, gpu): # both configurations as JSON
-    from llmft.memory.dryrun import memory_peaks
-    tracker, facts = dry_run(Config.model_validate_json(config), _HF_CONFIGS[hf_config], gpu)
-    totals = {}
-    for n, size, *_ in tracker.events:
-        category = tracker.categories[n]
-        totals[category] = totals.get(category, 0) + max(size, 0)
-    peaks = memory_peaks(tracker, 512 if gpu.kind == 'cuda' else 1)
+    run = Config.model_validate_json(config), _HF_CONFIGS[hf_config]
+    pattern = _pattern_of(*run)
+    if pattern:
+        few, few_totals, facts = _run_layers(*run, gpu, pattern, pattern.short)
+        more, more_totals, _ = _run_layers(*run, gpu, pattern, pattern.long)
+        peaks, totals = extend_peaks(few, more, pattern), extend(few_totals, more_totals, pattern.repeats)
+    else: peaks, totals, facts = _run_layers(*run, gpu, None, None)
     return {step: peak for step, peak in peaks.items() if step != 'start'}, totals, facts
 
 def _step_peaks(config, hf_config, gpu): # (peaks of the steps, {category: bytes that were ever made}, facts)
@@ -302,6 +324,7 @@ def plan_memory(
 ) -> MemoryPlan:
     "What a run would hold on the GPU, in the RAM and on the disk; no weights are needed."
     config, this_machine = _config_of(config), gpu is None
+    log.info('trying a step without weights, for the memory that it takes')
     gpu, hf_config = find_gpu(gpu), load_hf_config(config, base)
     try: peaks, totals, facts = _step_peaks(config, hf_config, gpu)
     except UserError: raise
@@ -419,85 +442,3 @@ def check_fits(
         raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n'
             '`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
     say(f'memory: {plan.head()}')
-
-# %% ../../nbs/memory/03_plan.ipynb #2566bd1d
-def _plan_rows(config, micro_batch_size, gpu, base): # the plan with so many rows at a time
-    accumulation = config.micro_batch_size*config.gradient_accumulation_steps//micro_batch_size
-    config = load_config(config, micro_batch_size=micro_batch_size, gradient_accumulation_steps=accumulation)
-    plan = plan_memory(config, gpu, base)
-    if plan.fits() or (config.eval_batch_size or 0) <= micro_batch_size: return plan
-    return plan_memory(load_config(plan.config, eval_batch_size=micro_batch_size), gpu, base)
-
-# %% ../../nbs/memory/03_plan.ipynb #90c944ba
-def _most_rows(config, gpu, base): # (the plan with the most rows that fits, or None; the plan with one row)
-    rows = config.micro_batch_size*config.gradient_accumulation_steps
-    sizes = [n for n in range(1, rows + 1) if rows % n == 0]
-    best = one = _plan_rows(config, 1, gpu, base)
-    if not one.fits(): return None, one
-    low, high = 1, len(sizes) - 1 # sizes[low:high + 1] are not tried yet
-    while low <= high:
-        middle = (low + high + 1)//2
-        plan = _plan_rows(config, sizes[middle], gpu, base)
-        if plan.fits(): best, low = plan, middle + 1
-        else: high = middle - 1
-    return best, one
-
-# %% ../../nbs/memory/03_plan.ipynb #ca35ffb9
-def _candidate_settings(config, gpu): # the settings to try, fastest first: (changes, why)
-    yield dict(gradient_checkpointing=False), ('there is room to keep all results of the layers, '
-        'and computing them twice takes about 30% more time')
-    changes = dict(gradient_checkpointing=True)
-    yield changes, 'without it not even one row fits'
-    if 'adam' in config.optimizer and '8bit' not in config.optimizer:
-        changes = changes | dict(optimizer='paged_adamw_8bit' if gpu.kind == 'cuda' else 'adamw_bnb_8bit')
-        yield changes, 'the optimizer remembers in 8 bits, because in 32 not even one row fits'
-    length = config.sequence_len//2
-    while length >= 128:
-        why = f'LAST RESORT: nothing else fits. Texts above {length} tokens are left out'
-        yield changes | dict(sequence_len=length), why
-        length //= 2
-
-# %% ../../nbs/memory/03_plan.ipynb #f418ce78
-_REASONS = dict(
-    micro_batch_size='the most rows for which a step fits',
-    gradient_accumulation_steps='keeps the number of rows that learn together',
-    eval_batch_size='an evaluation of more rows does not fit')
-
-# %% ../../nbs/memory/03_plan.ipynb #b9157a7c
-def _nothing_fits(config, gpu, one): # the error when even the shortest row, in the plan `one`, is too much
-    gpus = [name for name, g in known_gpus().items() if g.kind == 'cuda' and one.peak_bytes <= g.memory]
-    qlora = '' if config.load_in_4bit else ' `adapter: qlora` keeps the weights in a quarter of the room.'
-    weights = one.parts.get('weights', 0) + one.parts['adapter']
-    return UserError(f'Nothing makes this run fit on {gpu}: one row of {one.config.sequence_len} tokens still needs '
-        f'{_size(one.peak_bytes)}, {_size(weights)} of it for the weights.{qlora} '
-        f'With room: {", ".join(gpus) or "none in the list"}.')
-
-# %% ../../nbs/memory/03_plan.ipynb #e0b506ab
-def fit_to_gpu(
-    config,    # `Config`, or what `load_config` takes
-    gpu=None,  # name of a GPU, or a size such as `15GiB`; `None`: the one of this machine
-    base=None, # the model's `config.json` as a `dict`, or its folder, instead of `base_model`
-    say=print, # where the changes go, a line each; `None` for silence
-) -> Config:
-    "The fastest settings that fit, by plans alone; each change is said with its reason."
-    config, gpu = _config_of(config), find_gpu(gpu)
-    for changes, why in _candidate_settings(config, gpu):
-        best, one = _most_rows(load_config(config, **changes), gpu, base)
-        if best: break
-    else: raise _nothing_fits(config, gpu, one)
-    reasons = _REASONS | dict.fromkeys(changes, why)
-    if len(changes) > 1: reasons['gradient_checkpointing'] = 'without it not even one row fits'
-    changed = [(key, getattr(config, key), new) for key, new in best.config if getattr(config, key) != new]
-    lines = [f'{key}: {old} -> {new}: {reasons[key]}' for key, old, new in changed] or ['Nothing has to change.']
-    if say:
-        for line in lines: say(line)
-    return best.config
-
-# %% ../../nbs/memory/03_plan.ipynb #ae8357de
-def save_fitted_config(
-    config, # from `fit_to_gpu`
-    path,   # YAML file to write; one that exists is a `UserError`
-) -> Path:
-    "Write the keys that were given and those that were changed."
-    if user_path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
-    return write_atomic(path, dump_yaml(config.model_dump(mode='json', exclude_unset=True)))

@@ -18,6 +18,7 @@ from fastcore.basics import patch
 from ..config.config import _did_you_mean
 from ..core import UserError, markdown_table, user_path
 from ..hub import is_local_path, model_errors, resolve_model
+from .base import keep_layout
 from ..tokens.special import new_token_ids
 
 # %% ../../nbs/model/03_adapters.ipynb #713fa2c1
@@ -301,6 +302,7 @@ def add_adapter(
     import torch
     get_peft_model = import_peft().get_peft_model
     torch.manual_seed(config.seed)
+    keep_layout(model)
     if config.adapter == 'full': return cast_trainable_to_float32(model.requires_grad_(True))
     if config.lora_model_dir: return cast_trainable_to_float32(load_trainable_adapter(model, config), config)
     method, autocast = config.peft_init_lora_weights, config.peft_autocast_adapter_dtype

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['load_hf_config', 'Choice', 'Hardware', 'requested_precision', 'choose_dtype', 'choose_attention',
            'has_attention_softcap', 'choose_optimizer', 'choose_tf32', 'choose_workers', 'choose_batch_layout',
-           'detect_hardware', 'load_base']
+           'detect_hardware', 'keep_layout', 'allow_quick_layout', 'load_base']
 
 # %% ../../nbs/model/02_base.ipynb #a2e79e0f
 import os, re
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -324,9 +325,34 @@ def _quantization_config(config, dtype): # `BitsAndBytesConfig` or None
     return BitsAndBytesConfig(**options | config.bnb_config_kwargs)
 
 # %% ../../nbs/model/02_base.ipynb #9e50952d
-def _keep_layout(model): # 4-bit layers stay trainable whatever they are used for in between
-    for module in model.modules():
-        if hasattr(module, 'support_avx512bf16_for_cpu'): module.support_avx512bf16_for_cpu = False
+def _linear4bit(model): return (m for m in model.modules() if hasattr(m, 'support_avx512bf16_for_cpu'))
+
+def keep_layout(
+    model, # from `load_base`
+): # `model`
+    "Let 4-bit layers have the layout that can be trained, exactly as they were loaded."
+    for layer in _linear4bit(model):
+        layer.support_avx512bf16_for_cpu, weight = False, layer.weight
+        if not getattr(weight.quant_state, 'packing_format_for_cpu', False): continue
+        from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse as unpack
+        weight.data, _ = unpack(weight.data, weight.quant_state) # the scales come back rounded
+        weight.quant_state = layer.quant_state = layer.loaded_state
+    return model
+
+# %% ../../nbs/model/02_base.ipynb #3ab4fb14
+def allow_quick_layout(
+    model, # from `load_base` or `load_run`
+): # `model`
+    "Let 4-bit layers generate with bitsandbytes' own product, where the CPU has one and nothing is trained."
+    layers = [*_linear4bit(model)]
+    if not layers or any(p.requires_grad for p in model.parameters()): return model
+    from bitsandbytes.functional import has_avx512bf16
+    for layer in layers if has_avx512bf16() else ():
+        state = layer.weight.quant_state
+        if layer.support_avx512bf16_for_cpu or state is None: continue
+        rows, columns = state.shape
+        if layer.weight.device.type != 'cpu' or rows % 32 or columns % state.blocksize: continue
+        layer.loaded_state, layer.support_avx512bf16_for_cpu = copy(state), True
     return model
 
 # %% ../../nbs/model/02_base.ipynb #f711336f
@@ -414,4 +440,4 @@ def load_base(
     with model_errors(config.base_model), _one_weight_at_a_time() if quantization else nullcontext():
         model, loaded = AutoModelForCausalLM.from_pretrained(name, **kwargs, output_loading_info=True)
     _check_loaded(config, loaded)
-    return _keep_layout(resize_embeddings(model, config)).requires_grad_(False)
+    return keep_layout(resize_embeddings(model, config)).requires_grad_(False)

@@ -9,10 +9,10 @@ __all__ = ['DIALOGUE_TEMPLATES', 'DialogueTemplate', 'dialogue_turns']
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from .chat import (
-    _ANSWER_PLACEHOLDER, _chat_question_to_row, _chat_columns, CHAT_TYPE_DEFAULTS, chat_messages)
+from .chat import _ANSWER_PLACEHOLDER, _LABELS, _chat_columns, _chat_question_to_row
 from .formats import _factory_turns, _FACTORY_TEMPLATES, _VICUNA_SYSTEM
-from .turns import RowError, Turn, control_tokens, escape_special_tokens, register_format
+from .messages import CHAT_TYPE_DEFAULTS, _unread_remark, chat_messages, conversation_remarks
+from .turns import RowError, Turn, Turns, control_tokens, escape_special_tokens, register_format
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #d7aac6af
 @dataclass(frozen=True)
@@ -45,15 +45,26 @@ DIALOGUE_TEMPLATES = {
 }
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #736a80eb
-def _question_answer_pairs(messages): # list of `Message` -> the system text or None, [(question, answer), …]
-    messages = [(m.message['role'], m.message.get('content', '')) for m in messages]
-    system = messages.pop(0)[1] if messages[0][0] == 'system' else None
-    if messages and messages[0][0] == 'assistant': messages.pop(0)
-    for (role, _), expected in zip(messages, cycle(['user', 'assistant'])):
+def _question_answer_pairs(messages): # list of `Message` -> the system text or None, [(question, answer, is it learned), …]
+    messages = list(messages)
+    if any(m.message.get('tool_calls') for m in messages): raise RowError('this format cannot write tool calls')
+    system = messages.pop(0).message['content'] if messages[0].message['role'] == 'system' else None
+    if messages and messages[0].message['role'] == 'assistant': messages.pop(0)
+    for m, expected in zip(messages, cycle(['user', 'assistant'])):
+        role = m.message['role']
         if role not in ('user', 'assistant'): raise RowError(f'this format cannot write the role `{role}` here')
         if role != expected: raise RowError('two questions or two answers follow each other')
-    contents = [content for _, content in messages]
-    return system, list(zip(contents[::2], contents[1::2]))
+    pairs = zip(messages[::2], messages[1::2])
+    return system, [(q.message['content'], a.message['content'], a.train is not False) for q, a in pairs]
+
+# %% ../../nbs/prompts/04_dialogues.ipynb #bf86e510
+def _dialogue_remarks(messages): # (name of a finding, what is the matter): what these forms do not write
+    remarks = [(name, text) for name, text in conversation_remarks(messages) if 'begins with an answer' not in text]
+    roles = [m.message['role'] for m in messages]
+    if 'assistant' in roles and 'user' not in roles[:roles.index('assistant')]:
+        remarks.append(('unread_content', 'the format leaves out the greeting in front of the first question'))
+    names = dict.fromkeys(k for m in messages for k, v in m.message.items() if v)
+    return remarks + [_unread_remark(k, 'the format leaves out') for k in names if k not in (*_LABELS, 'content')]
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #381cbd49
 def dialogue_turns(
@@ -71,7 +82,7 @@ def dialogue_turns(
     if system is None: system = template.default_system
     else: system = template.system_template.format(system=escape_special_tokens(system, special))
     turns, separator = [], ''
-    for i, (question, answer) in enumerate(pairs):
+    for i, (question, answer, learned) in enumerate(pairs):
         prompt = (template.user if i else template.first_user).format(system=system, text=escape(question))
         turns.append(Turn(separator + prompt, control=control, joined=i > 0, begin=True))
         if answer == _ANSWER_PLACEHOLDER: return turns + [Turn('', trained=True, joined=True)]
@@ -79,13 +90,19 @@ def dialogue_turns(
         separator = template.separator.replace('<s>', bos) if answer else ''
         if not answer: continue
         text = template.assistant.format(text=escape(answer)) + eos
-        turns.append(Turn(text, trained=True, end=not control, control=control, joined=True))
-    return turns + [Turn(separator, trained=True, control=True, joined=True)] * bool(separator)
+        turns.append(Turn(text, trained=learned, end=not control, control=control, joined=True))
+    return turns + [Turn(separator, trained=learned, control=True, joined=True)] * bool(separator)
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #42d69b14
 def _dialogue_format(template): # `DialogueTemplate` -> the function of its format
-    def turns(row, dataset, tokenizer): return dialogue_turns(chat_messages(row, dataset), template, tokenizer)
+    def turns(row, dataset, tokenizer):
+        messages = chat_messages(row, dataset)
+        turns = Turns(dialogue_turns(messages, template, tokenizer))
+        turns.remarks = _dialogue_remarks(messages)
+        return turns
     return turns
+
+def _system_column(dataset): return ['system']
 
 _CONVERSATION = {'conversations': [
     {'from': 'human', 'value': 'Who are you?'}, {'from': 'gpt', 'value': 'A parrot.'},
@@ -99,26 +116,28 @@ for name, template, description in (
         ('llama2_chat', 'llama2_chat', 'Conversations as Llama 2 writes them: `[INST]` and `[/INST]`.')):
     CHAT_TYPE_DEFAULTS[name] = CHAT_TYPE_DEFAULTS['sharegpt']
     register_format(name, _dialogue_format(DIALOGUE_TEMPLATES[template]), _chat_columns, _chat_question_to_row,
-        _CONVERSATION, description, handles_train_on_inputs=True)
+        _CONVERSATION, description, _system_column, handles_train_on_inputs=True)
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #96672f70
 _PREFIX = {'system': '<|system|>Persona: ', 'user': '<|user|> ', 'assistant': '<|model|>'}
 
 def _pygmalion(row, dataset, tokenizer):
     "A character and a conversation with it, as Pygmalion writes them: `<|system|>`, `<|user|>`, `<|model|>`."
-    special, turns = control_tokens(tokenizer) if tokenizer else (), []
-    for m in chat_messages(row, dataset):
-        role, content = m.message['role'], m.message['content']
+    special, turns, messages = control_tokens(tokenizer) if tokenizer else (), Turns(), chat_messages(row, dataset)
+    turns.remarks = _dialogue_remarks(messages)
+    for m in messages:
+        role, content = m.message['role'], m.message.get('content', '')
         if role not in _PREFIX: raise RowError(f'this format cannot write the role `{role}` here')
+        if m.message.get('tool_calls'): raise RowError('this format cannot write tool calls')
         if role == 'system': content = content.removesuffix('\n<START>')
         content = escape_special_tokens(content.strip(), special)
         if role != 'assistant':
             turns.append(Turn(_PREFIX[role] + content, control=True, begin=role == 'system'))
             continue
         is_open = content == _ANSWER_PLACEHOLDER # the model will write it
-        answer = '' if is_open else f' {content}'
+        answer, learned = '' if is_open else f' {content}', m.train is not False
         turns.append(Turn(_PREFIX[role], control=True))
-        turns.append(Turn(answer, trained=True, end=not is_open, control=True, joined=True))
+        turns.append(Turn(answer, trained=learned, end=not is_open, control=True, joined=True))
     return turns
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #19a2cf28
@@ -128,7 +147,7 @@ _CHARACTER = {'conversations': [
     {'role': 'bot', 'value': 'Hello! Hello!'}]}
 
 register_format('pygmalion', _pygmalion, _chat_columns, _chat_question_to_row, _CHARACTER,
-    handles_train_on_inputs=True);
+    optional_columns=_system_column, handles_train_on_inputs=True);
 
 # %% ../../nbs/prompts/04_dialogues.ipynb #2bed5239
 def _factory_exchange(template, question, answer, system, tokenizer): # the turns of one question and its answer
@@ -143,14 +162,16 @@ def _factory_dialogue(template): # `_FactoryTemplate` -> the function of its for
         messages = chat_messages(row, dataset)
         if messages[-1].message['role'] != 'assistant': raise RowError('the conversation does not end with an answer')
         system, pairs = _question_answer_pairs(messages)
-        first, later, out = template, replace(template, default_system=''), []
-        for i, (question, answer) in enumerate(pairs):
+        first, later, out = template, replace(template, default_system=''), Turns()
+        for i, (question, answer, learned) in enumerate(pairs):
             if i and template.add_bos: out.append(Turn(tokenizer.bos_token, control=True))
-            out += _factory_exchange(later if i else first, question, answer, '' if i else system, tokenizer)
+            exchange = _factory_exchange(later if i else first, question, answer, '' if i else system, tokenizer)
+            out += exchange if learned else [replace(t, trained=False) for t in exchange]
+        out.remarks = _dialogue_remarks(messages)
         return out
     return turns
 
 for name, template in _FACTORY_TEMPLATES.items():
     CHAT_TYPE_DEFAULTS[f'llamafactory_chat:{name}'] = CHAT_TYPE_DEFAULTS['sharegpt']
     register_format(f'llamafactory_chat:{name}', _factory_dialogue(template), _chat_columns, _chat_question_to_row,
-        _CONVERSATION, f"Conversations in LLaMA-Factory's template `{name}`.")
+        _CONVERSATION, f"Conversations in LLaMA-Factory's template `{name}`.", _system_column)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Turn', 'escape_special_tokens', 'unescape_special_tokens', 'control_tokens', 'render', 'PromptFormat',
-           'register_format', 'prompt_formats', 'find_format', 'check_columns', 'RowError', 'row_to_turns',
+           'register_format', 'prompt_formats', 'find_format', 'check_columns', 'RowError', 'Turns', 'row_to_turns',
            'prompt_turns', 'generation_prompt']
 
 # %% ../../nbs/prompts/01_turns.ipynb #03faa127
@@ -135,21 +135,53 @@ def find_format(
                     f'Families: {", ".join(_families(known))}; `prompt_formats()` lists all.')
 
 # %% ../../nbs/prompts/01_turns.ipynb #936e9da7
+_TELLING_COLUMNS = { # columns -> the `type` that reads them
+    ('prompt', 'completion'): 'prompt_completion',
+    ('messages',): 'chat_template',
+    ('conversations',): 'sharegpt',
+    ('conversation',): 'chat_template` with `field_messages: conversation',
+    ('segments',): 'input_output',
+    ('text',): 'completion',
+}
+
+def _suggest_type(present, row=None): # the `type` that columns look like, or None; `row` tells more where there is one
+    found = next((type for columns, type in _TELLING_COLUMNS.items() if {*columns} <= {*present}), None)
+    values = [row.get(c) for c in ('prompt', 'completion', 'conversations')] if row else []
+    if found == 'prompt_completion' and isinstance(values and values[0], list): return 'prompt_completion_chat'
+    messages = values[2] if values and isinstance(values[2], list) and values[2] else [{}]
+    if found == 'sharegpt' and 'role' in messages[0]: return 'chat_template` with `field_messages: conversations'
+    return found
+
+# %% ../../nbs/prompts/01_turns.ipynb #a201fbc1
 def check_columns(
-    present, # names of the columns that are there
-    dataset, # `DatasetConfig`
+    present,  # names of the columns that are there
+    dataset,  # `DatasetConfig`
+    row=None, # a row, so that its values may tell which format it has
 ):
-    "A `UserError` that names the missing columns and those that are there."
+    "A `UserError` that names the missing columns, those that are there, and the format that they look like."
     fmt = find_format(dataset.type)
     missing = [c for c in fmt.columns(dataset) if c not in present]
     if not missing: return
     needed, found = (', '.join(f'`{c}`' for c in columns) for columns in (missing, present))
-    raise UserError(f'{dataset.path}: `type: {fmt.name}` needs the column{"s" * (len(missing) > 1)} {needed}; '
-                    f'there are {found}. Rename a column or choose another `type`.')
+    type, plural = _suggest_type(present, row), 's' * (len(missing) > 1)
+    advice = f'These rows look like `type: {type}`.' if type else 'Rename a column or choose another `type`.'
+    if 'type' not in dataset.model_fields_set and type:
+        raise UserError(f'{dataset.path}: the entry has no `type`, and the columns are {found}. {advice} Write that.')
+    given = '' if 'type' in dataset.model_fields_set else ', which is meant where no `type` is given,'
+    raise UserError(f'{dataset.path}: `type: {fmt.name}`{given} needs the column{plural} {needed}; '
+                    f'there are {found}. {advice}')
 
 # %% ../../nbs/prompts/01_turns.ipynb #83260341
 class RowError(UserError):
     "This one row cannot be used; the message is the reason, short enough to be counted."
+
+class Turns(list):
+    "Turns, and what is to be said of the row that they come from."
+    remarks = () # (name of a finding, what is the matter), …
+
+# %% ../../nbs/prompts/01_turns.ipynb #a9c69b03
+def _empty_answer(turns): # the reason
+    return 'the answer is empty' if any(not t.trained for t in turns) else 'the text is empty'
 
 def row_to_turns(
     row,                   # a row of data
@@ -157,13 +189,15 @@ def row_to_turns(
     tokenizer=None,        # for formats that write control tokens, and for `chat_template`
     keep_empty=False,      # may the answer be empty, so that only the end of the text is learned
     train_on_inputs=False, # is the prompt learned too
-) -> list[Turn]:
+) -> Turns: # list of `Turn`, with `remarks`
     "A row as turns; `RowError` if nothing in it can be learned."
-    turns = [t for t in find_format(dataset.type).turns(row, dataset, tokenizer) if t.text or t.end]
+    made = find_format(dataset.type).turns(row, dataset, tokenizer)
+    turns = Turns(t for t in made if t.text or t.end)
+    turns.remarks = getattr(made, 'remarks', ())
     trained = [t for t in turns if t.trained]
-    if not keep_empty and trained and not any(t.text.strip() for t in trained): raise RowError('the answer is empty')
-    if train_on_inputs: return [replace(t, trained=True) for t in turns]
-    if not trained: raise RowError('nothing in it is learned')
+    if not keep_empty and trained and not any(t.text.strip() for t in trained): raise RowError(_empty_answer(turns))
+    if not trained and not train_on_inputs: raise RowError('nothing in it is learned')
+    if train_on_inputs: turns[:] = [replace(t, trained=True) for t in turns]
     return turns
 
 # %% ../../nbs/prompts/01_turns.ipynb #95fd8a0d

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LEVELS', 'FINDINGS', 'TokenTable', 'token_table', 'trained_span_ends', 'eos_problems', 'whitespace_ids',
            'bos_problems', 'repeated_answers', 'FindingKind', 'findings_reference', 'Finding', 'format_row_numbers',
-           'make_finding', 'make_findings', 'check_ignore_findings', 'raise_on_findings']
+           'make_finding', 'make_findings', 'remark_findings', 'check_ignore_findings', 'raise_on_findings']
 
 # %% ../../nbs/tokens/06_findings.ipynb #d34f2f91
+import json
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -30,6 +31,7 @@ class TokenTable:
     split_index: np.ndarray     # (rows,) 0, 1, … where a row was split
     cut: np.ndarray             # (rows,) tokens that were cut away
     special_in_text: np.ndarray # (rows,) special tokens that are spelled in the data
+    remarks: list = ()          # (rows,) what is to be said of each, in JSON, or None
 
     def __len__(self): return len(self.offsets) - 1
 
@@ -44,7 +46,8 @@ def token_table(
     names = ('source', 'row', 'piece', 'cut', 'special_in_text')
     source, row, piece, cut, special_in_text = (columns[name].to_numpy() for name in names)
     return TokenTable(input_ids, labels != IGNORE_INDEX, np.append(0, np.cumsum(lengths)), source, row + 1,
-                      columns['reason'].to_pylist(), piece, cut, special_in_text)
+                      columns['reason'].to_pylist(), piece, cut, special_in_text,
+                      columns['remarks'].to_pylist() if 'remarks' in columns else [None] * len(lengths))
 
 # %% ../../nbs/tokens/06_findings.ipynb #95281824
 @patch(as_prop=True)
@@ -176,6 +179,12 @@ FINDINGS = {
         'The model would not learn to stop. Write the end into the answers, or set `train_on_eos: turn`.'),
     'unstable_template': FindingKind('stop', .05, 'the chat template writes a turn differently when more follows',
         'Training would differ from use. Give another `chat_template`, such as `chatml`.'),
+    'forced_thought': FindingKind('stop', .05, 'the prompt of the chat template does not fit the answers',
+        'Training would differ from use. Set what is named, if anything is, or give another `chat_template`.'),
+    'unfit_template': FindingKind('stop', 1 / 3, 'the chat template cannot write what the rows hold',
+        'These rows are left out. Give another `chat_template`.'),
+    'unread_training_flag': FindingKind('stop', 0, 'the row says that something is not learned, and that is not obeyed',
+        'Name the property in `message_field_training`, with true and false as values, or take it out of the data.'),
     'prompt_differs': FindingKind('stop', .05,
         'what is sent when somebody asks is not the beginning of what is trained',
         'Remove `allow_merged_tokens`, or give another `chat_template`.'),
@@ -204,6 +213,12 @@ FINDINGS |= {
 FINDINGS |= {
     'repeated_answer': FindingKind('warn', .05, 'the same long answer',
         'It will be learned best of all. Remove repetitions that are no answers.'),
+    'unread_content': FindingKind('warn', 0, 'the row holds something that is neither read nor written',
+        'Choose a `type` or `chat_template` that has a place for it, or take it out of the data.'),
+    'unread_property': FindingKind('note', 0, 'the row holds something that is not read', 'See that nothing is lost.'),
+    'tool_calls': FindingKind('warn', 0, 'tool calls are not in order', 'Mend these rows or leave them out.'),
+    'role_order': FindingKind('warn', .05, 'the roles do not follow each other as in a conversation',
+        'See that no message is missing.'),
     'duplicates': FindingKind('note', 0, 'the row stands in the data more than once',
         'Only the first is kept; `dedup: off` keeps all.'),
     'near_duplicates': FindingKind('warn', .05, 'nearly the same as an earlier row',
@@ -284,6 +299,20 @@ def make_findings(
         rows = np.unique(table.row[affected]).tolist()
         findings += make_finding(name, table.n_rows(affected), table.n_rows(mask), rows, source)
     return findings
+
+# %% ../../nbs/tokens/06_findings.ipynb #a848ed81
+def remark_findings(
+    table,     # `TokenTable`
+    mask,      # (rows,) those of one source
+    source='', # the source
+) -> list[Finding]:
+    "The findings of one source, from what was said of each row when it was read."
+    rows = {} # (name, what is the matter) -> numbers of rows
+    for i in np.flatnonzero(mask & (table.split_index == 0)):
+        for name, text in json.loads(table.remarks[i] or '[]'): rows.setdefault((name, text), {})[int(table.row[i])] = True
+    total = table.n_rows(mask)
+    return [finding for (name, text), numbers in rows.items()
+            for finding in make_finding(name, len(numbers), total, sorted(numbers), source, text)]
 
 # %% ../../nbs/tokens/06_findings.ipynb #4b8a69f2
 def check_ignore_findings(

@@ -8,25 +8,26 @@ __all__ = ['SourceSummary', 'summarize_source', 'prompt_mismatches', 'config_sto
            'prepare_data', 'data_report', 'data_provenance']
 
 # %% ../../nbs/tokens/07_report.ipynb #d3826959
-import json, math
+import json, math, re
 from dataclasses import asdict, dataclass, field
 from html import escape
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import html_table, markdown_table, text_table, hide_secrets, write_atomic
+from ..core import UserError, hide_secrets, html_table, markdown_table, text_table, write_atomic
 from ..data.dedup import _first_same_source, _row_texts, find_near_duplicates, prepare_rows
-from ..data.sources import _all_entries, describe_sources
+from ..data.sources import _all_entries, describe_sources, get_format_columns
 from ..hub import resolve_model
-from ..prompts.chat import chat_messages
+from ..prompts.chat import _FORCED, _NO_CALLS, _NO_CONTENT, _UNSTABLE, fitting_templates
+from ..prompts.messages import _TRAINING_FLAGS, _flag, _unread_remark, chat_messages
 from ..prompts.turns import RowError, find_format, generation_prompt, prompt_turns, row_to_turns
 from .encode import _bos_ids, encode_batch
-from .findings import LEVELS, bos_problems, check_ignore_findings, eos_problems, format_row_numbers
-from .findings import make_finding, make_findings, raise_on_findings, repeated_answers, token_table
+from .findings import FINDINGS, LEVELS, bos_problems, check_ignore_findings, eos_problems, format_row_numbers
+from .findings import make_finding, make_findings, raise_on_findings, remark_findings
+from .findings import repeated_answers, token_table
 from .findings import whitespace_ids
 from .packing import pack
 from .special import stop_token_ids
@@ -125,11 +126,17 @@ def config_stop_token_ids(
     try:
         model = resolve_model(config.base_model, revision)
         model_eos = GenerationConfig.from_pretrained(model, revision=revision).eos_token_id
-    except OSError: model_eos = None
+    except (OSError, UserError): model_eos = None # a tokenizer without a model is enough
     return {*stop_token_ids(tokenizer, config, model_eos)}
 
 # %% ../../nbs/tokens/07_report.ipynb #24c45c43
-_UNSTABLE, _TOO_LONG = 'the chat template writes a turn differently when more follows', 'longer than'
+_TOO_LONG = 'longer than'
+_REASON_FINDINGS = { # beginning of a reason -> its finding; the others are `left_out`
+    'the answer is empty': 'empty_answer', 'the text is empty': 'empty_answer', _UNSTABLE: 'unstable_template',
+    _FORCED: 'forced_thought', _NO_CALLS: 'unfit_template', _NO_CONTENT: 'unfit_template'}
+
+def _reason_finding(reason): # name of the finding
+    return next((name for beginning, name in _REASON_FINDINGS.items() if reason.startswith(beginning)), 'left_out')
 
 def _reason_text(reason, n, first): return f'{reason} ({format_row_numbers(first, n)})'
 
@@ -137,17 +144,16 @@ def _no_usable_row(summary): # the finding for a source without a usable row
     n, source, reasons = summary.n_left_out, summary.source, list(summary.left_out)
     first = sorted(i for _, numbers in summary.left_out.values() for i in numbers)
     if all(r.startswith(_TOO_LONG) for r in reasons): return make_finding('all_rows_cut', n, n, first, source)
-    if reasons == [_UNSTABLE]: return make_finding('unstable_template', n, n, first, source)
+    name = _reason_finding(reasons[0])
+    if len(reasons) == 1 and LEVELS[-1] == FINDINGS[name].level: return make_finding(name, n, n, first, source, reasons[0])
     why = '; '.join(_reason_text(reason, *counts) for reason, counts in summary.left_out.items())
     return make_finding('nothing_learned', n, 0, first, source, f'no row can be learned from: {why}')
 
 # %% ../../nbs/tokens/07_report.ipynb #94a45452
-_REASON_FINDINGS = {'the answer is empty': 'empty_answer', _UNSTABLE: 'unstable_template'} # the others are `left_out`
-
 def _left_out_findings(summary, total): # one for each reason
     findings = []
     for reason, (n, first) in summary.left_out.items():
-        findings += make_finding(_REASON_FINDINGS.get(reason, 'left_out'), n, total, first, summary.source, reason)
+        findings += make_finding(_reason_finding(reason), n, total, first, summary.source, reason)
     return findings
 
 # %% ../../nbs/tokens/07_report.ipynb #617c8570
@@ -169,7 +175,45 @@ def source_findings(
     n_tried, different = mismatches
     return [*_left_out_findings(summary, int((mask & is_first).sum())),
             *make_findings(problems, table, mask & table.used, summary.source),
+            *remark_findings(table, mask & table.used, summary.source),
             *make_finding('prompt_differs', len(different), n_tried, different, summary.source)]
+
+# %% ../../nbs/tokens/07_report.ipynb #ef754e0f
+def _name_fitting_templates(findings, rows, source, config, tokenizer): # add to `findings` templates that can write the rows
+    causes = [f for f in findings if f.name in ('unfit_template', 'forced_thought', 'unread_content') and f.rows
+              and (f.name != 'unread_content' or 'chat template' in f.message)]
+    dataset = _all_entries(config)[source]
+    for f in causes:
+        found = np.flatnonzero((np.array(rows['source']) == source) & (np.array(rows['row']) == f.rows[0] - 1))
+        if not len(found): continue
+        names = fitting_templates(rows[int(found[0])], dataset, tokenizer)
+        if names: f.message += f' Templates that fit: {", ".join(f"`{name}`" for name in names)}.'
+
+# %% ../../nbs/tokens/07_report.ipynb #cd1a2fb8
+_NOT_FOR_FORMATS = {'source', 'row', 'tests', 'group'} # added by llmft, or read when scores are made
+
+def _filled_rows(rows, column): # numbers, from 1, of the rows where a column holds something
+    empty = (None, '', [], {})
+    return {r + 1: v for r, v in zip(rows['row'][:], rows[column][:]) if v not in empty}
+
+def _says_not(column, value): # does a value say that the row is not learned
+    try: return column in _TRAINING_FLAGS and _flag(value) == _TRAINING_FLAGS[column]
+    except ValueError: return False
+
+def _unread_column_findings(rows, dataset, source): # `rows`: of one source
+    findings, notes = [], {}
+    for column in rows.column_names:
+        if column in _NOT_FOR_FORMATS or column in get_format_columns(dataset): continue
+        filled = _filled_rows(rows, column)
+        flagged = [i for i, value in filled.items() if _says_not(column, value)]
+        findings += make_finding('unread_training_flag', len(flagged), len(rows), sorted(flagged), source,
+                                 f'the column `{column}` says that rows are not learned, and no format reads it')
+        kind, text = _unread_remark(column, f'`type: {find_format(dataset.type).name}` does not read the column')
+        if filled and not flagged and kind == 'unread_property': notes[column] = sorted(filled)
+        elif not flagged: findings += make_finding(kind, len(filled), len(rows), sorted(filled), source, text)
+    if not notes: return findings
+    names, numbers = ', '.join(f'`{c}`' for c in notes), sorted({i for numbers in notes.values() for i in numbers})
+    return findings + make_finding('unread_property', len(numbers), len(rows), numbers, source, f'columns that are not read: {names}')
 
 # %% ../../nbs/tokens/07_report.ipynb #4ddb9e65
 def _headline(summaries):
@@ -369,7 +413,7 @@ def is_packed(self: PreparedData): return 'seq_lengths' in self.train.column_nam
 
 @patch(as_prop=True)
 def packing_efficiency(self: PreparedData): # share of the packed rows that is text
-    return self.lengths.total / (len(self.train) * self.lengths.sequence_len)
+    return self.lengths.total / (len(self.train) * self.lengths.sequence_len or 1)
 
 # %% ../../nbs/tokens/07_report.ipynb #322427b7
 def _packing_and_heldout(data): # a line of `PreparedData`
@@ -435,7 +479,6 @@ def _first_occurrences(train, config): # -> (positions of rows that are not repe
 # %% ../../nbs/tokens/07_report.ipynb #b811b2d5
 def _near_duplicate_findings(rows, config, max_chars): # -> (findings, what was not looked at)
     if config.dedup == 'near': return [], []
-    if not find_spec('rensa'): return [], ["nearly equal rows: `pip install 'llmft[dedup]'` adds that"]
     positions, train_places = _first_occurrences(rows.train, config)
     heldout_texts = _row_texts(rows.heldout, config) if rows.heldout else []
     texts, n_heldout = heldout_texts + _row_texts(rows.train.select(positions), config), len(heldout_texts)
@@ -498,6 +541,24 @@ def _answer_texts(answers, table, tokenizer): # [(number of rows, numbers of the
     def text(ids): return tokenizer.decode(ids)[:80].replace('\n', '\u23ce')
     return [(n, np.unique(table.row[positions])[:3].tolist(), text(ids)) for n, positions, ids in answers]
 
+# %% ../../nbs/tokens/07_report.ipynb #086c4763
+def _rows_of_source(rows, i): # `rows`: `PreparedRows` -> those of one entry, each once
+    parts = [part for part in (rows.train, rows.heldout) if part]
+    for part in parts:
+        numbers = np.array(part['row'])
+        mine = np.flatnonzero(np.array(part['source']) == i)
+        if len(mine): return part.select(mine[np.unique(numbers[mine], return_index=True)[1]])
+
+def _all_source_findings(i, summary, rows, table, problems, mismatches, tokenizer, config): # of entry `i`
+    dataset, mine = _all_entries(config)[i], _rows_of_source(rows, i)
+    findings = source_findings(summary, table, table.source == i, problems, mismatches)
+    is_text = find_format(dataset.type).turns.__name__ == '_text_turns'
+    if is_text: # there are no answers in it
+        for f in findings: f.message = re.sub(r'\b(an |the )?answers?\b', lambda m: f'{m[1] and "the " or ""}text', f.message)
+    if mine is None: return findings
+    _name_fitting_templates(findings, mine, i, config, tokenizer)
+    return findings + _unread_column_findings(mine, dataset, summary.source)
+
 # %% ../../nbs/tokens/07_report.ipynb #7fc83487
 def build_data_report(
     config,    # `Config`
@@ -519,7 +580,7 @@ def build_data_report(
                              'and rows that stand there twice are not looked for']
     findings = _duplicate_findings(rows, config) + near + _run_findings(config, table, answers, steps)
     for i, summary in enumerate(summaries):
-        findings += source_findings(summary, table, table.source == i, problems, mismatches.get(i, (0, ())))
+        findings += _all_source_findings(i, summary, rows, table, problems, mismatches.get(i, (0, ())), tokenizer, config)
     lengths = {s.source: _uncut_lengths(table, (table.source == i) & ~heldout_mask)
                for i, s in enumerate(summaries[:len(config.datasets)])}
     packed_lengths = train['seq_lengths'][:] if 'seq_lengths' in train.column_names else None

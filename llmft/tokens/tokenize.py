@@ -10,7 +10,7 @@ __all__ = ['load_tokenizer', 'Mask', 'show_mask', 'encode_columns', 'encode_rows
 import gc, hashlib, json, sys, time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from html import escape
 from pathlib import Path
 
@@ -86,8 +86,8 @@ def token_kinds(self: Mask):
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #4401c813
 def _token_html(text, token_id, kinds):
-    style, text = ''.join(_STYLES[k][0] for k in kinds), escape(text).replace('\n', '&#9166;<br>')
-    return f'<span style="{style}" title="id {token_id}: {escape(repr(text))}, {", ".join(kinds)}">{text}</span>'
+    style, shown = ''.join(_STYLES[k][0] for k in kinds), escape(text).replace('\n', '&#9166;<br>')
+    return f'<span style="{style}" title="id {token_id}: {escape(repr(text))}, {", ".join(kinds)}">{shown}</span>'
 
 @patch
 def _repr_html_(self: Mask):
@@ -127,12 +127,30 @@ def table(self: Mask):
     return table
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #d90fbc43
-def _kept_spans(length, limit, strategy):
+def _kept_spans(length, limit, strategy, word_starts=None): # `word_starts`: for each token, does a word begin with it
     "What stays of a row that is too long: [(start, stop), …]."
     if strategy == 'truncate': return [(0, limit)]
     if strategy == 'keep_end': return [(length - limit, length)]
-    if strategy == 'split': return [(start, min(start + limit, length)) for start in range(0, length, limit)]
-    return []
+    if strategy != 'split': return []
+    stops = [0]
+    while length - stops[-1] > limit: # cut in front of the last word that does not fit whole, if there is one
+        start, stop = stops[-1], stops[-1] + limit
+        words = [] if word_starts is None else word_starts[start + 1:stop + 1].nonzero()[0]
+        stops.append(int(words[-1]) + start + 1 if len(words) else stop)
+    return list(zip(stops, [*stops[1:], length]))
+
+# %% ../../nbs/tokens/03_tokenize.ipynb #818aa300
+@lru_cache(8)
+def _word_start_table(backend, size): # for each id: does its token begin with a space or a new line
+    import numpy as np
+    starts = np.zeros(size, bool)
+    for token, i in backend.get_vocab(with_added_tokens=True).items():
+        if i < size: starts[i] = token[:1] in '\u0120\u2581\u010a \n' or token.startswith('<0x0A>')
+    return starts
+
+def _word_starts(ids, tokenizer): # of a text; None where nothing tells
+    starts = _word_start_table(tokenizer.backend_tokenizer, len(tokenizer))[ids]
+    return starts if starts.any() else None
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #f24b9b76
 @dataclass
@@ -152,10 +170,10 @@ def _unusable_reason(length, config): # of a row in which nothing is learned, or
     return 'nothing in it is learned'
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #489358c2
-def _output_rows(labels, strategy, config): # `labels` of a row, an array
+def _output_rows(labels, strategy, config, word_starts=None): # `labels` of a row, an array
     "What comes out of one row."
     limit, min_length, n = config.sequence_len, config.min_sample_len, len(labels)
-    spans = _kept_spans(n, limit, strategy) if n > limit else [(0, n)]
+    spans = _kept_spans(n, limit, strategy, word_starts) if n > limit else [(0, n)]
     if not spans: return [_OutputRow(reason=f'longer than sequence_len {limit}', n_cut=n)]
     valid = [(a, b) for a, b in spans if b - a >= min_length and (labels[a:b] != IGNORE_INDEX).any()]
     if not valid: return [_OutputRow(reason=_unusable_reason(n, config))]
@@ -163,13 +181,17 @@ def _output_rows(labels, strategy, config): # `labels` of a row, an array
     return [_OutputRow(a, b, split_index=i, n_cut=0 if i else n_cut) for i, (a, b) in enumerate(valid)]
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #c22b3406
-def _all_output_rows(encoded, strategies, config): # `encoded`: an `Encoded`
+def _all_output_rows(encoded, strategies, config, tokenizer): # `encoded`: an `Encoded`
     "For each row what comes out of it; most rows stay as they are."
     import numpy as np
     starts, stops = encoded.offsets[:-1], encoded.offsets[1:]
     learned, lengths = np.concatenate([[0], np.cumsum(encoded.labels != IGNORE_INDEX)]), stops - starts
     usable = (lengths <= config.sequence_len) & (lengths >= config.min_sample_len) & (learned[stops] > learned[starts])
-    return [[_OutputRow(0, n)] if ok else _output_rows(encoded.labels[start:start + n], strategy, config)
+    def unusual(start, n, strategy):
+        is_split = strategy == 'split' and n > config.sequence_len
+        word_starts = _word_starts(encoded.ids[start:start + n], tokenizer) if is_split else None
+        return _output_rows(encoded.labels[start:start + n], strategy, config, word_starts)
+    return [[_OutputRow(0, n)] if ok else unusual(start, n, strategy)
             for ok, start, n, strategy in zip(usable.tolist(), starts.tolist(), lengths.tolist(), strategies)]
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #3c339f5b
@@ -188,8 +210,8 @@ def _count_special_in_text(rows, tokenizer): # `rows`: lists of `Turn`
     return [n + sum(t.text.count(_ESCAPE) for t in turns if t.control) for n, turns in zip(plain, rows)]
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #bea8f570
-def _to_table(output_rows, encoded, starts, columns):
-    "A `pyarrow.Table` of the rows that come out; `starts` and `columns` have a value for each row that went in."
+def _to_table(output_rows, encoded, starts, remarks, columns):
+    "A `pyarrow.Table` of the rows that come out; `starts`, `remarks` and `columns` have a value for each row that went in."
     import numpy as np, pyarrow as pa
     flattened = [r for rows in output_rows for r in rows]
     source_row = np.repeat(np.arange(len(output_rows)), [len(rows) for rows in output_rows])
@@ -202,6 +224,7 @@ def _to_table(output_rows, encoded, starts, columns):
     return pa.table({
         'input_ids': lists(encoded.ids), 'labels': lists(encoded.labels),
         'reason': pa.array([r.reason for r in flattened], pa.string()),
+        'remarks': pa.array([remarks[i] for i in source_row], pa.string()),
         **{name: numbers(np.asarray(values)[source_row]) for name, values in columns.items()},
         'piece': numbers([r.split_index for r in flattened]), 'cut': numbers([r.n_cut for r in flattened])})
 
@@ -236,15 +259,16 @@ def encode_columns(
     encoded = encode_arrays(usable_turns, tokenizer, config.allow_special_tokens, config.allow_merged_tokens)
     strategies = ['split' if find_format(d.type).split else config.excess_length_strategy for d in datasets]
     output_rows = [[_OutputRow(reason=r)] for r in reasons]
-    encoded_rows = _all_output_rows(encoded, [strategies[rows[i]['source']] for i in usable], config)
+    encoded_rows = _all_output_rows(encoded, [strategies[rows[i]['source']] for i in usable], config, tokenizer)
     for i, out in zip(usable, encoded_rows): output_rows[i] = out
     starts, special_in_text, splits = (_fill(values, usable, len(rows)) for values in (
         encoded.offsets[:-1], _count_special_in_text(usable_turns, tokenizer), encoded.boundary_splits))
-    return _to_table(output_rows, encoded, starts, {'source': columns['source'], 'row': columns['row'],
-                                                    'special_in_text': special_in_text, 'boundary_splits': splits})
+    remarks = [t and t.remarks and json.dumps(t.remarks) or None for t in turns]
+    return _to_table(output_rows, encoded, starts, remarks, {'source': columns['source'], 'row': columns['row'],
+                                                             'special_in_text': special_in_text, 'boundary_splits': splits})
 
 # %% ../../nbs/tokens/03_tokenize.ipynb #e9261738
-_CACHE_FORMAT = 2 # one more whenever the columns of `encode_rows` change: older results are then not read
+_CACHE_FORMAT = 3 # one more whenever the columns of `encode_rows` change: older results are then not read
 _TOKEN_SETTINGS = {'sequence_len', 'excess_length_strategy', 'min_sample_len', 'empty_answers', 'train_on_inputs',
                    'allow_special_tokens', 'allow_merged_tokens', 'eot_tokens', 'chat_template_kwargs'}
 
@@ -372,9 +396,10 @@ class LengthStats:
     def total(self): return sum(self.lengths)
 
     def __str__(self):
+        if not self.lengths: return f'no rows (limit {self.sequence_len})'
         ordered, n = sorted(self.lengths), len(self.lengths)
         def percentile(fraction): return ordered[min(int(fraction * n), n - 1)]
-        return (f'{n:,} rows, {self.total:,} tokens, {self.trained / self.total:.0%} of them learned; median '
+        return (f'{n:,} rows, {self.total:,} tokens, {self.trained / max(self.total, 1):.0%} of them learned; median '
                 f'{percentile(.5)}, 95% up to {percentile(.95)}, longest {ordered[-1]} (limit {self.sequence_len})')
 
     __repr__ = __str__

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, free_memory, memory_errors, user_path
+from ..core import UserError, free_memory, log, memory_errors, user_path
+from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, parameter_report
@@ -26,7 +27,7 @@ from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 from .arguments import check_training_options, unused_keys, tracker_env_vars, training_arguments
 from .run import (
-    Run, SampleAnswers, check_output, find_resume_checkpoint, truncate_metrics, finish_run, start_run)
+    Run, SampleAnswers, check_output, find_resume_checkpoint, resume_text, truncate_metrics, finish_run, start_run)
 
 # %% ../../nbs/training/03_train.ipynb #d35f9876
 def _restarting_positions(lengths): # of texts -> positions that start again at 0 in each text
@@ -316,9 +317,15 @@ def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in th
 # %% ../../nbs/training/03_train.ipynb #a48fa9fd
 def _check_run(config, overwrite, resume, force, say): # (run folder, checkpoint to go on from or None)
     out = check_output(config, overwrite, resume)
+    checkpoint = find_resume_checkpoint(out, config) if resume else None
+    if resume: say(resume_text(out, checkpoint))
+    log.info('looking at the data')
+    check_sources(_all_entries(config))
+    log.info('checking the settings and the memory')
     check_training_options(config)
     if not force: check_fits(config, say)
-    return out, find_resume_checkpoint(out, config) if resume else None
+    log.info('reading the data')
+    return out, checkpoint
 
 # %% ../../nbs/training/03_train.ipynb #d3bb0d93
 def _end_of_answer(model, tokenizer): # a line of the table of settings
@@ -327,6 +334,7 @@ def _end_of_answer(model, tokenizer): # a line of the table of settings
     return Choice('end of an answer', ', '.join(names), 'tokenizer, chat template and model name it', 'special_tokens')
 
 def _load_model(config, hw, tokenizer): # base and adapter; what ends an answer is noted in `hw`
+    log.info('loading the model')
     model = add_adapter(load_base(config, hw=hw), config)
     hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))
     return model
@@ -392,8 +400,10 @@ def _finetune(config, overwrite, resume, say, force): # -> `Run`
     trainer = make_trainer(config, model, data, out/'checkpoints', hw, callbacks)
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress):
+        log.info('answering the first held-out questions')
         samples.generate_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
+        log.info('saving what was trained, and answering again')
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
     return run

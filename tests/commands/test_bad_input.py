@@ -78,7 +78,6 @@ VALUES = {
     'load_in_8bit: maybe': "`load_in_8bit` must be true or false, not 'maybe'.",
     'bf16: perhaps': "`bf16` must be true or false or 'auto', not 'perhaps'.",
     'adapter: qlra': "`adapter` must be 'qlora', 'lora' or 'full', not 'qlra'. Did you mean `qlora`?",
-    'optimizer: 3': '`optimizer` must be text, not 3. Put it in quotes.',
     'report_to: wandb': "`report_to` must be a list, as `[wandb]`, not 'wandb'.",
     'lora_target_modules: 3': '`lora_target_modules` must be text or a list, not 3.',
     'lora_target_modules: [q_proj, 3]': 'entry 2 of `lora_target_modules` must be text, not 3.',

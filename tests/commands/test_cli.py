@@ -126,13 +126,14 @@ def test_generate(trained, llmft):
     asked = []
     def generate(self, questions, **settings):
         asked.append((questions, settings))
-        return ['one [red]', 'two']
+        return ['one [red]', 'two', 'three'][:len(questions)]
     with pytest.MonkeyPatch.context() as m:
         m.setattr(Chat, 'generate', generate)
-        assert llmft('generate', folder/'run', folder/'questions.jsonl', '--temperature', '0.5') == 'one [red]\ntwo\n'
+        assert llmft('generate', folder/'run', folder/'questions.jsonl', '--temperature', '0.5') == (
+            '[1] Say 1.\none [red]\n\n[2] Say 2.\ntwo\n')
         llmft('generate', folder/'run', folder/'questions.txt', '-p', 'Say 3.')
     questions = [{'instruction': 'Say 1.'}, {'instruction': 'Say 2.', 'input': 'please'}]
-    assert asked[0] == (questions, {'max_new_tokens': 256, 'temperature': 0.5})
+    assert asked[0] == (questions, {'max_new_tokens': 256, 'temperature': 0.5, 'progress': 'Answering'})
     assert asked[1][0] == ['Say 3.', 'Say 1.', 'Say 2.']
 
 
@@ -143,6 +144,15 @@ def test_chat(lines, trained, llmft, monkeypatch):
     monkeypatch.setattr('llmft.inference.chat.stream_generate', lambda *_, **__: iter(['the ', 'answer']))
     text = llmft('chat', folder/'run')
     assert text.count('the answer\n') == 1 and text.count('/quit ends') == 2
+
+
+def test_chat_from_a_pipe(trained):
+    "The end of the questions is the end, with status 0; nothing is aborted."
+    folder, _ = trained
+    run = subprocess.run([sys.executable, '-m', 'llmft', 'chat', str(folder/'run')], input='Say 2.\n/use base\nSay 3.',
+                         text=True, capture_output=True)
+    assert run.returncode == 0 and 'terminate' not in run.stderr, run.stderr
+    assert run.stdout.startswith('This is builtin/smollm2-135m as tuned in ') and 'Now you ask base.' in run.stdout
 
 
 def test_score(trained, llmft, tmp_path):

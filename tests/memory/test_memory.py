@@ -12,7 +12,8 @@ from llmft.core import UserError
 from llmft.memory.dryrun import (
     StorageTracker, _register_bnb_overrides, checkpoint_contexts, memory_peaks, model_tensors, quantize_layers,
     training_step)
-from llmft.memory.plan import attention_for, check_fits, dry_run, fit_to_gpu, plan_memory
+from llmft.memory.fit import fit_to_gpu
+from llmft.memory.plan import attention_for, check_fits, dry_run, plan_memory
 from llmft.model.adapters import add_adapter
 from llmft.model.base import load_base, load_hf_config
 from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
