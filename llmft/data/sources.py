@@ -17,7 +17,7 @@ import yaml
 from ..config.config import DatasetConfig, _did_you_mean
 from ..core import UserError, cache_dir, drop_none, file_sha256, user_path
 from .files import FILE_FORMATS, file_format, find_files, read_file, read_errors
-from ..hub import hub_errors
+from ..hub import hub_errors, prepare_folder
 from ..prompts.messages import is_telling
 from ..prompts.turns import check_columns, find_format
 
@@ -254,7 +254,7 @@ def _write_table(rows, file, is_text): # -> (what holds for all rows, is the fil
 
 # %% ../../nbs/data/02_sources.ipynb #88ad38ec
 def _save_table(make_rows, path): # `make_rows` gives an iterator, once for each pass -> are there any rows
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_folder(path.parent, 0)
     is_text, whole = {}, False
     handle, tmp = tempfile.mkstemp(dir=path.parent)
     try:
