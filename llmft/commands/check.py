@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..config.config import Config, load_config
 from ..core import UserError, log
 from ..data.sources import _all_entries, check_sources, load_rows
-from ..hub import hub_errors, resolve_model
+from ..hub import model_errors, resolve_model
 from ..memory.plan import plan_summary
 from ..model.adapters import model_notes
 from ..model.architectures import check_packing, empty_model
@@ -32,7 +32,7 @@ def init_empty_model(
 ): # a model on the `meta` device
     "The base model's layers without any weights."
     resolve_model(config.base_model, config.revision_of_model)
-    with hub_errors(config.base_model):
+    with model_errors(config.base_model):
         return empty_model(load_hf_config(config), trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/commands/01_check.ipynb #cb7f292c

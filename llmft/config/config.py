@@ -7,7 +7,7 @@ __all__ = ['RECIPES_DIR', 'Document', 'read_yaml', 'Config', 'dump_yaml', 'list_
            'save_config', 'parse_overrides', 'reference_tables', 'config_reference']
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
-import difflib, re
+import difflib, json, re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ from .axolotl import (
 from .keys import (
     _Loader, _is_text_only, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
     PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
-from ..core import UserError, markdown_table, write_atomic
+from ..core import UserError, markdown_table, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
 def _children(node): # -> [(key or position, line, node)]
@@ -99,10 +99,31 @@ def _content(node): # a YAML node that is no mapping
     if node is None: return 'it is empty'
     return 'it holds a list' if isinstance(node, yaml.SequenceNode) else 'it holds one text'
 
+# %% ../../nbs/config/02_config.ipynb #a9991b64
+def _expanded_size(node, sizes, above=frozenset()): # `sizes`: {id of a node: what was counted}
+    "How many values a YAML `node` stands for when all names are filled in; one that holds itself has no end."
+    if id(node) in above: return float('inf')
+    if id(node) not in sizes:
+        below = [value for _, _, value in _children(node)]
+        if isinstance(node, yaml.MappingNode): below += [key for key, _ in node.value]
+        sizes[id(node)] = 1 + sum(_expanded_size(child, sizes, above | {id(node)}) for child in below)
+    return sizes[id(node)]
+
+def _load_yaml(text, source_name): # -> (node, value)
+    node = yaml.compose(text, _Loader)
+    if _expanded_size(node, {}) > 100_000:
+        raise UserError(f'{source_name}: its names (`&name`, `*name`) lead in a circle, or stand for more than 100,000 '
+                        'values. Write out what you mean.')
+    value = yaml.load(text, _Loader)
+    json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode() # half a character cannot be written
+    return node, value
+
 # %% ../../nbs/config/02_config.ipynb #e2efa26c
 def _parse(text, source_name): # -> (node, values)
     "A YAML document as pyyaml has it; what is no YAML is a `UserError`."
-    try: return yaml.compose(text, _Loader), yaml.load(text, _Loader)
+    try: return _load_yaml(text, source_name)
+    except UnicodeEncodeError:
+        raise UserError(f'{source_name}: there is half a character, as `\\ud83d` without its second half.') from None
     except yaml.YAMLError as e:
         line, problem = _yaml_problem(e, text)
         raise UserError(f'{source_name}{f":{line}" if line else ""}: this is not valid YAML: {problem}') from None
@@ -235,9 +256,20 @@ def _best_checkpoint_conflicts(c):
     if c.greater_is_better:
         yield 'greater_is_better', 'what is compared is a loss, which is better when it is lower. Remove it.'
 
+# %% ../../nbs/config/02_config.ipynb #d458bec7
+_MAX_TOKENS = 20_000_000 # in one forward pass; no GPU comes near
+
+def _size_conflicts(c):
+    for key in ('micro_batch_size', 'eval_batch_size'):
+        tokens = (getattr(c, key) or 0) * c.sequence_len
+        if tokens > _MAX_TOKENS:
+            yield 'sequence_len' if c.sequence_len > _MAX_TOKENS else key, (
+                f'{getattr(c, key):,} rows of {c.sequence_len:,} tokens in one forward pass are more than any GPU '
+                f'holds. Lower `{key}` or `sequence_len`.')
+
 # %% ../../nbs/config/02_config.ipynb #f0ac91a5
 _CONFLICTS = (_quantization_conflicts, _adapter_conflicts, _precision_conflicts, _warmup_conflicts,
-    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts)
+    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts)
 
 # %% ../../nbs/config/02_config.ipynb #5dc33422
 class _Dumper(yaml.SafeDumper):
@@ -386,7 +418,7 @@ def find_config(
     source, # a path, or a recipe's name
 ) -> Path:
     "The YAML file that `source` means; a file wins over a recipe of that name."
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_file(): return path
     if path.is_dir(): raise UserError(f'{source} is a folder. Name the YAML file in it.')
     recipe, recipes = str(path).removesuffix('.yml'), list_recipes()
@@ -511,8 +543,8 @@ def parse_overrides(
     for item in items:
         key, equals, value = item.partition('=')
         if not equals or not key.strip(): raise UserError(f'{item!r}: expected KEY=VALUE, as in learning_rate=1e-4.')
-        try: overrides[key.strip()] = yaml.load(value, _Loader)
-        except (yaml.YAMLError, ValueError):
+        try: overrides[key.strip()] = _load_yaml(value, repr(item))[1]
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
     return overrides
 

@@ -8,7 +8,7 @@ __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig'
            'DistributedKeys', 'OutputKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
-import re
+import math, re
 from typing import Literal, get_args, get_origin
 
 import yaml
@@ -48,6 +48,8 @@ def _is_text_only(field): # may only text stand in this field of pydantic
 def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 # %% ../../nbs/config/01_keys.ipynb #2632790c
+_LARGEST = 2**32 - 1 # of all numbers in the YAML; the largest seed of NumPy
+
 class _Strict(BaseModel):
     "A mapping in the YAML whose keys are all known."
     model_config = ConfigDict(extra='forbid', validate_default=False, allow_inf_nan=False)
@@ -62,6 +64,8 @@ class _Strict(BaseModel):
         if _is_number(value) and _is_text_only(field): return str(value)
         # pydantic would take `true` for the number 1
         if isinstance(value, bool) and bool not in types and types & {int, float}: return str(value).lower()
+        if _is_number(value) and _LARGEST < abs(value) < math.inf:
+            raise ValueError('such a large number makes no sense here.')
         return value
 
     def __repr_args__(self):
@@ -91,7 +95,7 @@ class SourceKeys(_Strict):
     shards: int | None = _key(None, 'Shuffle by `seed`, cut into so many parts and take one of them.', gt=0)
     shards_idx: int = _key(0, 'Which of the `shards` to take, counted from 0.', ge=0)
     weight: float = _key(1.0,
-        'How often the rows of this source are taken: 2 takes each twice, 0.5 half of them.', gt=0)
+        'How often the rows of this source are taken: 2 takes each twice, 0.5 half of them.', gt=0, le=10_000)
 
 # %% ../../nbs/config/01_keys.ipynb #48bf7d9d
 class UserFormat(_Strict):

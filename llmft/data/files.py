@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 from ..config.config import _did_you_mean
-from ..core import UserError, drop_none
+from ..core import UserError, drop_none, user_path
 
 # %% ../../nbs/data/01_files.ipynb #2af47b9b
 def _file_name(path): # of a path or an address, without `.gz` and `?download=1`
@@ -321,7 +321,7 @@ def find_files(
     "The files that a source consists of."
     import fsspec
     if path.startswith(('http://', 'https://')): return {'train': [path]}
-    path = path if '://' in path else str(Path(path).expanduser())
+    path = path if '://' in path else str(user_path(path))
     with read_errors(path):
         fs, root = fsspec.url_to_fs(path)
         found = _files_with_split(fs, root, data_files)

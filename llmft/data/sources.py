@@ -15,9 +15,9 @@ from pathlib import Path
 import yaml
 
 from ..config.config import DatasetConfig, _did_you_mean
-from ..core import UserError, cache_dir, drop_none, file_sha256
+from ..core import UserError, cache_dir, drop_none, file_sha256, user_path
 from .files import FILE_FORMATS, file_format, find_files, read_file, read_errors
-from ..hub import hub_errors
+from ..hub import hub_errors, prepare_folder
 from ..prompts.messages import is_telling
 from ..prompts.turns import check_columns, find_format
 
@@ -39,7 +39,7 @@ def _looks_local(path): # a path, a pattern or an address; not the name of a dat
 
 # %% ../../nbs/data/02_sources.ipynb #94cd84e8
 def _not_found(dataset): # the `UserError` for a file that is not there
-    path = Path(dataset.path).expanduser()
+    path = user_path(dataset.path)
     if '://' in dataset.path or re.search(r'[*?\[]', dataset.path):
         return UserError(f'{dataset.path}: there are no such files.')
     siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -181,11 +181,14 @@ def iterate_files(
     dataset, # `DatasetConfig`
 ):
     "Yield the rows of files, each looked at; what is wrong is a `UserError` with its line."
-    checks = _column_checks(dataset)
+    checks, read = _column_checks(dataset), get_format_columns(dataset)
     for file in files:
         columns, first = {}, None
         for location, row in read_file(file, file_format(file, dataset.ds_type), dataset.sample_by):
             if problem := _value_problem(row, checks): raise UserError(f'{location}: {problem}')
+            for column in read:
+                if _is_text(row.get(column)) or (n := _large_number(row.get(column))) is None: continue
+                raise UserError(f'{location}: `{column}` holds {n}, more than 64 bits can say. Put it in quotes.')
             columns, first = columns | dict.fromkeys(row), first or row
             yield row
         if columns: check_source_columns(list(columns), dataset.model_copy(update={'path': file}), first)
@@ -206,8 +209,25 @@ def _find_text_columns(batch, known): # {column: is it text in all rows up to he
     columns = dict.fromkeys([*known, *(c for row in batch for c in row)])
     return {c: known.get(c, True) and all(isinstance(row.get(c), str | None) for row in batch) for c in columns}
 
+# %% ../../nbs/data/02_sources.ipynb #757e8657
+def _is_large(value): return isinstance(value, int) and not -2**63 <= value < 2**64
+
+def _large_number(value): # one that 64 bits do not hold, anywhere in `value`; or None
+    if _is_large(value): return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((n for n in map(_large_number, parts) if n is not None), None)
+
+def _large_as_text(value): # `value` with such numbers as text
+    if isinstance(value, dict): return {k: _large_as_text(v) for k, v in value.items()}
+    if isinstance(value, list): return [_large_as_text(v) for v in value]
+    return str(value) if _is_large(value) else value
+
 # %% ../../nbs/data/02_sources.ipynb #a9cdbefa
-def _dumps(value): return None if value is None else json.dumps(value, ensure_ascii=False, default=str)
+def _dumps(value): # as JSON; `datasets` reads no number of more than 64 bits back
+    if value is None: return None
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    if not re.search(r'\d{19}', text): return text
+    return json.dumps(_large_as_text(value), ensure_ascii=False, default=str)
 
 def _arrow_column(values, is_text): # a `pyarrow.Array` of text, or of JSON
     import pyarrow as pa
@@ -234,7 +254,7 @@ def _write_table(rows, file, is_text): # -> (what holds for all rows, is the fil
 
 # %% ../../nbs/data/02_sources.ipynb #88ad38ec
 def _save_table(make_rows, path): # `make_rows` gives an iterator, once for each pass -> are there any rows
-    path.parent.mkdir(parents=True, exist_ok=True)
+    prepare_folder(path.parent, 0)
     is_text, whole = {}, False
     handle, tmp = tempfile.mkstemp(dir=path.parent)
     try:
@@ -268,13 +288,13 @@ def _cached_table(files, dataset): # -> `datasets.Dataset`, None if there are no
 
 # %% ../../nbs/data/02_sources.ipynb #54985b6a
 def _is_saved_dataset(dataset): # a folder that `save_to_disk` made
-    folder = Path(dataset.path).expanduser()
+    folder = user_path(dataset.path)
     return any((folder/name).is_file() for name in ('state.json', 'dataset_dict.json'))
 
 def _load_saved(dataset): # -> `Dataset` or `DatasetDict`
     from datasets import load_from_disk
     _check_hub_keys(dataset, is_folder=False)
-    with read_errors(dataset.path): return load_from_disk(str(Path(dataset.path).expanduser()))
+    with read_errors(dataset.path): return load_from_disk(str(user_path(dataset.path)))
 
 # %% ../../nbs/data/02_sources.ipynb #b5e8266a
 def _as_json(rows, column, change=None): # the same values, each changed, in a column that may hold anything

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 
-from ..core import UserError, escape_markdown, log, markdown_table, text_table, write_atomic
+from ..core import UserError, escape_markdown, log, markdown_table, memory_errors, text_table, write_atomic
 from ..data.dedup import prepare_rows
 from ..data.sources import load_rows
 from .sandbox import CodeResult, run_code_batch
@@ -145,6 +145,13 @@ def _check_allowed(run_code): # a `UserError` unless it was asked for
         raise UserError('scoring runs code that the model writes, in a sandbox. '
                         'Allow it with run_code=True, or --run-code in the shell.')
 
+# %% ../../nbs/evaluation/02_scores.ipynb #68abe150
+def _check_tests(rows): # a `UserError` where they are no Python
+    for n, row in enumerate(rows, 1):
+        tests = row['tests']
+        if not isinstance(tests, str):
+            raise UserError(f'`tests` must be text, lines of Python, not {repr(tests)[:60]} (row {n} of those with tests).')
+
 # %% ../../nbs/evaluation/02_scores.ipynb #84039dfb
 def _rows_with_tests(rows): # a list; a `UserError` if it would be empty
     rows = [row for row in rows if row.get('tests')]
@@ -164,6 +171,7 @@ def score_model(
     "Let the model answer each row and run the answers against the rows' tests."
     _check_allowed(run_code)
     rows = _rows_with_tests(rows)
+    _check_tests(rows)
     answers = generate(model, tokenizer, rows, dataset, max_new_tokens=max_new_tokens, batch_size=50, progress=progress)
     programs = [(extract_code(answer), row['tests']) for answer, row in zip(answers, rows)]
     results = run_code_batch(programs, progress=progress is not None)
@@ -173,6 +181,7 @@ def score_model(
 def score_run(
     path,          # run folder
     run_code=False,# allow running what the model writes
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
     **kwargs,      # of `score_model`
 ) -> Scores:
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
@@ -185,8 +194,9 @@ def score_run(
                         'Give `test_datasets` or `val_set_size` in its YAML.')
     rows = _rows_with_tests(rows)
     _check_allowed(run_code)
-    chat = load_run(path)
-    scores, answers = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True, **kwargs)
+    chat = load_run(path, trust_remote_code=trust_remote_code)
+    with memory_errors('while answering', 'Close what else uses the memory, or score on a larger machine.'):
+        scores, answers = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True, **kwargs)
     write_atomic(Path(path)/'scores.json', json.dumps(scores.to_dict() | {'answers': answers}, indent=1))
     return scores
 

@@ -10,9 +10,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.config import save_config
-from ..core import UserError, check_writable, existing_parent, folder_atomic, log
-from ..inference.chat import load_run_config, load_saved_tokenizer
+from ..config.config import load_config, save_config
+from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
+from ..inference.chat import load_run_config, load_saved_tokenizer, prompt_ids
+from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens
 
@@ -41,28 +42,100 @@ def _check_space(model, out): # a `UserError` before half a model is written
         raise UserError(f'{out}: the merged model takes {required / 1e9:.1f} GB, but only {free / 1e9:.1f} GB '
             'are free there. Choose a folder on another disk.')
 
+# %% ../../nbs/export/01_merge.ipynb #5d82d903
+def _set_tied(model, is_tied): # in the configuration
+    for part in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
+        part.tie_word_embeddings = is_tied
+
+def _untie(model): # `PeftModel`; a weight that stands in several layers becomes several -> is the head parted, too
+    from torch.nn import Parameter
+    base, seen = model.get_base_model(), set()
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    head = getattr(ends[1], 'base_layer', None) or getattr(ends[1], 'original_module', None) or ends[1]
+    is_parted = any(hasattr(end, 'lora_A') or hasattr(end, 'modules_to_save') for end in ends)
+    for module in base.modules():
+        for name, weight in module._parameters.items():
+            if id(weight) in seen and weight is not None and (is_parted or module is not head):
+                module._parameters[name] = Parameter(weight.detach().clone(), requires_grad=False)
+            seen.add(id(weight))
+    return is_parted
+
+def _merge(model): # `PeftModel` -> the base model with the adapter in its weights
+    import torch
+    is_parted = _untie(model)
+    merged = model.merge_and_unload()
+    ends = merged.get_input_embeddings(), merged.get_output_embeddings()
+    if is_parted and not torch.equal(*(end.weight for end in ends)): _set_tied(merged, False)
+    return merged
+
+# %% ../../nbs/export/01_merge.ipynb #fd9224e1
+_QUESTIONS = ('Write a function that reverses a string.', 'Name three fruits.', 'What is 2 + 2?')
+_N_TOKENS = 12 # of a greedy answer
+
+def _test_rows(tokenizer, config): # lists of ids
+    import random
+    rows = [prompt_ids(question, tokenizer, config.datasets[0]) for question in _QUESTIONS]
+    return [*rows, random.Random(0).choices(range(len(tokenizer)), k=64)]
+
+def _answers(model, rows): # [(ids with a greedy answer behind them, scores at each of them)]
+    import torch
+    rows, answers = [torch.tensor([row], device=model.device) for row in rows], []
+    model.eval()
+    with torch.inference_mode():
+        for ids in rows:
+            ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
+                                 max_new_tokens=_N_TOKENS, min_new_tokens=_N_TOKENS, pad_token_id=0)
+            answers.append((ids, model(input_ids=ids, use_cache=False).logits.float()))
+    return answers
+
+# %% ../../nbs/export/01_merge.ipynb #6591857f
+def _differing_tokens(scores, expected, tolerance): # of the greedy answer; two that are nearly as likely do not count
+    best = scores[0, -_N_TOKENS - 1:-1].max(-1)
+    chosen = scores[0, -_N_TOKENS - 1:-1].gather(-1, expected[0, -_N_TOKENS - 1:-1].argmax(-1, keepdim=True))[:, 0]
+    return int(((best.values - chosen) > tolerance * best.values.abs().clamp(min=1)).sum())
+
+def _check_same_answers(model, answers, run): # a `UserError` if `model` answers otherwise
+    import torch
+    tolerance = 1e-3 if model.dtype == torch.float32 else .05
+    for ids, expected in answers:
+        with torch.inference_mode(): scores = model(input_ids=ids, use_cache=False).logits.float()
+        difference = ((scores - expected).norm() / expected.norm()).item()
+        if difference <= tolerance and not _differing_tokens(scores, expected, tolerance): continue
+        raise UserError(f'{run}: the merged model does not answer as base and adapter do (the scores of its tokens '
+                        f'differ by {difference:.1%}), so it is not kept. This kind of adapter cannot be merged: use '
+                        'the run as it is.')
+
+# %% ../../nbs/export/01_merge.ipynb #fc7a434f
+def _write_merged(run, out, config, dtype, overwrite):
+    tokenizer = load_saved_tokenizer(run/'adapter', config)
+    hw = replace(detect_hardware(config), device='cpu') # in RAM
+    model = load_saved_adapter(load_base(config, quantized=False, dtype=dtype, hw=hw), run/'adapter')
+    _check_space(model, out)
+    with folder_atomic(out, overwrite) as tmp:
+        answers = _answers(model, _test_rows(tokenizer, config))
+        merged = align_special_tokens(_merge(model), tokenizer, config)
+        merged.save_pretrained(tmp)
+        tokenizer.save_pretrained(tmp)
+        save_config(config, tmp/'llmft.yml')
+        del model, merged
+        saved = load_config(config, base_model=str(tmp), revision_of_model=None, base_model_config=None,
+                            overrides_of_model_config={}, model_kwargs={})
+        _check_same_answers(load_base(saved, quantized=False, dtype=dtype, hw=hw), answers, run)
+
 # %% ../../nbs/export/01_merge.ipynb #6f703762
 def merge_adapter(
     run,             # run folder
     out,             # folder to write; it must not exist
     dtype=None,      # number format of the merged weights; default: that of the base model
     overwrite=False, # replace `out` if it exists
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
-    run, out, config = Path(run).expanduser(), Path(out).expanduser(), load_run_config(run)
+    run, out, config = user_path(run), user_path(out), load_run_config(run, trust_remote_code)
     _check_run(run)
     _check_out(out, overwrite)
-    from peft import PeftModel
     log.info('loading the model')
-    in_ram = replace(detect_hardware(config), device='cpu')
-    base = load_base(config, quantized=False, dtype=dtype or 'auto', hw=in_ram)
-    model = PeftModel.from_pretrained(base, run/'adapter')
-    _check_space(model, out)
-    log.info('merging and writing')
-    merged, tokenizer = model.merge_and_unload(), load_saved_tokenizer(run/'adapter', config)
-    align_special_tokens(merged, tokenizer, config)
-    with folder_atomic(out, overwrite) as tmp:
-        merged.save_pretrained(tmp)
-        tokenizer.save_pretrained(tmp)
-        save_config(config, tmp/'llmft.yml')
+    with memory_errors('while merging', 'A merge takes 2 bytes for each weight of the model (4 where it was saved in 32 '
+                       'bits), in RAM. Close what else uses it, or merge on a larger machine.'):
+        _write_merged(run, out, config, dtype or 'auto', overwrite)
     return out

@@ -17,9 +17,11 @@ from threading import Event, Thread
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError, log
+from ..core import UserError, log, memory_errors, user_path
 from ..data.files import file_format, read_file
-from ..model.adapters import load_extra_adapter, set_adapter
+from ..data.sources import _column_checks, _value_problem
+from ..hub import check_json_files, model_errors
+from ..model.adapters import load_extra_adapter, load_saved_adapter, set_adapter
 from ..model.base import allow_quick_layout
 from ..prompts.turns import generation_prompt, find_format
 from ..tokens.special import align_special_tokens
@@ -32,6 +34,8 @@ def prompt_ids(
     dataset,   # `DatasetConfig`: the format
 ) -> list[int]:
     "The ids that are sent to the model."
+    if not isinstance(question, (str, dict, list)):
+        raise UserError(f'a question is a text, a row or a list of messages, not {question!r}.')
     return encode_turns(generation_prompt(question, dataset, tokenizer), tokenizer)['input_ids']
 
 # %% ../../nbs/inference/01_chat.ipynb #e0c50d88
@@ -196,13 +200,14 @@ def __call__(self: Chat, text, **sampling): return ''.join(self.stream(text, **s
 # %% ../../nbs/inference/01_chat.ipynb #a37fb782
 def load_run_config(
     path, # run folder or merged model
+    trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
 ) -> Config:
     "The configuration in a run folder, or a `UserError` that says what is missing."
-    path = Path(path).expanduser()
+    path = user_path(path)
     if path.is_file(): raise UserError(f'{path}: this is a file. Give the run folder that `llmft train` made.')
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
-        if (path/name).is_file(): return load_config(path/name)
+        if (path/name).is_file(): return load_config(path/name, trust_remote_code=trust_remote_code)
     names = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
     raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 
@@ -213,7 +218,9 @@ def load_saved_tokenizer(
 ):
     "The tokenizer as it was saved with the model, template and all."
     from transformers import AutoTokenizer
-    return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    with model_errors(path, 'tokenizer'):
+        check_json_files(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
 def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all weights were trained, or a merged one
@@ -257,7 +264,7 @@ def add_run(self: Chat,
                         'put on it. Open a run with an adapter.')
     if name in self.adapters or not name:
         raise UserError(f'{path}: the name {name!r} is taken. Choose another one than {", ".join(self.adapters)}.')
-    path, config = Path(path).expanduser(), load_run_config(path)
+    path, config = user_path(path), load_run_config(path, first.config.trust_remote_code)
     folder = _adapter_folder(path)
     _check_same_base(first, path, config)
     tokenizer, adapter = load_saved_tokenizer(folder, config), f'run{len(self.adapter_runs)}'
@@ -302,28 +309,32 @@ def _open_whole(path, config): # a `Chat`
 
 # %% ../../nbs/inference/01_chat.ipynb #ed7019e8
 def _open_adapter(path, config, quantized): # a `Chat` with one adapter, which is called as its folder
-    from peft import PeftModel
     from llmft.model.base import load_base
     folder, name = _adapter_folder(path), path.resolve().name
-    model = PeftModel.from_pretrained(load_base(config, quantized), folder)
-    chat = Chat(model, load_saved_tokenizer(folder, config), config, path)
+    tokenizer = load_saved_tokenizer(folder, config)
+    model = load_saved_adapter(load_base(config, quantized), folder)
+    chat = Chat(model, tokenizer, config, path)
     name = 'first' if name == 'base' else name # `base` is the model without an adapter
     chat.adapter_runs[name] = AdapterRun('default', chat.tokenizer, config, path)
     return chat
 
 # %% ../../nbs/inference/01_chat.ipynb #95e5165d
+_MORE_MEMORY = 'Close what else uses the memory, or open it on a larger machine.'
+
 def load_run(
     path,          # run folder, or a folder that `merge_adapter` wrote
     quantized=True,# `False`: 16-bit base, whatever the run was trained on
     also=None,     # {name: folder} of other runs of the same base, for `Chat.use`
+    trust_remote_code=False, # run Python code that comes with the models; what stands in the folders does not count
 ) -> Chat:
     "Open a run (or a merged model) for asking."
-    path, config = Path(path).expanduser(), load_run_config(path)
+    path, config = user_path(path), load_run_config(path, trust_remote_code)
     log.info(f'loading the model of {path}')
     if _is_whole(path/'model'): path = path/'model' # all weights were trained
-    chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
-    first = next(iter(chat.adapter_runs), None)
-    for name, folder in (also or {}).items(): chat.add_run(name, folder)
+    with memory_errors(f'while opening {path}', _MORE_MEMORY):
+        chat = _open_whole(path, config) if _is_whole(path) else _open_adapter(path, config, quantized)
+        first = next(iter(chat.adapter_runs), None)
+        for name, folder in (also or {}).items(): chat.add_run(name, folder)
     chat.model.eval()
     return chat.use(first) if first else chat
 
@@ -335,7 +346,7 @@ def read_questions(
     "Questions from the command line and from a file."
     questions = [p for p in prompts or [] if p.strip()]
     if file is not None:
-        if Path(file).is_dir():
+        if user_path(file).is_dir():
             raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
         rows = [row for _, row in read_file(file)]
         if file_format(file) == 'text': rows = [row['text'].strip() for row in rows if row['text'].strip()]
@@ -351,7 +362,10 @@ def check_questions(
 ):
     "A `UserError` if a row lacks a column that a question in this format has."
     required = [column for column, value in find_format(dataset.type).ask('?', dataset).items() if value]
+    checks = _column_checks(dataset)
     for row in questions:
+        problem = isinstance(row, dict) and _value_problem(row, checks)
+        if problem: raise UserError(f'{source_name}: {problem}')
         missing = [column for column in required if isinstance(row, dict) and not row.get(column)]
         if not missing: continue
         columns = ', '.join(f'`{column}`' for column in row) or 'nothing'

@@ -9,7 +9,7 @@ __all__ = ['fit_to_gpu', 'save_fitted_config']
 from pathlib import Path
 
 from ..config.config import Config, dump_yaml, load_config
-from ..core import UserError, write_atomic
+from ..core import UserError, write_atomic, user_path
 from .plan import _config_of, _size, plan_memory
 from ..model.gpus import find_gpu, known_gpus
 
@@ -92,5 +92,5 @@ def save_fitted_config(
     path,   # YAML file to write; one that exists is a `UserError`
 ) -> Path:
     "Write the keys that were given and those that were changed."
-    if Path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
+    if user_path(path).exists(): raise UserError(f'{path} exists already. Choose another name.')
     return write_atomic(path, dump_yaml(config.model_dump(mode='json', exclude_unset=True)))

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..config.config import Config, load_config
 from ..core import UserError, log, markdown_table, silence_warnings, text_table
-from ..hub import is_local_path
+from ..hub import is_local_path, model_errors
 from .layers import Places, extend, extend_peaks, keep_layers, layer_pattern, names_layers
 from ..model.adapters import add_adapter, import_peft, model_notes
 from ..model.architectures import empty_model, supported_attention
@@ -77,7 +77,8 @@ def stored_settings(
 # %% ../../nbs/memory/03_plan.ipynb #980302e0
 def _empty_model(config, hf_config, dtype, device, gpu=None): # as loading builds it, before there are weights
     has_sdpa = attention_for(config, hf_config, gpu) != 'eager' and 'sdpa' in supported_attention(hf_config)
-    model = empty_model(hf_config, 'sdpa' if has_sdpa else 'eager', device, config.trust_remote_code, dtype=dtype)
+    with model_errors(config.base_model):
+        model = empty_model(hf_config, 'sdpa' if has_sdpa else 'eager', device, config.trust_remote_code, dtype=dtype)
     model.name_or_path = config.base_model # an adapter that is continued asks for it
     return model
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError, markdown_table, silence_warnings
-from ..hub import hub_errors, resolve_model
+from ..core import UserError, markdown_table, reason_line, silence_warnings, user_path
+from ..hub import model_errors, resolve_model
 from .architectures import attention_by_part, auto_class, add_missing_names, supported_attention
 from .experts import experts_in_4bit
 from .gpus import check_architecture, ram_bytes
@@ -29,9 +29,9 @@ def _read_config_json(config, base): # the `dict` that is in it, and where it ca
     from transformers import PretrainedConfig
     if isinstance(base, dict): return base, None
     name = str(base or config.base_model_config or config.base_model)
-    folder = Path(name).expanduser()
+    folder = user_path(name, 'base_model: ')
     if not (folder/'config.json').is_file(): folder = resolve_model(name, config.revision_of_model)
-    with hub_errors(name):
+    with model_errors(name):
         values, _ = PretrainedConfig.get_config_dict(str(folder), revision=config.revision_of_model)
     if values: return values, str(folder)
     raise UserError(f'base_model: {name} has no config.json that names its architecture. '
@@ -42,10 +42,10 @@ def _config_class(config, values, folder): # the class in transformers for confi
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
     if folder and config.trust_remote_code and 'auto_map' in values:
-        with hub_errors(folder):
+        with model_errors(folder):
             return type(AutoConfig.from_pretrained(folder, revision=config.revision_of_model, trust_remote_code=True))
     model_type = values.get('model_type')
-    if not model_type:
+    if not model_type or not isinstance(model_type, str):
         raise UserError('base_model: its config.json has no `model_type`, so its architecture is not known.')
     if model_type in CONFIG_MAPPING_NAMES: return CONFIG_MAPPING[model_type]
     hint = _did_you_mean(model_type, CONFIG_MAPPING_NAMES)
@@ -66,6 +66,25 @@ def _check_vocab_size(values):
     if values.get('vocab_size') or text_model.get('vocab_size'): return
     raise UserError('base_model: its config.json has no `vocab_size`. Without it the output layer has no size.')
 
+# %% ../../nbs/model/02_base.ipynb #8447baf8
+_MAX_BLOCKS, _MAX_SIZE = 2000, 10**12
+
+def _check_sizes(values): # of `config.json`; a `UserError` where a number is absurd
+    text_model = values.get('text_config')
+    for key, value in [*values.items(), *(text_model.items() if isinstance(text_model, dict) else ())]:
+        limit = _MAX_BLOCKS if re.fullmatch(r'(num_hidden_|num_|n_)layers?', key) else _MAX_SIZE
+        if isinstance(value, (int, float)) and abs(value) > limit:
+            raise UserError(f'base_model: its config.json says `{key}: {value}`, which no model has. Correct it.')
+
+def _check_quantization(hf_config): # a `UserError` for a kind that transformers would only log and leave out
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+    method = getattr(hf_config, 'quantization_config', None)
+    if isinstance(method, dict): method = method.get('quant_method') or ('bitsandbytes' if method else None)
+    known = (*AUTO_QUANTIZATION_CONFIG_MAPPING, 'bitsandbytes')
+    if method is None or str(getattr(method, 'value', method)) in known: return
+    raise UserError(f'base_model: its weights are quantized by `{method}`, which the installed transformers does not '
+                    'know. A newer one may: `pip install -U transformers`. Or take the model in 16 bits.')
+
 # %% ../../nbs/model/02_base.ipynb #3f75154c
 def load_hf_config(
     config,    # `Config`
@@ -75,13 +94,18 @@ def load_hf_config(
     values, folder = _read_config_json(config, base)
     cls = _config_class(config, values, folder)
     _check_vocab_size(values)
+    _check_sizes(values)
     try:
         known = {*values, *cls.from_dict(dict(values)).to_dict(), 'rope_theta', 'rope_scaling'}
-        return cls.from_dict(_apply_overrides(config, values, known))
+        values = _apply_overrides(config, values, known)
+        _check_sizes(values)
+        hf_config = cls.from_dict(values)
+        _check_quantization(hf_config)
+        return hf_config
     except UserError: raise
     except Exception as e:
         changed = ', changed by `overrides_of_model_config`,' if config.overrides_of_model_config else ''
-        raise UserError(f'base_model: its config.json{changed} cannot be used: {e}') from None
+        raise UserError(f'base_model: its config.json{changed} cannot be used: {reason_line(e)}.') from None
 
 # %% ../../nbs/model/02_base.ipynb #2a276fff
 @dataclass
@@ -380,6 +404,29 @@ def _one_weight_at_a_time(): # inside the block transformers reads files through
     try: yield
     finally: modeling_utils.safe_open = original
 
+# %% ../../nbs/model/02_base.ipynb #4fd61a41
+_OWN_KEYS = {'trust_remote_code': 'trust_remote_code', 'attn_implementation': 'attn_implementation', 'dtype': 'bf16',
+             'torch_dtype': 'bf16', 'revision': 'revision_of_model', 'quantization_config': 'load_in_4bit',
+             'load_in_4bit': 'load_in_4bit', 'load_in_8bit': 'load_in_8bit', 'device_map': 'device_map',
+             'max_memory': 'max_memory', 'config': 'overrides_of_model_config'}
+_RUNS_CODE = ('use_safetensors', 'weights_only', 'use_kernels', 'kernel_config', 'state_dict', 'adapter_kwargs',
+              'code_revision', 'output_loading_info')
+
+def _check_model_kwargs(config): # a `UserError` where `model_kwargs` go beyond what they are for
+    for name in config.model_kwargs:
+        if name in _OWN_KEYS: raise UserError(f'model_kwargs: `{name}` has a key of its own: `{_OWN_KEYS[name]}`.')
+        if name in _RUNS_CODE: raise UserError(f'model_kwargs: `{name}` is not taken, to be safe. Remove it.')
+
+# %% ../../nbs/model/02_base.ipynb #595540b7
+def _check_loaded(config, loaded): # `loaded`: what `from_pretrained` tells of the weights
+    missing, errors = sorted(loaded['missing_keys']), loaded.get('error_msgs') or []
+    if errors: raise UserError(f'base_model: {config.base_model} cannot be loaded: {errors[0]}.')
+    if not missing: return
+    raise UserError(
+        f'base_model: {config.base_model} has no weights for {len(missing)} parts of the model, such as {missing[0]}: '
+        'its config.json (or `overrides_of_model_config`) describes another model than its weights, or some of its '
+        'files are missing. Get it again.')
+
 # %% ../../nbs/model/02_base.ipynb #c71c47c3
 def load_base(
     config,         # `Config`
@@ -393,14 +440,16 @@ def load_base(
     silence_warnings()
     quantization, hf_config = _quantization_config(config, hw.dtype) if quantized else None, load_hf_config(config)
     kwargs = dict(revision=config.revision_of_model, trust_remote_code=config.trust_remote_code, use_safetensors=True,
-                  dtype=dtype or hw.dtype, quantization_config=quantization,
-                  attn_implementation=attention_by_part(hf_config, hw.attention))
+                  dtype=dtype or hw.dtype, attn_implementation=attention_by_part(hf_config, hw.attention))
+    if quantization: kwargs['quantization_config'] = quantization # `None` would hide the one of the model
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = hf_config
+    _check_model_kwargs(config)
     kwargs |= _placement(config, hw) | config.model_kwargs
-    if isinstance(kwargs['quantization_config'], dict):
+    if isinstance(kwargs.get('quantization_config'), dict):
         kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
-    with hub_errors(config.base_model), ExitStack() as stack:
+    with model_errors(config.base_model), ExitStack() as stack:
         if quantization: stack.enter_context(_one_weight_at_a_time())
         if quantization and config.quantize_moe_experts: stack.enter_context(experts_in_4bit())
-        model = auto_class(hf_config).from_pretrained(name, **kwargs)
+        model, loaded = auto_class(hf_config).from_pretrained(name, **kwargs, output_loading_info=True)
+    _check_loaded(config, loaded)
     return keep_layout(resize_embeddings(add_missing_names(model), config)).requires_grad_(False)

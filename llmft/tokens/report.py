@@ -17,7 +17,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, html_table, markdown_table, text_table, write_atomic
+from ..core import UserError, hide_secrets, html_table, markdown_table, text_table, write_atomic
 from ..data.dedup import _first_same_source, _row_texts, find_near_duplicates, prepare_rows
 from ..data.sources import _all_entries, describe_sources, get_format_columns
 from ..hub import resolve_model
@@ -365,8 +365,9 @@ def save(self: DataReport,
     folder, # of the run
 ):
     "Write `report.md`, for people, and `report.json` into the run folder."
-    write_atomic(Path(folder)/'report.md', '# Data report\n\n' + self._repr_markdown_())
-    write_atomic(Path(folder)/'report.json', json.dumps(_report_json(self), indent=1, ensure_ascii=False) + '\n')
+    write_atomic(Path(folder)/'report.md', '# Data report\n\n' + hide_secrets(self._repr_markdown_()))
+    values = hide_secrets(_report_json(self))
+    write_atomic(Path(folder)/'report.json', json.dumps(values, indent=1, ensure_ascii=False) + '\n')
 
 # %% ../../nbs/tokens/07_report.ipynb #0853a90d
 @patch

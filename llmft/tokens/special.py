@@ -9,7 +9,7 @@ __all__ = ['load_raw_tokenizer', 'add_tokens', 'new_token_ids', 'resize_embeddin
 # %% ../../nbs/tokens/01_special.ipynb #8dbe6bab
 from ..prompts.chat import resolve_chat_template
 from ..core import UserError, silence_warnings
-from ..hub import hub_errors, resolve_model
+from ..hub import model_errors, resolve_model
 
 # %% ../../nbs/tokens/01_special.ipynb #f7aeca10
 def load_raw_tokenizer(
@@ -21,7 +21,7 @@ def load_raw_tokenizer(
     source = config.tokenizer_config or config.base_model
     revision = config.revision_of_model if source == config.base_model else None
     kwargs = {} if config.tokenizer_legacy is None else {'legacy': config.tokenizer_legacy}
-    with hub_errors(source):
+    with model_errors(source, 'tokenizer'):
         return AutoTokenizer.from_pretrained(resolve_model(source, revision), revision=revision,
                                              trust_remote_code=config.trust_remote_code, **kwargs)
 

@@ -16,7 +16,8 @@ from fastcore.basics import patch
 
 from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
-from ..core import UserError, check_writable, folder_atomic, write_atomic
+from ..core import (
+    UserError, check_writable, folder_atomic, hide_secrets, reason_line, user_path, write_atomic)
 from ..data.sources import _all_entries
 from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
@@ -99,6 +100,23 @@ def __str__(self: Run):
 @patch
 def __repr__(self: Run): return str(self)
 
+# %% ../../nbs/training/02_run.ipynb #23aaa817
+def _input_paths(config): # what may be a file or a folder on this machine
+    yield from (config.base_model, config.base_model_config, config.tokenizer_config, config.lora_model_dir)
+    yield from (config.chat_template, '.', os.path.expanduser('~'))
+    for entry in _all_entries(config):
+        files = entry.data_files or []
+        yield from (entry.path, entry.chat_template, *([files] if isinstance(files, str) else files))
+
+def _check_holds_no_input(config, out): # a `UserError` if what the run reads would be deleted with the folder `out`
+    folder = Path(os.path.realpath(out))
+    for path in filter(None, _input_paths(config)):
+        try: is_inside = os.path.exists(path) and Path(os.path.realpath(path)).is_relative_to(folder)
+        except (OSError, ValueError): continue # a name, or a text
+        if is_inside:
+            raise UserError(f'output_dir: {out} holds {path}, which this run reads, so it is not replaced. '
+                            'Take another folder with --out DIR.')
+
 # %% ../../nbs/training/02_run.ipynb #9d891ad7
 def check_output(
     config,         # `Config`
@@ -106,11 +124,13 @@ def check_output(
     resume=False,   # is a run continued
 ) -> Path:
     "The run folder, if it can be written; nothing is made yet."
-    out = Path(config.output_dir).expanduser()
+    if not config.output_dir.strip(): raise UserError('output_dir: it is empty. Name a folder, as runs/mine.')
+    out = user_path(config.output_dir, 'output_dir: ')
     is_run = (out/'config_completed.yml').is_file()
     if out.is_dir() and overwrite and any(out.iterdir()) and not is_run:
         raise UserError(f'output_dir: {out} is not the folder of a run, so it is not replaced. '
                         'Take another folder with --out DIR.')
+    if overwrite: _check_holds_no_input(config, out)
     if out.exists() and not (overwrite or resume):
         raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), '
                         'continue it (--resume), or replace it (--overwrite).')
@@ -118,9 +138,23 @@ def check_output(
     return out
 
 # %% ../../nbs/training/02_run.ipynb #5f040813
+def _read_json(path):
+    try: return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError) as e:
+        raise UserError(f'{path}: cannot be read: {reason_line(e)}. Start without --resume.') from None
+
 def _write_json(path, values): write_atomic(path, json.dumps(values, indent=1, ensure_ascii=False) + '\n')
 
+def _public_config(config): # without the passwords and keys in its addresses
+    values = config.model_dump(mode='json', exclude_unset=True)
+    public = hide_secrets(values)
+    if public == values: return config
+    public = load_config(public)
+    public.notes.extend(hide_secrets(config.notes))
+    return public
+
 def _write_start(folder, config, hw): # what may be different when a run is continued
+    config = _public_config(config)
     write_atomic(folder/'config.yml', dump_yaml(config.model_dump(mode='json', exclude_unset=True)))
     save_config(config, folder/'config_completed.yml')
     _write_json(folder/'environment.json', environment_info(hw))
@@ -136,8 +170,9 @@ def start_run(
     resume=False,   # continue it
 ) -> Run:
     "Make the run folder, or get it ready to be continued."
+    data = hide_secrets(data)
     if resume:
-        if json.loads((out/'data.json').read_text(encoding='utf-8')) != data:
+        if _read_json(out/'data.json') != data:
             raise UserError(f'output_dir: the data is not the same as when {out} was started. Start without --resume.')
         _write_start(out, config, hw)
         return Run(out)
@@ -156,7 +191,7 @@ _MAY_CHANGE = { # keys that may be different when a run is continued
 
 # %% ../../nbs/training/02_run.ipynb #d9a5412e
 def _check_same_settings(out, config): # a `UserError` if the run in `out` would have learned something else
-    old, new = Run(out).config.model_dump(), config.model_dump()
+    old, new = Run(out).config.model_dump(), _public_config(config).model_dump()
     changed = [key for key in new if key not in _MAY_CHANGE and old[key] != new[key]]
     if not changed: return
     changes = '; '.join(f'`{key}` was {old[key]!r} and is {new[key]!r}' for key in changed)

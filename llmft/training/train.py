@@ -8,17 +8,17 @@ __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch
            'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'push_run_to_hub', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
-import json, math, os, signal, sys, threading, time
+import json, math, os, shutil, signal, sys, threading, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, log
+from ..core import UserError, free_memory, log, memory_errors, user_path
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
-from ..memory.plan import check_fits
+from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
@@ -367,17 +367,32 @@ def push_run_to_hub(
         HfApi().upload_folder(
             repo_id=repo, folder_path=folder, revision=config.hub_revision, commit_message='What llmft trained')
 
+# %% ../../nbs/training/03_train.ipynb #54fb128a
+def _memory_advice(config): # what to do when memory ran out
+    try: plan = f'The plan: {plan_summary(config)}. '
+    except Exception: plan = ''
+    return (f'{plan}Lower `micro_batch_size` or `sequence_len`, set `gradient_checkpointing: true` or `adapter: qlora`, '
+            'or let `llmft plan … --fit` choose. Close what else uses the memory.')
+
+@contextmanager
+def _released(config, resume): # the block trains; when it ends or fails, nothing of it stays in memory
+    out = user_path(config.output_dir)
+    existed = out.exists() and resume
+    try:
+        with memory_errors('while training', lambda: _memory_advice(config)): yield
+    except BaseException as e:
+        link = e
+        while link is not None:
+            traceback.clear_frames(link.__traceback__)
+            link = link.__cause__ or link.__context__
+        saved = any(out.glob('checkpoints/checkpoint-*')) or (out/'adapter').exists() or (out/'model').exists()
+        started = str(e).startswith('Memory ran out') and (out/'data.json').exists()
+        if started and not existed and not saved: shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally: free_memory()
+
 # %% ../../nbs/training/03_train.ipynb #e14b8293
-def finetune(
-    config,          # `Config`, or what `load_config` takes: a path, a recipe's name, a `dict`
-    overwrite=False, # replace a run folder that exists
-    resume=False,    # continue the run in `output_dir` from its last checkpoint
-    say=print,       # where messages go; `None` for silence
-    force=False,     # train even where the memory plan says that it cannot fit
-) -> Run:
-    "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
-    say = say or (lambda *_: None)
-    config = config if isinstance(config, Config) else load_config(config)
+def _finetune(config, overwrite, resume, say, force): # -> `Run`
     out, checkpoint = _check_run(config, overwrite, resume, force, say)
     data, hw = prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
@@ -395,6 +410,20 @@ def finetune(
         _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
+    return run
+
+# %% ../../nbs/training/03_train.ipynb #ba07a4cb
+def finetune(
+    config,          # `Config`, or what `load_config` takes: a path, a recipe's name, a `dict`
+    overwrite=False, # replace a run folder that exists
+    resume=False,    # continue the run in `output_dir` from its last checkpoint
+    say=print,       # where messages go; `None` for silence
+    force=False,     # train even where the memory plan says that it cannot fit
+) -> Run:
+    "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
+    say = say or (lambda *_: None)
+    config = config if isinstance(config, Config) else load_config(config)
+    with _released(config, resume): run = _finetune(config, overwrite, resume, say, force)
     if config.hub_model_id: push_run_to_hub(run, config)
     say(run)
     return run

@@ -7,7 +7,7 @@ from llmft.commands.check import check_run
 from llmft.core import UserError
 from llmft.inference.chat import load_run
 from llmft.memory.plan import attention_for, plan_memory
-from llmft.model.adapters import add_adapter, model_notes, parameter_report
+from llmft.model.adapters import add_adapter, parameter_report
 from llmft.model.architectures import bypassed_parts, check_packing, empty_model, model_class, supported_attention
 from llmft.model.base import choose_attention, detect_hardware, load_base, load_hf_config
 from llmft.model.gpus import find_gpu
