@@ -1,4 +1,4 @@
-"""The table of architectures: each is made tiny with random weights, planned, trained, saved, loaded in peft and merged.
+"""The table of architectures: each is made tiny with random weights, planned, trained, saved, loaded in peft, merged.
 
 python benchmarks/architectures.py [NAME…]
 """

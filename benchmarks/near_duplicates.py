@@ -1,5 +1,5 @@
-"""CPU seconds that the search for nearly equal rows takes where the same 60 words stand in front of 20 own ones, for more
-and more rows: twice the rows should take about twice the time."""
+"""CPU seconds that the search for nearly equal rows takes where the same 60 words stand in front of 20 own ones, for
+more and more rows: twice the rows should take about twice the time."""
 import json, os, platform, random, sys, time
 from pathlib import Path
 

@@ -263,8 +263,9 @@ RUN += [(what, make, GENERATE) for what, make in {
 RUN += [
     ('a run whose data are gone, score', lambda: os.remove('data.jsonl'), SCORE),
     ('a run whose data are other ones, score', lambda: Path('data.jsonl').write_text('{"a": 1}\n'), SCORE),
-    ('tests that are numbers', lambda: Path('data.jsonl').write_text('{"instruction": "a", "output": "b", "tests": 3}\n'), SCORE),
-    ('tests that are lists', lambda: Path('data.jsonl').write_text('{"instruction": "a", "output": "b", "tests": ["a"]}\n'), SCORE),
+    *[(f'tests that are {what}', lambda tests=tests: Path('data.jsonl').write_text(
+        f'{{"instruction": "a", "output": "b", "tests": {tests}}}\n'), SCORE)
+      for what, tests in {'numbers': '3', 'lists': '["a"]'}.items()],
     ('no tests at all', lambda: Path('data.jsonl').write_text('{"instruction": "a", "output": "b"}\n'), SCORE),
     ('merging into the run', None, ['merge', 'run', 'run']),
     ('merging below a file', None, ['merge', 'run', 'data.jsonl/a']),

@@ -150,7 +150,8 @@ def _check_tests(rows): # a `UserError` where they are no Python
     for n, row in enumerate(rows, 1):
         tests = row['tests']
         if not isinstance(tests, str):
-            raise UserError(f'`tests` must be text, lines of Python, not {repr(tests)[:60]} (row {n} of those with tests).')
+            raise UserError(f'`tests` must be text, lines of Python, not {repr(tests)[:60]} '
+                            f'(row {n} of those with tests).')
 
 # %% ../../nbs/evaluation/02_scores.ipynb #84039dfb
 def _rows_with_tests(rows): # a list; a `UserError` if it would be empty

@@ -100,7 +100,7 @@ class _Group:
 # %% ../../nbs/tokens/02_encode.ipynb #7df2a18f
 @patch
 def texts(self: _Group):
-    "[(the text up to a boundary where learning begins or stops, is its end learned, turns in it), …], the whole last."
+    "[(text up to a boundary where learning begins or stops, is its end learned, turns in it), …], the whole last."
     out, text, last = [], '', len(self.turns) - 1
     for i, turn in enumerate(self.turns):
         text += escape_special_tokens(turn.text, self.escaped) if self.escaped and not turn.control else turn.text

@@ -371,8 +371,8 @@ def push_run_to_hub(
 def _memory_advice(config): # what to do when memory ran out
     try: plan = f'The plan: {plan_summary(config)}. '
     except Exception: plan = ''
-    return (f'{plan}Lower `micro_batch_size` or `sequence_len`, set `gradient_checkpointing: true` or `adapter: qlora`, '
-            'or let `llmft plan … --fit` choose. Close what else uses the memory.')
+    return (f'{plan}Lower `micro_batch_size` or `sequence_len`, set `gradient_checkpointing: true` or '
+            '`adapter: qlora`, or let `llmft plan … --fit` choose. Close what else uses the memory.')
 
 @contextmanager
 def _released(config, resume): # the block trains; when it ends or fails, nothing of it stays in memory

@@ -1,4 +1,4 @@
-"Code that comes with a model or a run is run only if the user says so now, and no key in an address gets into a run folder."
+"Code that comes with a model or a run is run only if the user says so now; no key of an address gets into a run."
 import pickle
 from pathlib import Path
 

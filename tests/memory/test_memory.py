@@ -232,7 +232,8 @@ def test_bad_input(call, message):
 def test_4bit_needs_linear_layers():
     model = torch.nn.Sequential(torch.nn.Embedding(10, 4))
     model.get_output_embeddings = lambda: None
-    with pytest.raises(UserError, match='no linear layers'): quantize_layers(model, BitsAndBytesConfig(load_in_4bit=True))
+    with pytest.raises(UserError, match='no linear layers'):
+        quantize_layers(model, BitsAndBytesConfig(load_in_4bit=True))
 
 
 def test_a_folder_needs_no_weights(tmp_path):

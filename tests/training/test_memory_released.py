@@ -75,8 +75,8 @@ def test_opening_a_run_out_of_memory(tmp_path, monkeypatch):
 
 
 def test_an_old_torchao_does_no_harm(tmp_path, monkeypatch):
-    for name, text in {'torchao/__init__.py': '', 'torchao-0.10.0.dist-info/METADATA': 'Name: torchao\nVersion: 0.10.0\n'
-                       }.items():
+    metadata = 'Name: torchao\nVersion: 0.10.0\n'
+    for name, text in {'torchao/__init__.py': '', 'torchao-0.10.0.dist-info/METADATA': metadata}.items():
         (tmp_path/'site'/name).parent.mkdir(parents=True)
         (tmp_path/'site'/name).write_text(text)
     import peft.import_utils as utils
