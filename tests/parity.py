@@ -291,6 +291,27 @@ def _has_empty_answer(row): return '' in (row.line['record'].get('output'), row.
 
 def _has_two_bos(row): return _last_ids(row)[:2] == [row.tokenizer.bos_token_id] * 2
 
+def _has_unnamed_flags(row): # does a message say if it is trained, and no key names the property
+    if row.peer != 'axolotl' or row.type not in ('chat_template', 'sharegpt'): return False
+    dataset = config_like(row.peer, row.type, row.line).datasets[0]
+    messages = chat_messages(row.line['record'], dataset)
+    return dataset.message_field_training is None and any(m.train is not None for m in messages)
+
+def _obey_no_flags(row): # settings that name a property which no message has
+    dataset = config_like(row.peer, row.type, row.line).datasets[0]
+    return {'datasets': [dataset.model_dump(exclude_unset=True) | {'message_field_training': 'no_such_property'}]}
+
+def _is_split(row): return row.type == 'completion' and len(row.want) > 1
+
+def _split_between_words(row, want): # the same text, each piece up to the last word that fits whole
+    ids, limit, pieces = [i for ids, _ in want for i in ids], max(len(ids) for ids, _ in want), []
+    def begins_word(i): return row.tokenizer.convert_ids_to_tokens(i)[0] in 'Ġ▁Ċ'
+    while ids:
+        n = limit
+        if len(ids) > limit: n = next((k for k in range(limit, 0, -1) if begins_word(ids[k])), limit)
+        pieces, ids = [*pieces, (ids[:n], ids[:n])], ids[n:]
+    return pieces
+
 CASES = [
     Case('all', 'control tokens that the data spell, as `</s>` in an answer, become control tokens',
         'they are plain text, and are counted; `allow_special_tokens: true` gives the same as the others',
@@ -314,6 +335,12 @@ CASES = [
         'with `roles_to_train: []` and no `train_on_eos`, a last question is replaced by the beginning of an answer',
         'the row is left out and counted', 'a text that nobody wrote would be learned',
         _is_replaced, lambda row, want: []),
+    Case('axolotl', '`train: false` in a message is ignored unless a key names the property',
+        'it is obeyed; `message_field_training` names another property', 'the data say what must not be learned',
+        _has_unnamed_flags, changes=_obey_no_flags),
+    Case('axolotl', 'a long text is cut in the middle of words', 'it is cut between words',
+        'the model would learn to begin and to end inside of a word',
+        _is_split, _split_between_words),
     Case('fastchat, wizardlm',
         'a conversation is masked entirely where its tokens are not as many as expected: '
         'a question at the end, `</s>` in a text, a tokenizer with `legacy: false`',

@@ -309,3 +309,14 @@ def test_near_duplicates_behind_the_same_words(n_own):
     texts.append(texts[7] + ' again')
     assert jaccard(shingles(texts[0]), shingles(texts[1])) < .8
     assert find_near_duplicates(texts) == [(300, 7)]
+
+
+@pytest.mark.parametrize('template,rows,name', [
+    ('nemotron_3_nano', [{'messages': [user('2+2?'), answer('4')]}], 'forced_thought'),
+    ('gemma3', [{'messages': [user('Weather?'), answer('', tool_calls=[
+        {'type': 'function', 'function': {'name': 'weather', 'arguments': {}}}])]}], 'unfit_template')])
+def test_template_that_does_not_fit_stops(template, rows, name, tmp_path):
+    keys = {'base_model': 'builtin/smollm2-135m', 'sequence_len': 256, 'chat_template': template, 'val_set_size': 0,
+            'datasets': [{'path': save_rows(tmp_path/'r.jsonl', rows * 20), 'type': 'chat_template'}]}
+    findings = prepare_data(load_config(keys), strict=False).report.findings
+    assert [f.level for f in findings if f.name == name] == ['stop']

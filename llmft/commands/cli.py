@@ -50,7 +50,7 @@ Trust = Annotated[bool, typer.Option('--trust-remote-code',
     help='Run Python code that comes with the model. What a run folder says of this does not count.')]
 
 # %% ../../nbs/commands/03_cli.ipynb #638fb256
-def _config(source, set_, out=None): # -> `Config`
+def _config(source, set_, out=None, needs_weights=True): # -> `Config`
     log.info(f'reading {source}')
     from llmft.config.config import load_config, parse_overrides
     from llmft.hub import resolve_model
@@ -58,7 +58,8 @@ def _config(source, set_, out=None): # -> `Config`
     if out: overrides['output_dir'] = str(out)
     config = load_config(source, **overrides)
     # a folder that is not there is told at once; a built-in model may have to be fetched, which can wait
-    if not config.base_model.startswith('builtin/'): resolve_model(config.base_model, config.revision_of_model)
+    if needs_weights and not config.base_model.startswith('builtin/'):
+        resolve_model(config.base_model, config.revision_of_model)
     return config
 
 # %% ../../nbs/commands/03_cli.ipynb #ccca30f3
@@ -112,7 +113,7 @@ def _plan(
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
     from llmft.memory.fit import fit_to_gpu, save_fitted_config
     from llmft.memory.plan import plan_memory
-    config = _config(source, set_)
+    config = _config(source, set_, needs_weights=False)
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
     _print(str(plan_memory(config, gpu, place=place)))
     if out: _print(f'written: {save_fitted_config(config, out)}')

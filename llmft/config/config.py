@@ -32,12 +32,11 @@ def _children(node): # -> [(key or position, line, node)]
     return []
 
 # %% ../../nbs/config/02_config.ipynb #2ef3396d
-def _walk(node, path=(), parents=()): # -> loc, line, node
-    "All that stands below a YAML `node`; what holds itself is a `RecursionError`."
+def _walk(node, path=()): # -> loc, line, node
+    "All that stands below a YAML `node`."
     for name, line, child in _children(node):
-        if child is node or any(child is parent for parent in parents): raise RecursionError
         yield (*path, name), line, child
-        yield from _walk(child, (*path, name), (*parents, node))
+        yield from _walk(child, (*path, name))
 
 # %% ../../nbs/config/02_config.ipynb #a28b4f6c
 @dataclass
@@ -49,22 +48,14 @@ class Document:
     twice: dict   # {loc of a key that is given twice: (first line, last line)}
 
 # %% ../../nbs/config/02_config.ipynb #f8feb6fd
-_MOST_VALUES = 50_000 # a file of a run has some hundred; lists of lists by `*name` can stand for millions
-
-def _document(node, values, source_name): # -> `Document`
+def _document(node, values): # -> `Document`
     "Where each of `values` stands; they were made of the YAML mapping `node`."
     document = Document(values, {}, {}, {})
-    try:
-        for n, (loc, line, child) in enumerate(_walk(node)):
-            if n == _MOST_VALUES: raise UserError(f'{source_name}: it holds more than {n:,} values. '
-                'Write out what `*name` repeats.')
-            if loc in document.lines and loc[:-1] not in document.twice:
-                document.twice[loc] = (document.lines[loc], line)
-            document.lines[loc] = line
-            if isinstance(child, yaml.ScalarNode): document.written[loc] = child.value
-    except RecursionError:
-        raise UserError(f'{source_name}: a list or mapping holds itself (`&name`, `*name`), or lies too deep in '
-            'others. Write out what is meant.') from None
+    for loc, line, child in _walk(node):
+        if loc in document.lines and loc[:-1] not in document.twice:
+            document.twice[loc] = (document.lines[loc], line)
+        document.lines[loc] = line
+        if isinstance(child, yaml.ScalarNode): document.written[loc] = child.value
     return document
 
 # %% ../../nbs/config/02_config.ipynb #054e9571
@@ -139,7 +130,7 @@ def _read_document(text, source_name): # -> `Document`
     if not isinstance(node, yaml.MappingNode):
         raise UserError(f'{source_name}: a run is described by lines of the form `key: value`, but {_content(node)}. '
             '`llmft recipes smollm2-135m` prints an example.')
-    document = _document(node, values, source_name)
+    document = _document(node, values)
     for loc, (first, line) in document.twice.items():
         if is_axolotl(values) or says_axolotl(text): break
         raise UserError(f'{source_name}:{line}: `{loc[-1]}` is given twice (first in line {first}). Keep one of them.')

@@ -175,6 +175,19 @@ def check_source_columns(
                         'so that it can check them.')
     check_columns(columns, dataset, row)
 
+# %% ../../nbs/data/02_sources.ipynb #757e8657
+def _is_large(value): return isinstance(value, int) and not -2**63 <= value < 2**64
+
+def _large_number(value): # one that 64 bits do not hold, anywhere in `value`; or None
+    if _is_large(value): return value
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next((n for n in map(_large_number, parts) if n is not None), None)
+
+def _large_as_text(value): # `value` with such numbers as text
+    if isinstance(value, dict): return {k: _large_as_text(v) for k, v in value.items()}
+    if isinstance(value, list): return [_large_as_text(v) for v in value]
+    return str(value) if _is_large(value) else value
+
 # %% ../../nbs/data/02_sources.ipynb #823e9d2b
 def iterate_files(
     files,   # paths or addresses
@@ -208,19 +221,6 @@ def _batch_rows(rows, n=1000, size=32_000_000): # lists of at most `n` rows and 
 def _find_text_columns(batch, known): # {column: is it text in all rows up to here}
     columns = dict.fromkeys([*known, *(c for row in batch for c in row)])
     return {c: known.get(c, True) and all(isinstance(row.get(c), str | None) for row in batch) for c in columns}
-
-# %% ../../nbs/data/02_sources.ipynb #757e8657
-def _is_large(value): return isinstance(value, int) and not -2**63 <= value < 2**64
-
-def _large_number(value): # one that 64 bits do not hold, anywhere in `value`; or None
-    if _is_large(value): return value
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return next((n for n in map(_large_number, parts) if n is not None), None)
-
-def _large_as_text(value): # `value` with such numbers as text
-    if isinstance(value, dict): return {k: _large_as_text(v) for k, v in value.items()}
-    if isinstance(value, list): return [_large_as_text(v) for v in value]
-    return str(value) if _is_large(value) else value
 
 # %% ../../nbs/data/02_sources.ipynb #a9cdbefa
 def _dumps(value): # as JSON; `datasets` reads no number of more than 64 bits back

@@ -348,7 +348,7 @@ def read_questions(
     if file is not None:
         if user_path(file).is_dir():
             raise UserError(f'{file}: this is a folder. Give a file, as questions.jsonl or questions.txt.')
-        rows = [row for _, row in read_file(file)]
+        rows = [row for _, row in read_file(file, sample_by='line')]
         if file_format(file) == 'text': rows = [row['text'].strip() for row in rows if row['text'].strip()]
         questions += rows
     if not questions: raise UserError('there is no question. Give one with -p "…", or a file.')

@@ -48,6 +48,9 @@ def _config_class(config, values, folder): # the class in transformers for confi
     if not model_type or not isinstance(model_type, str):
         raise UserError('base_model: its config.json has no `model_type`, so its architecture is not known.')
     if model_type in CONFIG_MAPPING_NAMES: return CONFIG_MAPPING[model_type]
+    if 'auto_map' in values:
+        raise UserError(f'base_model: `{model_type}` is Python code that comes with the model. If you trust it, set '
+                        '`trust_remote_code: true` (`--trust-remote-code` where a run folder is opened).')
     hint = _did_you_mean(model_type, CONFIG_MAPPING_NAMES)
     raise UserError(f'base_model: transformers does not know the architecture `{model_type}`.{hint} '
                     'A newer transformers may: `pip install -U transformers`.')
@@ -406,7 +409,7 @@ def _one_weight_at_a_time(): # inside the block transformers reads files through
 
 # %% ../../nbs/model/02_base.ipynb #4fd61a41
 _OWN_KEYS = {'trust_remote_code': 'trust_remote_code', 'attn_implementation': 'attn_implementation', 'dtype': 'bf16',
-             'torch_dtype': 'bf16', 'revision': 'revision_of_model', 'quantization_config': 'load_in_4bit',
+             'torch_dtype': 'bf16', 'revision': 'revision_of_model',
              'load_in_4bit': 'load_in_4bit', 'load_in_8bit': 'load_in_8bit', 'device_map': 'device_map',
              'max_memory': 'max_memory', 'config': 'overrides_of_model_config'}
 _RUNS_CODE = ('use_safetensors', 'weights_only', 'use_kernels', 'kernel_config', 'state_dict', 'adapter_kwargs',
@@ -445,9 +448,9 @@ def load_base(
     if config.base_model_config or config.overrides_of_model_config: kwargs['config'] = hf_config
     _check_model_kwargs(config)
     kwargs |= _placement(config, hw) | config.model_kwargs
-    if isinstance(kwargs.get('quantization_config'), dict):
-        kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
     with model_errors(config.base_model), ExitStack() as stack:
+        if isinstance(kwargs.get('quantization_config'), dict):
+            kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
         if quantization: stack.enter_context(_one_weight_at_a_time())
         if quantization and config.quantize_moe_experts: stack.enter_context(experts_in_4bit())
         model, loaded = auto_class(hf_config).from_pretrained(name, **kwargs, output_loading_info=True)

@@ -21,8 +21,8 @@ def run(tmp_path_factory):
 
 
 REFUSED = {
-    'the output layer cannot get an adapter': dict(lora_target_modules=['q_proj', 'lm_head']),
-    'output layer cannot get': dict(lora_target_modules='.*(q_proj|lm_head)'),
+    'an adapter on the output layer `lm_head` would learn nothing': dict(lora_target_modules=['q_proj', 'lm_head']),
+    'the output layer `lm_head` would learn nothing': dict(lora_target_modules='.*(q_proj|lm_head)'),
     r'\[0, 5\] does not fit. The model has 2 layers': dict(peft_layer_replication=[[0, 5]]),
     r'\[1, 1\] does not fit': dict(peft_layer_replication=[[1, 1]]),
     'there is no token 999999': dict(peft_trainable_token_indices=[999999]),

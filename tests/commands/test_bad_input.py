@@ -192,7 +192,7 @@ def test_output(wrong, no_training):
     Path('out').mkdir()
     Path('out/mine.txt').write_text('dear')
     says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', '--resume', '--overwrite')
-    says(wrong('train', 'run.yml', '--resume'), 'out', 'checkpoint', 'resume')
+    says(wrong('train', 'run.yml', '--resume'), 'out is not the folder of a run', 'without --resume')
     says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', 'checkpoint')
     says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written',
         'is not a folder', '--out')
@@ -239,7 +239,7 @@ QUESTIONS = {
     'missing': ('no.jsonl', None, 'no.jsonl: there is no such file'),
     'broken': ('q.jsonl', '{"instruction": "a"}\n{"instruction"\n', 'q.jsonl:2: this is not valid JSON'),
     'number': ('q.jsonl', '{"instruction": "a"}\n\n3\n', 'q.jsonl:3: a row must be an object'),
-    'empty': ('q.txt', '\n\n', 'there is no question'),
+    'empty': ('q.txt', '\n\n', 'q.txt: the file holds nothing but blank lines'),
     'encoding': ('q.txt', 'a\nü\n'.encode('latin-1'), 'q.txt:2: this is not UTF-8 text'),
     'column': ('q.jsonl', '{"question": "a"}\n',
         'q.jsonl: a question of `type: alpaca` needs `instruction`; one row has `question`'),
@@ -308,12 +308,13 @@ def shell(*args, **env):
 def test_shell():
     run, same = shell('train', 'run.yml', '--set', 'lora_r=0')
     assert (run.returncode, run.stdout, same) == (2, '', True)
-    assert run.stderr == 'Error: set lora_r=0: `lora_r` must be above 0, not 0.\n'
+    assert run.stderr == 'reading run.yml…\nError: set lora_r=0: `lora_r` must be above 0, not 0.\n'
     Path('data.jsonl').write_text(ROWS + '{"a')
     run, same = shell('train', 'run.yml')
     assert run.returncode == 2 and same
     lines = [line for line in run.stderr.splitlines() if line.strip() and 'Generating' not in line]
-    assert lines == ['Error: data.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.']
+    assert lines[-1] == 'Error: data.jsonl:9: this is not valid JSON: Unterminated string starting at character 2.'
+    assert not [line for line in lines[:-1] if not line.endswith('…')]
 
 
 NO_CONNECTION = ('No connection to the Hugging Face Hub, and files of {} are missing from the cache of this machine. '

@@ -385,9 +385,9 @@ def test_streamed_rows_are_weighed_and_do_not_leak(tokenizer):
 
 def test_preview_reads_no_more_than_it_shows():
     from llmft.commands.check import preview_rows
-    save('a.jsonl', lines(ROWS * 20) + b'{"broken')
+    save('a.jsonl', lines(ROWS * 200) + b'{"broken')
     assert len(preview_rows(streaming('a.jsonl'), 2)) == 2
-    with pytest.raises(UserError, match='a.jsonl:161'): preview_rows(config('a.jsonl'), 2)
+    with pytest.raises(UserError, match='a.jsonl:1601'): preview_rows(config('a.jsonl'), 2)
 
 
 def test_preview_shows_every_source():

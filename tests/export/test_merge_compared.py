@@ -15,15 +15,13 @@ EMBEDDINGS = {
     'pattern': {'lora_target_modules': '.*(q_proj|embed_tokens)'},
     'DoRA': {'lora_target_modules': ['embed_tokens'], 'peft_use_dora': True},
     'qlora': {'lora_target_modules': ['q_proj', 'embed_tokens'], 'adapter': 'qlora'},
-    'head': {'lora_target_modules': ['q_proj', 'lm_head']},
     'copy': {'lora_target_modules': ['q_proj'], 'lora_modules_to_save': ['embed_tokens']},
-    'both ends': {'lora_target_modules': ['embed_tokens', 'lm_head']},
     'new token': {'tokens': ['<call>']},
     'some tokens': {'lora_target_modules': ['q_proj'], 'peft_trainable_token_indices': [3, 4]},
     'blocks': {'peft_layer_replication': [[0, 2], [1, 2]]},
     'plain': {},
 }
-PARTED = ('list', 'pattern', 'DoRA', 'qlora', 'head', 'copy', 'both ends')
+PARTED = ('list', 'pattern', 'DoRA', 'qlora', 'copy')
 
 
 @pytest.mark.parametrize('name', EMBEDDINGS)

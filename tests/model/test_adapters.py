@@ -438,7 +438,6 @@ def test_chat_switches(settings, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as e: main(['chat', str(paths[0]), '--also', f'two={paths[1]}'])
     out = capsys.readouterr().out
     assert not e.value.code and 'base one two' in out and 'Did you mean `two`?' in out
-    assert out.count(f'Chat({paths[1]}') == 1
-    assert out.index(f'Chat({paths[0]}') < out.index(f'Chat({paths[1]}') < out.rindex('Chat(')
+    assert out.index(f'as tuned in {paths[0]}') < out.index('Now you ask two') < out.index('Now you ask base')
     assert 'is not NAME=RUN' in refused(capsys, 'chat', paths[0], '--also', paths[1])
     assert 'no such folder' in refused(capsys, 'chat', paths[0], '--also', 'x=nowhere')
