@@ -58,7 +58,7 @@ def _config(source, set_, out=None, needs_weights=True): # -> `Config`
     if out: overrides['output_dir'] = str(out)
     config = load_config(source, **overrides)
     # a folder that is not there is told at once; a built-in model may have to be fetched, which can wait
-    if needs_weights and not config.base_model.startswith('builtin/'):
+    if not config.base_model.startswith('builtin/') and (needs_weights or not Path(config.base_model).is_dir()):
         resolve_model(config.base_model, config.revision_of_model)
     return config
 

@@ -135,7 +135,7 @@ def merge_adapter(
     _check_run(run)
     _check_out(out, overwrite)
     log.info('loading the model')
-    with memory_errors('while merging', 'A merge takes 2 bytes of RAM for each weight of the model, 4 where it was saved '
-                       'in 32 bits. Close what else uses it, or merge on a larger machine.'):
+    with memory_errors('while merging', 'A merge takes 2 bytes of RAM for each weight of the model, 4 where it was '
+                       'saved in 32 bits. Close what else uses it, or merge on a larger machine.'):
         _write_merged(run, out, config, dtype or 'auto', overwrite)
     return out

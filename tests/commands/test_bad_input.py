@@ -193,7 +193,7 @@ def test_output(wrong, no_training):
     Path('out/mine.txt').write_text('dear')
     says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', '--resume', '--overwrite')
     says(wrong('train', 'run.yml', '--resume'), 'out is not the folder of a run', 'without --resume')
-    says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', 'checkpoint')
+    says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', '--resume')
     says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written',
         'is not a folder', '--out')
     says(wrong('check', 'run.yml', '--set', 'output_dir=data.jsonl/run'),

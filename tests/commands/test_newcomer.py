@@ -75,7 +75,7 @@ def in_terminal(*arguments): # -> [(second, text)] of a command in a pseudo-term
 
 def test_a_terminal_shows_what_is_done():
     text = ''.join(text for _, text in in_terminal('-m', 'llmft', 'recipes'))
-    assert text.startswith('\rreading the recipes…') # first of all
+    assert text.lstrip('\r').startswith('reading the recipes…') # first of all
     shown = re.sub(r'[^\n]*\r(?!\n)', '', text) # as the terminal shows it in the end
     assert '…' not in shown and 'smollm2-135m' in shown
 
@@ -240,7 +240,7 @@ def test_no_thread_is_left_in_the_model(config):
     pieces = chat_module.stream_generate(model, small_tokenizer(), [5, 6], max_new_tokens=1000)
     next(pieces)
     pieces.close()
-    assert active_count() == n_before
+    assert active_count() <= n_before
 
 
 @pytest.mark.parametrize('name, text', [

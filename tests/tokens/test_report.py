@@ -228,8 +228,8 @@ def test_every_finding_has_a_proof():
     "No name in the table that no test brings about."
     proved = {name for _, _, _, expected in PROBLEMS.values() for _, name, _ in expected}
     proved |= {*TEMPLATES, 'leakage', 'kept_leakage', 'near_leakage'}
-    proved |= {'role_order', 'tool_calls', 'unread_training_flag', 'unread_content', 'unread_property', 'forced_thought',
-               'unfit_template'} # in test_rows
+    proved |= {'role_order', 'tool_calls', 'unread_training_flag', 'unread_content', 'unread_property',
+               'forced_thought', 'unfit_template'} # in test_rows
     assert {*FINDINGS} <= proved and all(k.level in LEVELS for k in FINDINGS.values())
 
 
