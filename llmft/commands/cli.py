@@ -121,8 +121,8 @@ def _plan(
 # %% ../../nbs/commands/03_cli.ipynb #7360ba05
 @app.command('convert', epilog=_examples('convert llama_factory.yaml', 'convert unsloth.ipynb --out run.yml'))
 def _convert(
-    file: Annotated[Path, typer.Argument(metavar='FILE', help='A YAML or JSON file of Axolotl, LLaMA-Factory, TRL, '
-        'or with the arguments of an Unsloth notebook.')],
+    file: Annotated[Path, typer.Argument(metavar='FILE', help='A YAML or JSON file of Axolotl, LLaMA-Factory or TRL, '
+        'or a notebook or script of Unsloth (.ipynb, .py), which is parsed and not run.')],
     out: Annotated[Path | None, typer.Option(help='The file to write; without it the result is printed.')] = None,
 ):
     "Write the settings of another program as a YAML file."
