@@ -20,9 +20,8 @@ from ..core import UserError, markdown_table, user_path
 from ..hub import is_local_path, model_errors, resolve_model
 from .architectures import bypassed_parts, describe_parts
 from .base import keep_layout
-from .experts import describe_experts
-from .targets import (
-    describe_targets, excluded_modules, linear_module_names, parameter_names, target_modules)
+from .experts import describe_experts, parameter_names
+from .targets import describe_targets, excluded_modules, linear_module_names, target_modules
 from ..tokens.special import new_token_ids
 
 # %% ../../nbs/model/03_adapters.ipynb #c0f44393
