@@ -663,6 +663,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'llmft.memory.dryrun._cuda_autocast': ('memory/dryrun.html#_cuda_autocast', 'llmft/memory/dryrun.py'),
                                      'llmft.memory.dryrun._disabled': ('memory/dryrun.html#_disabled', 'llmft/memory/dryrun.py'),
                                      'llmft.memory.dryrun._empty': ('memory/dryrun.html#_empty', 'llmft/memory/dryrun.py'),
+                                     'llmft.memory.dryrun._fallback': ('memory/dryrun.html#_fallback', 'llmft/memory/dryrun.py'),
                                      'llmft.memory.dryrun._first_tensor': ('memory/dryrun.html#_first_tensor', 'llmft/memory/dryrun.py'),
                                      'llmft.memory.dryrun._gemm_4bit': ('memory/dryrun.html#_gemm_4bit', 'llmft/memory/dryrun.py'),
                                      'llmft.memory.dryrun._grouped_mm': ('memory/dryrun.html#_grouped_mm', 'llmft/memory/dryrun.py'),
