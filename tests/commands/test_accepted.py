@@ -35,6 +35,8 @@ REFUSED = {
     '`ademamix` has no `beta4`. Did you mean `beta': dict(optimizer='ademamix', optim_args={'beta4': .9}),
     '`model_kwargs`: .* no `use_cach`. Did you mean `use_cache`': dict(model_kwargs={'use_cach': False}),
     '`model_kwargs`: .* no `banana`': dict(model_kwargs={'banana': 1}),
+    'model_kwargs: `torch_dtype` has a key of its own': dict(model_kwargs={'torch_dtype': 'auto'}),
+    'model_kwargs: `state_dict` is not taken': dict(model_kwargs={'state_dict': {}}),
     '`device_map`: .*nowhere': dict(device_map='nowhere'),
     '`device_map`: .*moon': dict(device_map={'model': 'moon'}),
     'bnb_config_kwargs: .*bnb_4bit_quant_type: fp5': dict(
