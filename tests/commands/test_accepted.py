@@ -118,3 +118,9 @@ def test_a_gpu_that_this_torch_cannot_run(capability, runs):
 def test_options_that_exist_are_accepted(run):
     check_training_options(run(optimizer='ademamix', optim_args={'beta3': .99, 't_alpha': 10}, device_map='auto',
                                model_kwargs={'use_cache': False}))
+
+
+def test_a_note_is_said_once(run):
+    check = check_run(run(lora_target_modules=['q_proj', 'nowhere']))
+    assert any('nowhere' in note for note in check.notes)
+    assert all(str(check).count(note) == 1 for note in check.notes)
