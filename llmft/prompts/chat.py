@@ -480,7 +480,7 @@ _RESERVED = re.compile('[\ufdd0-\ufdef]') # noncharacters, among them the escape
 
 def _escape_texts(value, special_tokens): # every text in a value
     if isinstance(value, str):
-        if not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
+        if value.isascii() or not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
         raise RowError('a text holds a character from U+FDD0 to U+FDEF, which Unicode keeps free')
     if isinstance(value, dict): return {k: _escape_texts(v, special_tokens) for k, v in value.items()}
     return [_escape_texts(v, special_tokens) for v in value] if isinstance(value, list) else value
@@ -526,8 +526,8 @@ def _shape_key(messages, template, row, dataset, tokenizer, n_prompt_messages=No
     options, flags = dataset._run_options, tuple((m.train, m.unread_flags) for m in messages)
     shape, bodies = conversation_shape([m.message for m in messages], template, tuple(options.get('eot_tokens') or ()))
     if shape is None: return None
-    special = tuple(control_tokens(tokenizer)), repr(tokenizer.special_tokens_map)
-    key = template, shape, flags, n_prompt_messages, dataset.model_dump_json(), repr(options), special, date.today()
+    settings = dataset.model_dump_json(), repr([*options.values(), tokenizer.special_tokens_map])
+    key = template, shape, flags, n_prompt_messages, settings, tuple(control_tokens(tokenizer)), date.today()
     return key, shape, bodies
 
 # %% ../../nbs/prompts/03_chat.ipynb #0be96dab
