@@ -535,8 +535,10 @@ _SHAPES = {} # key -> `ShapeTurns`, False where the shape cannot be filled in, N
 
 def _keep_shape(key, shape, bodies, turns, renderer):
     if len(_SHAPES) > 10_000: _SHAPES.clear()
-    if key not in _SHAPES: _SHAPES[key] = None
-    elif _SHAPES[key] is None: _SHAPES[key] = ShapeTurns.of(turns, shape, bodies, renderer.text) or False
+    seen, _SHAPES[key] = key in _SHAPES, _SHAPES.get(key)
+    if not seen or _SHAPES[key] is not None: return
+    try: _SHAPES[key] = ShapeTurns.of(turns, shape, bodies, renderer.text) or False
+    except RowError: _SHAPES[key] = False # the template refuses other bodies
 
 # %% ../../nbs/prompts/03_chat.ipynb #73d9df7f
 def conversation_turns(

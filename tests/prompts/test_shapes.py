@@ -82,3 +82,12 @@ def test_fill_shape_gives_the_conversation_back():
         template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
         shape, bodies = conversation_shape(messages, template, ('END',))
         assert fill_shape(shape, bodies) == messages
+
+
+def test_a_template_that_refuses_other_texts(tmp_path):
+    "What is found out about a shape never makes a row unusable."
+    template = ("{% for m in messages %}{% if '漢' in m.content|string|replace('a', 'a') %}{{ raise_exception('no') }}"
+                "{% endif %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}")
+    dataset = DatasetConfig(path='', type='chat_template', chat_template='jinja', chat_template_jinja=template)
+    rows = [{'messages': [{'role': 'user', 'content': f'{n}'}, {'role': 'assistant', 'content': 'b'}]} for n in range(4)]
+    assert [type(turns_or_reason(row, dataset, small_tokenizer())) for row in rows] == [tuple] * 4
