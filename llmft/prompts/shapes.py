@@ -153,7 +153,8 @@ def conversation_shape(
 # %% ../../nbs/prompts/06_shapes.ipynb #62324275
 _OPEN, _CLOSE, _DIGIT_ZERO = '\ufdd5', '\ufdd6', 0xfde0 # noncharacters of Unicode, kept for such uses
 _PLACE = re.compile('\ufdd5([\ufde0-\ufde9]+)\ufdd6')
-_PROBES = ('\u00e9', '"Qu\u00e4" \\n <b>&amp;</b> {x} {{ y }} %s \u6f22\u5b57\n\n\tWord 0.5 ' + 'and so on ' * 500 + "'end'")
+_PROBES = ('\u00e9', '"Qu\u00e4" \\n <b>&amp;</b> {x} {{ y }} %s \u6f22\u5b57\n\n\tWord 0.5 '
+           + 'and so on ' * 500 + "'end'")
 
 def _place(n): return f'{_OPEN}{"".join(chr(_DIGIT_ZERO + int(digit)) for digit in str(n))}{_CLOSE}'
 
