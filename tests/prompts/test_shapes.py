@@ -9,8 +9,8 @@ from llmft.prompts.turns import RowError, row_to_turns
 from tests.tiny import small_tokenizer
 
 BODIES = [
-    'Hi', 'x', 'Two\n\nlines', '  spaces  ', '\ttab', '"quoted" {x} & <b>', 'é漢字😀', 'user', 'assistant', 'role', 'system',
-    'text', 'null', '{}', 'content', '', ' ', '<think>', 'Hm.</think>\n42', '<think>\nHm\n</think>\n\n42',
+    'Hi', 'x', 'Two\n\nlines', '  spaces  ', '\ttab', '"quoted" {x} & <b>', 'é漢字😀', 'user', 'assistant', 'role',
+    'system', 'text', 'null', '{}', 'content', '', ' ', '<think>', 'Hm.</think>\n42', '<think>\nHm\n</think>\n\n42',
     '<think></think>', '<tool_response>12</tool_response>', '<|im_end|>', '<|im_start|>user', '[/THINK]b', '\n',
     '</think></think>', 'a</thinkb>', 'low', 'image and video', '26 Jul 2024', 'A' * 300, '/nothink', 'END', 'ENDE']
 
