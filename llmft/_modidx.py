@@ -1848,6 +1848,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'llmft/training/train.py'),
                                       'llmft.training.train.callback_class': ( 'training/train.html#callback_class',
                                                                                'llmft/training/train.py'),
+                                      'llmft.training.train.check_checkpoint_weights': ( 'training/train.html#check_checkpoint_weights',
+                                                                                         'llmft/training/train.py'),
                                       'llmft.training.train.check_finite': ('training/train.html#check_finite', 'llmft/training/train.py'),
                                       'llmft.training.train.compute_eval_loss': ( 'training/train.html#compute_eval_loss',
                                                                                   'llmft/training/train.py'),

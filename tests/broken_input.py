@@ -227,7 +227,7 @@ RUN = [(f'the run\'s {name} is {way}, {command[0]}', broken_file('run', name, wa
        for way in WAYS for command in (GENERATE, MERGE) if command == GENERATE or way in ('missing', 'cut off')]
 RUN += [(f'the run\'s tokenizer_config.json is {way}', broken_file('run', 'adapter/tokenizer_config.json', way),
     GENERATE)
-        for way in ('cut off', 'of random bytes', 'a list', 'a folder')]
+        for way in ('missing', 'cut off', 'of random bytes', 'a list', 'a folder')]
 
 ADAPTER = 'run/adapter/adapter_config.json'
 
@@ -260,6 +260,8 @@ RUN += [(what, make, GENERATE) for what, make in {
     'the base lacks weights': weights(without_layer), 'the adapter folder is a file': lambda: (
         shutil.rmtree('run/adapter'), Path('run/adapter').write_text('')),
     'a chat template that is a number': json_keys('run/adapter/tokenizer_config.json', tokenizer_class=3),
+    'a tokenizer without an end': json_keys('run/adapter/tokenizer_config.json', eos_token=None),
+    'an adapter of another way to merge': json_keys(ADAPTER, alora_invocation_tokens=True),
 }.items()]
 RUN += [
     ('a run whose data are gone, score', lambda: os.remove('data.jsonl'), SCORE),
@@ -319,8 +321,8 @@ OUT = [(what, make, command) for what, make, command in [
 
 OUT += [(f'{folder}{" with " + option if option else ""} as output_dir', data_in_folder,
          [*TRAIN, '--set', f'output_dir={folder}', '--set', 'datasets=[{path: d}]', *filter(None, [option])])
-        for folder in ("''", '.', 'd', 'd/run', './d/../d/runs/1', 'model', 'model/') for option in (None, '--overwrite')
-        if (folder, option) != ("''", None)]
+        for folder in ("''", '.', 'd', 'd/run', './d/../d/runs/1', 'model', 'model/')
+        for option in (None, '--overwrite')]
 
 
 # going on with a run: each file of its newest checkpoint, and of the run, broken in turn

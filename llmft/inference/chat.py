@@ -239,7 +239,11 @@ def load_saved_tokenizer(
     from transformers import AutoTokenizer
     with model_errors(path, 'tokenizer'):
         check_json_files(path)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f'{path}: its tokenizer has no token that ends an answer (`eos_token` in '
+                        'tokenizer_config.json). Is the folder whole? Copy it again.')
+    return tokenizer
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
 def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all weights were trained, or a merged one

@@ -238,12 +238,13 @@ def checkpoint_errors(
     file='',    # the one that is read
 ):
     "What goes wrong while a checkpoint is read is one message that names it; lack of memory passes."
+    path = Path(checkpoint)/file
     try: yield
-    except UserError: raise
     except Exception as e:
         if is_out_of_memory(e): raise
+        problem = reason_line(e).removeprefix(f'{path}: ')
         raise UserError(
-            f'{Path(checkpoint)/file} cannot be read: {reason_line(e)}. Delete the folder {checkpoint}: the run then '
+            f'{path} cannot be read: {problem}. Delete the folder {checkpoint}: the run then '
             'goes on from the checkpoint before it, or begins again where there is none.') from None
 
 # %% ../../nbs/training/02_run.ipynb #2244f00c
@@ -256,12 +257,14 @@ def _read_tensors(file): # an exception if a file of tensors is not whole
     with zipfile.ZipFile(file) as archive: damaged = archive.testzip()
     if damaged: raise ValueError(f'its part {damaged} is damaged')
     with safe_globals(): values = torch.load(file, 'cpu', weights_only=True, mmap=True)
-    if not values or not isinstance(values, dict): raise ValueError('it holds no state')
+    is_state = isinstance(values, dict) and (values.get('param_groups') if file.stem == 'optimizer' else values)
+    if not is_state: raise ValueError('it holds no state')
 
 def _read_state(file): # `trainer_state.json`, with values of the kinds that a trainer writes
     from transformers import TrainerState
     state, fresh = TrainerState.load_from_json(file), TrainerState()
     if state.global_step != _step_of(file.parent): raise ValueError(f'it is of step {state.global_step!r}')
+    if 'TrainerControl' not in state.stateful_callbacks: raise ValueError('`stateful_callbacks` is not whole')
     kinds = {int: (int, float), list: list, dict: dict}
     for name, value in vars(fresh).items():
         kind, found = kinds.get(type(value)), getattr(state, name)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch_size', 'ConstantBatch', 'NamedCheckpoint',
            'TokenMeanEval', 'trainer_class', 'make_trainer', 'compute_eval_loss', 'callback_class', 'check_finite',
-           'Progress', 'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'push_run_to_hub', 'finetune']
+           'Progress', 'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'check_checkpoint_weights',
+           'push_run_to_hub', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
 import json, math, os, shutil, signal, sys, threading, time, traceback
@@ -157,8 +158,6 @@ class NamedCheckpoint:
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         with checkpoint_errors(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            file = Path(resume_from_checkpoint)/'adapter_model.safetensors'
-            if file.is_file(): _check_adapter_weights(self.model, file, 'default')
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         with checkpoint_errors(checkpoint): super()._load_optimizer_and_scheduler(checkpoint)
@@ -363,6 +362,24 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
     hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))
     return model
 
+# %% ../../nbs/training/03_train.ipynb #adf40908
+def check_checkpoint_weights(
+    model,      # with the adapter that is trained
+    checkpoint, # from `find_resume_checkpoint`
+):
+    "A `UserError` if the adapter in a checkpoint is not that of the model."
+    from peft.utils.save_and_load import get_peft_model_state_dict
+    from safetensors import safe_open
+    file = checkpoint/'adapter_model.safetensors'
+    if not file.is_file(): return # all weights are trained
+    with checkpoint_errors(checkpoint, file.name):
+        _check_adapter_weights(model, file, 'default')
+        sizes = {name: list(p.shape) for name, p in get_peft_model_state_dict(model).items()}
+        with safe_open(file, 'pt') as weights:
+            saved = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
+        wrong = next((name for name, size in saved.items() if sizes.get(name, size) != size), None)
+        if wrong: raise ValueError(f'{wrong} has the sizes {saved[wrong]}, not {sizes[wrong]}')
+
 # %% ../../nbs/training/03_train.ipynb #a88f62cc
 def _train(trainer, run, progress, checkpoint):
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
@@ -416,6 +433,7 @@ def _finetune(config, overwrite, resume, say, force): # -> `Run`
     data, hw = prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     model = _load_model(config, hw, data.tokenizer, say)
+    if checkpoint: check_checkpoint_weights(model, checkpoint)
     report = parameter_report(model)
     say(report)
     run = start_run(config, hw, data_provenance(config, data), out, overwrite, resume)
