@@ -282,7 +282,8 @@ def _all_files(fs, folder): # paths of the files below a folder; `fs`: a file sy
     for parent, _, names in fs.walk(folder):
         files += [f'{parent.rstrip("/")}/{name}' for name in names]
         if len(files) > _MANY_FILES: raise UserError(
-            f'{folder}: there are more than {_MANY_FILES:,} files below this folder. Name a folder with the data alone.')
+            f'{folder}: there are more than {_MANY_FILES:,} files below this folder. '
+            'Name a folder with the data alone.')
     return files
 
 # %% ../../nbs/data/01_files.ipynb #94516910

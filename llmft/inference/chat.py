@@ -167,8 +167,7 @@ def stream_generate(
         except BaseException as e: errors.append(e)
         finally: streamer.end()
     model.eval()
-    thread = Thread(target=run)
-    thread.start()
+    (thread := Thread(target=run)).start()
     try: yield from streamer
     finally:
         stopped.set()

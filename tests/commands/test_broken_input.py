@@ -79,7 +79,7 @@ def test_questions_of_different_lengths(): # the tokenizer of the run has no pad
 
 
 def test_broken_checkpoint_can_be_left():
-    "Without the broken checkpoint the run goes on from the one before; a folder that is none of its own is passed over."
+    "Without the broken checkpoint the run goes on from the one before; a folder of another name is passed over."
     newest = Path(NEWEST)
     (newest/'optimizer.pt').write_bytes(b'')
     (newest.parent/'checkpoint-best').mkdir()
