@@ -24,7 +24,10 @@ _STYLE = {
 def figure_style():
     "Inside the block figures are made for light and dark pages: transparent, with grey text and lines."
     import matplotlib
-    with matplotlib.rc_context(_STYLE): yield
+    with matplotlib.rc_context(_STYLE):
+        try: yield
+        finally: interactive = matplotlib.is_interactive()
+    matplotlib.interactive(interactive)
 
 # %% ../nbs/plots.ipynb #a70f7270
 def _small_png(fig, dpi, colours): # bytes of a PNG file

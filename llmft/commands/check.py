@@ -55,7 +55,7 @@ def __str__(self: Check):
     epochs = f'{c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}'
     rows = f'{c.micro_batch_size} x {c.gradient_accumulation_steps} rows'
     return '\n'.join([
-        *c.notes, *self.notes,
+        *c.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
             f'{c.adapter} rank {c.lora_r} on {targets}',
         *self.notes,

@@ -378,7 +378,8 @@ class OptimizerKeys(_Strict):
     loss_watchdog_threshold: float | None = _key(None, 'Stop the run when the loss stays above this.', 'Training', gt=0)
     loss_watchdog_patience: int = _key(3, 'For so many logged steps one after the other.', 'Training', gt=0)
     dataloader_num_workers: int | None = _key(None,
-        'Processes that make batches ready; chosen for the machine if not given.', 'Training', ge=0)
+        'Processes that make batches ready; chosen for the machine if not given, none with `streaming`.',
+        'Training', ge=0)
 
 # %% ../../nbs/config/01_keys.ipynb #36d3892f
 class DistributedKeys(_Strict):

@@ -297,7 +297,7 @@ def run_code_batch(
     programs, shown = list(programs), {} if progress else {'disable': True} # else `TQDM_DISABLE` decides
     with ThreadPoolExecutor(workers or _workers()) as pool:
         runs = [pool.submit(run_code, code, tests, timeout, memory) for code, tests in programs]
-        try: return [r.result() for r in tqdm(runs, desc='running tests', **shown)]
+        try: return [r.result() for r in tqdm(runs, desc='Running tests', **shown)]
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise

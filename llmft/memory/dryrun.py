@@ -262,6 +262,11 @@ def _additive_mask(mask, like): # 0 where `mask` is true, else -inf; in the form
     if mask is None or mask.dtype != torch.bool: return mask
     return torch.where(mask, *(torch.full((), v, dtype=like.dtype, device=like.device) for v in (0., float('-inf'))))
 
+# %% ../../nbs/memory/01_dryrun.ipynb #98da0550
+def _fallback(kernel, query, value, dropout_p): # the kernel that is taken where the chosen one cannot do it
+    if query.shape[-1] != value.shape[-1]: kernel = {'flash': 'efficient', 'cpu': 'math'}.get(kernel, kernel)
+    return 'math' if kernel == 'cpu' and dropout_p else kernel
+
 # %% ../../nbs/memory/01_dryrun.ipynb #697a9a58
 def sdpa_with_kernel(
     choose_kernel, # function (query, has_mask, enable_gqa) -> `flash`, `efficient`, `math` or `cpu`
@@ -270,7 +275,7 @@ def sdpa_with_kernel(
     def sdpa(query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
         if torch.is_autocast_enabled('cuda'):
             query, key, value = (t.to(torch.get_autocast_dtype('cuda')) for t in (query, key, value))
-        kernel = choose_kernel(query, attn_mask is not None, enable_gqa)
+        kernel = _fallback(choose_kernel(query, attn_mask is not None, enable_gqa), query, value, dropout_p)
         if kernel == 'math':
             return _aten._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal,
                 scale=scale, enable_gqa=enable_gqa)[0]

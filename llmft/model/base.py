@@ -271,12 +271,15 @@ def choose_tf32(
 # %% ../../nbs/model/02_base.ipynb #dbad115e
 def choose_workers(
     device,
-    requested=None, # the YAML's `dataloader_num_workers`
-): # (number, the reason)
+    requested=None,  # the YAML's `dataloader_num_workers`
+    streaming=False, # are rows read while training
+): # (number, the reason, the key of the YAML that overrules it)
     "How many processes make batches ready, and why."
-    if requested is not None: return requested, '`dataloader_num_workers` says so'
-    if device == 'cuda' and (os.cpu_count() or 1) >= 4: return 2, 'the GPU need not wait for batches then'
-    return 0, 'making batches takes no time worth a process'
+    key = 'dataloader_num_workers'
+    if streaming: return 0, 'the rows of a stream are counted in the process that reads them', 'streaming'
+    if requested is not None: return requested, f'`{key}` says so', key
+    if device == 'cuda' and (os.cpu_count() or 1) >= 4: return 2, 'the GPU need not wait for batches then', key
+    return 0, 'making batches takes no time worth a process', key
 
 # %% ../../nbs/model/02_base.ipynb #3b841fc1
 def choose_batch_layout(
@@ -288,14 +291,14 @@ def choose_batch_layout(
     return 'one line each', f'{attention} needs a mask, which grows with the square of a line'
 
 # %% ../../nbs/model/02_base.ipynb #7a6235cb
-def _list_choices(dtype, attention, layout, optimizer, tf32, workers): # each (value, reason) -> list of `Choice`
+def _list_choices(dtype, attention, layout, optimizer, tf32, workers): # (value, reason), of some the key too
     chosen = [
         ('number format', str(dtype[0]).removeprefix('torch.'), dtype[1], 'bf16'),
         ('attention', *attention, 'attn_implementation'),
         ('packed rows', *layout, 'sample_packing'),
         ('optimizer', *optimizer, 'optimizer'),
         ('tf32', str(tf32[0]).lower(), tf32[1], 'tf32'),
-        ('processes for batches', str(workers[0]), workers[1], 'dataloader_num_workers'),
+        ('processes for batches', str(workers[0]), *workers[1:]),
     ]
     return [Choice(*entry) for entry in chosen if entry[2]]
 
@@ -314,7 +317,7 @@ def detect_hardware(
     layout = choose_batch_layout(attention[0]) if setting('sample_packing', True) else (None, None)
     optimizer = choose_optimizer(device, setting('optimizer', 'adamw_torch'))
     tf32 = choose_tf32(device, capability, setting('tf32', 'auto'))
-    workers = choose_workers(device, setting('dataloader_num_workers', None))
+    workers = choose_workers(device, setting('dataloader_num_workers', None), setting('streaming', False))
     choices = _list_choices(dtype, attention, layout, optimizer, tf32, workers)
     return Hardware(device, name, memory, dtype[0], attention[0], choices, optimizer[0], tf32[0], workers[0])
 

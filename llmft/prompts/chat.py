@@ -10,6 +10,7 @@ __all__ = ['TEMPLATES_DIR', 'list_chat_templates', 'find_chat_template', 'resolv
 import copy, re
 from bisect import bisect_left
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..config.config import _did_you_mean
 from ..core import UserError, user_path
 from .messages import CHAT_TYPE_DEFAULTS, _get_key, _read_tools, _trained_roles, _unread_remark
 from .messages import chat_messages, conversation_remarks
+from .shapes import ShapeTurns, conversation_shape
 from .turns import _ESCAPE, RowError, Turn, Turns, control_tokens, escape_special_tokens
 from .turns import find_format, register_format
 
@@ -87,7 +89,6 @@ class _Renderer:
     def __init__(self, tokenizer, template, tools=None, variables=None):
         self.template, self.has_generation_blocks = template, _has_generation_blocks(template)
         self.kwargs = dict(tools=tools, chat_template=template, **tokenizer.special_tokens_map, **(variables or {}))
-        self.key = template, repr(tokenizer.special_tokens_map), repr(variables) # what the text depends on but tools
 
     def __call__(self, conversations, **kwargs): # -> texts, and where they are asked for the blocks in each
         from jinja2 import TemplateSyntaxError
@@ -107,7 +108,7 @@ def _render_with_blocks(messages, renderer): # -> text, {message: (start, stop) 
     return text, dict(zip(answers, blocks)) if len(blocks) == len(answers) else {}
 
 # %% ../../nbs/prompts/03_chat.ipynb #53082d73
-@dataclass
+@dataclass(eq=False)
 class _EndTokens:
     "The control tokens that may end a message."
     eos: str
@@ -143,55 +144,12 @@ def strip_trailing(self: _EndTokens, text, start, stop): # `stop` without the co
     while m := self.trailing_pattern.search(text, start, stop): stop = m.start()
     return stop
 
-# %% ../../nbs/prompts/03_chat.ipynb #e4b2bfee
-# methods of Python that look for a text in another
-_TEXT_METHODS = {'startswith', 'endswith', 'split', 'rsplit', 'partition', 'rpartition', 'replace', 'removeprefix',
-                 'removesuffix', 'find', 'rfind', 'index', 'rindex', 'count'}
-# filters that look at the length or at single characters
-_MEASURING = {'length', 'count', 'wordcount', 'first', 'last', 'list', 'batch', 'slice', 'truncate'}
-
-def _measures_text(node): # may this filter measure a text, and not a list of messages or tools
-    return node.name in _MEASURING and not re.search('messages|tools|tool_calls|content_parts', str(node.node))
-
-@lru_cache(16)
-def _template_questions(template): # -> (texts it may look for in a text, texts it may compare one with), or None
-    from jinja2 import Environment, nodes
-    source = re.sub(r'\{%-?\s*(end)?generation\s*-?%\}', '', template)
-    try: tree = Environment(extensions=['jinja2.ext.loopcontrols']).parse(source)
-    except Exception: return None
-    if any(_measures_text(node) for node in tree.find_all(nodes.Filter)): return None
-    looked_for = [n for n in tree.find_all(nodes.Call) if getattr(n.node, 'attr', '') in _TEXT_METHODS]
-    compared = [(op.op, n) for n in tree.find_all(nodes.Compare) for op in n.ops]
-    def texts(found): return {c.value for n in found for c in n.find_all(nodes.Const) if isinstance(c.value, str)}
-    assigned = texts(n for n in tree.find_all(nodes.Assign) if isinstance(n.node, nodes.Const))
-    equal = texts(n for op, n in compared if op in ('eq', 'ne'))
-    parts = texts([*looked_for, *(n for op, n in compared if op not in ('eq', 'ne'))]) | assigned
-    return tuple(sorted(parts - {''})), frozenset(equal)
-
-# %% ../../nbs/prompts/03_chat.ipynb #4449e6f9
-def _structure(messages, template): # what a template can tell of a conversation, if that is little; else None
-    questions = _template_questions(template)
-    if questions is None: return None
-    parts, equal = questions
-    out = []
-    for m in messages:
-        for key, text in m.items():
-            if not isinstance(text, str): return None
-            stripped = text.strip()
-            value = text if key == 'role' else (
-                stripped == text, not stripped, stripped in equal, *[p in text for p in parts])
-            out.append((key, value))
-        out.append(None)
-    return tuple(out)
-
 # %% ../../nbs/prompts/03_chat.ipynb #22dfe52d
 class _RenderedChat:
     "A conversation, the text that a chat template makes of it, and what is needed to find the messages in it."
     def __init__(self, messages, renderer, end_tokens=None): # `messages`: mappings with `role` and `content`
         self.messages, self.renderer, self.end_tokens = messages, renderer, end_tokens
         self.text, self.generation_spans = _render_with_blocks(messages, renderer)
-        structure = None if renderer.kwargs['tools'] else _structure(messages, renderer.template)
-        self.structure = structure and (renderer.key, structure)
 
 # %% ../../nbs/prompts/03_chat.ipynb #34c84f36
 _OPEN, _CLOSE = '\ufdd2', '\ufdd3' # around a content; noncharacters of Unicode, kept for such uses
@@ -344,23 +302,6 @@ def _unwritten_remarks(chat): # (name of a finding, what is the matter) for each
         if same: remarks.append(_unread_remark('tools', 'the chat template leaves out'))
     return list(dict.fromkeys(remarks))
 
-# %% ../../nbs/prompts/03_chat.ipynb #a5ae6d69
-@dataclass
-class _Proof:
-    "Is it known of a conversation that what is sent for its answers is the beginning of its text."
-    structure: tuple | None # None: nothing is known of others
-    holds: bool
-    _KNOWN = {}             # structure -> remarks on the properties that are not written
-
-    @classmethod
-    def of(cls, chat, more=()): # `more`: what else it depends on
-        structure = chat.structure and (*chat.structure, more)
-        return cls(structure, structure in cls._KNOWN)
-
-    def keep(self, value=None):
-        if len(self._KNOWN) > 10_000: self._KNOWN.clear()
-        self._KNOWN[self.structure] = value
-
 # %% ../../nbs/prompts/03_chat.ipynb #a1a89bc6
 def _trained_message_indices(messages, dataset): # list of `Message` -> the numbers of those that are learned
     roles, train_on_inputs = _trained_roles(dataset), dataset._run_options.get('train_on_inputs')
@@ -401,12 +342,8 @@ def _message_spans(chat, indices, dataset): # -> {learned message: (start, stop)
     all_marked = chat.generation_spans.keys() >= {*indices} and 'all' not in _end_options(dataset).values()
     content_spans = {} if all_marked else _find_contents(chat)
     merged = bool(dataset._run_options.get('allow_merged_tokens'))
-    def find(lengths): return {i: _message_span(chat, i, content_spans, lengths.get(i, 0), merged) for i in indices}
-    proof = _Proof.of(chat, (*indices, merged))
-    if proof.holds: spans = find({})
-    else:
-        spans = find(_prompt_lengths(chat, indices))
-        if proof.structure and spans == find({}): proof.keep()
+    lengths = _prompt_lengths(chat, indices)
+    spans = {i: _message_span(chat, i, content_spans, lengths.get(i, 0), merged) for i in indices}
     return {i: span for i, span in spans.items() if span}, content_spans
 
 def _end_options(dataset): # which end tokens are learned: none, the last, of learned turns, all
@@ -543,7 +480,7 @@ _RESERVED = re.compile('[\ufdd0-\ufdef]') # noncharacters, among them the escape
 
 def _escape_texts(value, special_tokens): # every text in a value
     if isinstance(value, str):
-        if not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
+        if value.isascii() or not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
         raise RowError('a text holds a character from U+FDD0 to U+FDEF, which Unicode keeps free')
     if isinstance(value, dict): return {k: _escape_texts(v, special_tokens) for k, v in value.items()}
     return [_escape_texts(v, special_tokens) for v in value] if isinstance(value, list) else value
@@ -569,9 +506,8 @@ def _require_template(dataset, tokenizer): # the chat template of a source; `Use
 # %% ../../nbs/prompts/03_chat.ipynb #9db75474
 _NO_CONTENT = 'the chat template cannot write a message without content'
 
-def _render_chat(messages, row, dataset, tokenizer, n_escaped): # the first `n_escaped` messages are from the data
-    template, special, options = _require_template(dataset, tokenizer), control_tokens(tokenizer), dataset._run_options
-    for message in messages[:n_escaped]: _escape_message(message, special)
+def _render_chat(messages, template, row, dataset, tokenizer): # `messages`: with their control tokens broken up
+    special, options = control_tokens(tokenizer), dataset._run_options
     tools = _escape_texts(_read_tools(row, dataset), special)
     renderer = _Renderer(tokenizer, template, tools, options.get('chat_template_kwargs'))
     eot = options.get('eot_tokens')
@@ -584,6 +520,26 @@ def _render_chat(messages, row, dataset, tokenizer, n_escaped): # the first `n_e
         renderer.text([{'content': ''} | m for m in plain]) # is it because there is no content
         raise RowError(_NO_CONTENT) from None
 
+# %% ../../nbs/prompts/03_chat.ipynb #be3d60a7
+def _shape_key(messages, template, row, dataset, tokenizer, n_prompt_messages=None): # -> (key, shape, bodies) or None
+    if row.get(dataset.field_tools) or any(m.part_spans for m in messages): return None
+    options, flags = dataset._run_options, tuple((m.train, m.unread_flags) for m in messages)
+    shape, bodies = conversation_shape([m.message for m in messages], template, tuple(options.get('eot_tokens') or ()))
+    if shape is None: return None
+    settings = dataset.model_dump_json(), repr([*options.values(), tokenizer.special_tokens_map])
+    key = template, shape, flags, n_prompt_messages, settings, tuple(control_tokens(tokenizer)), date.today()
+    return key, shape, bodies
+
+# %% ../../nbs/prompts/03_chat.ipynb #0be96dab
+_SHAPES = {} # key -> `ShapeTurns`, False where the shape cannot be filled in, None where it was met once
+
+def _keep_shape(key, shape, bodies, turns, renderer):
+    if len(_SHAPES) > 10_000: _SHAPES.clear()
+    seen, _SHAPES[key] = key in _SHAPES, _SHAPES.get(key)
+    if not seen or _SHAPES[key] is not None: return
+    try: _SHAPES[key] = ShapeTurns.of(turns, shape, bodies, renderer.text) or False
+    except RowError: _SHAPES[key] = False # the template refuses other bodies
+
 # %% ../../nbs/prompts/03_chat.ipynb #73d9df7f
 def conversation_turns(
     messages,  # list of `Message`
@@ -594,24 +550,26 @@ def conversation_turns(
 ) -> Turns: # list of `Turn`, with `remarks`
     "A conversation as turns."
     is_question = messages[-1].message.get('content') == _ANSWER_PLACEHOLDER
-    chat = _render_chat(messages, row, dataset, tokenizer, len(messages) - is_question)
+    template, special = _require_template(dataset, tokenizer), control_tokens(tokenizer)
+    for message in messages[:-1] if is_question else messages: _escape_message(message, special)
+    if is_question: return _question_turns(messages, _render_chat(messages, template, row, dataset, tokenizer), dataset)
+    shaped = _shape_key(messages, template, row, dataset, tokenizer, n_prompt_messages)
+    known = shaped and _SHAPES.get(shaped[0])
+    if known: return known.fill(shaped[2])
+    chat = _render_chat(messages, template, row, dataset, tokenizer)
     _check_tool_calls(chat)
-    try: spans = _trained_spans(chat, messages, dataset, n_prompt_messages)
-    except RowError:
-        if not is_question: raise
-        spans = [] # what was said before need not be fit to be learned
-    if not is_question: return _with_remarks(_spans_to_turns(chat.text, spans), chat, messages)
-    # the turns before the answer are cut as they were when it was learned
+    turns = Turns(_spans_to_turns(chat.text, _trained_spans(chat, messages, dataset, n_prompt_messages)))
+    turns.remarks = conversation_remarks(messages, chat.renderer.kwargs['tools']) + _unwritten_remarks(chat)
+    if shaped: _keep_shape(*shaped, turns, chat.renderer)
+    return turns
+
+def _question_turns(messages, chat, dataset): # the turns before the answer are cut as they were when it was learned
+    _check_tool_calls(chat)
+    try: spans = _trained_spans(chat, messages, dataset)
+    except RowError: spans = [] # what was said before need not be fit to be learned
     prompt = _generation_prompt_text(chat.messages, chat.renderer)
     turns = _spans_to_turns(prompt, [s for s in spans if s[1] <= len(prompt)])
     return Turns(turns + [Turn('', trained=True, control=True, joined=True)])
-
-def _with_remarks(turns, chat, messages):
-    turns, proof = Turns(turns), _Proof.of(chat, 'remarks')
-    unwritten = proof._KNOWN[proof.structure] if proof.holds else _unwritten_remarks(chat)
-    if proof.structure: proof.keep(unwritten)
-    turns.remarks = conversation_remarks(messages, chat.renderer.kwargs['tools']) + unwritten
-    return turns
 
 # %% ../../nbs/prompts/03_chat.ipynb #9a93b23e
 def _chat(row, dataset, tokenizer):

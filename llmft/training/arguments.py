@@ -14,7 +14,7 @@ from pathlib import Path
 from ..config.config import _did_you_mean
 from ..core import UserError, silence_warnings
 from ..model.adapters import _non_empty_args, import_peft
-from ..model.base import load_hf_config
+from ..model.base import _check_model_kwargs, load_hf_config
 from ..model.gpus import unused_gpus
 from ..tokens.report import count_steps, steps_per_epoch
 
@@ -103,6 +103,7 @@ def _known_loading_options(config): # of `from_pretrained`, and what the model's
 
 def _check_loading(config):
     from transformers.integrations.accelerate import check_and_set_device_map
+    _check_model_kwargs(config)
     if config.model_kwargs:
         for key in config.model_kwargs.keys() - (known := _known_loading_options(config)):
             raise UserError(f'`model_kwargs`: `from_pretrained` has no `{key}`.{_did_you_mean(key, known)}')

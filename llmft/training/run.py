@@ -341,7 +341,7 @@ class SampleAnswers:
     def generate(self, model, tokenizer): # -> list of answers
         if not self.rows: return []
         prompts = [prompt_ids(row, tokenizer, self.dataset_configs[row['source']]) for row in self.rows]
-        answers = generate_ids(model, tokenizer, prompts, max_new_tokens=128, progress='Held-out questions')
+        answers = generate_ids(model, tokenizer, prompts, max_new_tokens=128, progress='Sample answers')
         return tokenizer.batch_decode(answers, skip_special_tokens=True)
 
     def generate_before(self, model, tokenizer): self.answers_before = self.generate(model, tokenizer)

@@ -35,6 +35,8 @@ REFUSED = {
     '`ademamix` has no `beta4`. Did you mean `beta': dict(optimizer='ademamix', optim_args={'beta4': .9}),
     '`model_kwargs`: .* no `use_cach`. Did you mean `use_cache`': dict(model_kwargs={'use_cach': False}),
     '`model_kwargs`: .* no `banana`': dict(model_kwargs={'banana': 1}),
+    'model_kwargs: `torch_dtype` has a key of its own': dict(model_kwargs={'torch_dtype': 'auto'}),
+    'model_kwargs: `state_dict` is not taken': dict(model_kwargs={'state_dict': {}}),
     '`device_map`: .*nowhere': dict(device_map='nowhere'),
     '`device_map`: .*moon': dict(device_map={'model': 'moon'}),
     'bnb_config_kwargs: .*bnb_4bit_quant_type: fp5': dict(
@@ -116,3 +118,9 @@ def test_a_gpu_that_this_torch_cannot_run(capability, runs):
 def test_options_that_exist_are_accepted(run):
     check_training_options(run(optimizer='ademamix', optim_args={'beta3': .99, 't_alpha': 10}, device_map='auto',
                                model_kwargs={'use_cache': False}))
+
+
+def test_a_note_is_said_once(run):
+    check = check_run(run(lora_target_modules=['q_proj', 'nowhere']))
+    assert any('nowhere' in note for note in check.notes)
+    assert all(str(check).count(note) == 1 for note in check.notes)

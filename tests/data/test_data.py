@@ -9,6 +9,7 @@ from llmft.core import UserError
 from llmft.data.sources import iterate_source, load_rows, load_source
 from llmft.data.dedup import find_near_duplicates, prepare_rows, shingles, jaccard
 from llmft.data.files import read_file
+from llmft.model.base import detect_hardware
 from llmft.tokens.stream import stream_sample, stream_tokens
 from llmft.tokens.tokenize import count_rows, encode_rows, usable_rows
 
@@ -407,6 +408,12 @@ def test_row_that_is_too_long_is_named(tokenizer):
         usable_rows(encoded, c)
 
 
+def test_a_stream_is_read_where_it_is_counted():
+    hardware = detect_hardware(streaming('a.jsonl', dataloader_num_workers=2))
+    assert hardware.workers == 0
+    assert 'counted in the process that reads them (`streaming` in the YAML' in str(hardware)
+
+
 def test_streaming_needs_steps():
     for keys, message in [({'max_steps': None}, 'Give `max_steps`'), ({'val_set_size': 0.1}, 'Give `test_datasets`')]:
         with pytest.raises(UserError, match=message): streaming('a.jsonl', **keys)
@@ -414,6 +421,7 @@ def test_streaming_needs_steps():
 
 MEMORY = '''
 import resource, sys
+from llmft.model.base import detect_hardware
 from llmft.tokens.stream import iterate_rows
 from llmft.data.sources import _batch_rows
 from llmft.config.config import load_config
