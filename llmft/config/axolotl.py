@@ -289,7 +289,8 @@ class Translation:
     def __post_init__(self):
         if self.is_axolotl is None: self.is_axolotl = is_axolotl(self.values)
         self.blank_keys = {k for k, v in self.values.items() if v in (None, '')}
-        self.values = {k: v for k, v in drop_none(self.values).items() if v != ''}
+        # an empty text is no value; but an empty folder may be meant as the present one, so it is told later
+        self.values = {k: v for k, v in drop_none(self.values).items() if v != '' or k == 'output_dir'}
 
     def set_key(self, key, value, source, note=None):
         "Give `key` a value that comes from the key `source`."

@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError
+from ..core import UserError, user_path
 from .messages import CHAT_TYPE_DEFAULTS, _get_key, _read_tools, _trained_roles, _unread_remark
 from .messages import chat_messages, conversation_remarks
 from .shapes import ShapeTurns, conversation_shape
@@ -41,7 +41,7 @@ def list_chat_templates() -> dict[str, Path]: # by name
 
 # %% ../../nbs/prompts/03_chat.ipynb #ba57d207
 def _read_template(path): # a `.jinja` file
-    try: return Path(path).expanduser().read_text(encoding='utf-8')
+    try: return user_path(path, 'chat_template: ').read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, 'strerror', None) or 'it is not UTF-8 text'
         raise UserError(f'chat_template: {path} cannot be read: {reason}.') from None
