@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import UserError
+from ..model.architectures import keep_layers_read_directly
 
 _aten = torch.ops.aten
 
@@ -184,13 +185,15 @@ def _storage_bytes(model): # of all storages in a model, each counted once
 def _replace_linear(model, settings): # by layers of bitsandbytes, still without weights; those that can be filled
     from bitsandbytes import nn
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.base import HfQuantizer, _assign_is_quantized
     head, quantized = model.get_output_embeddings(), nn.Linear4bit if settings.load_in_4bit else nn.Linear8bitLt
     kinds = {type(m).__name__ for m in model.modules() if m is not head}
     if kinds & {'Linear', 'Conv1D'}: # transformers only warns where there is none
-        skipped = HfQuantizer.get_modules_to_not_convert(
-            model, settings.llm_int8_skip_modules, getattr(model, '_keep_in_fp32_modules', None))
+        with keep_layers_read_directly():
+            skipped = HfQuantizer.get_modules_to_not_convert(
+                model, settings.llm_int8_skip_modules, getattr(model, '_keep_in_fp32_modules', None))
         replace_with_bnb_linear(model, skipped, settings)
+        _assign_is_quantized(model) # the code of some models asks for it
     return [m for m in model.modules() if isinstance(m, quantized)]
 
 # %% ../../nbs/memory/01_dryrun.ipynb #9ea9bc84
