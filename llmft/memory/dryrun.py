@@ -88,6 +88,23 @@ def override_op(
 @override_op(_aten.uniform_.default, _aten.normal_.default)
 def _skip_random(tracker, func, args, kwargs): return args[0] if args[0].is_meta else func(*args, **kwargs)
 
+# %% ../../nbs/memory/01_dryrun.ipynb #5868956e
+def _is_plain(*tensors): # on `meta`, each with its numbers one after the other
+    return all(isinstance(t, torch.Tensor) and t.is_meta and t.is_contiguous() for t in tensors)
+
+@override_op(_aten.mul.Tensor, _aten.add.Tensor)
+def _elementwise(tracker, func, args, kwargs):
+    a, b = args[:2]
+    if not _is_plain(a, b): return func(*args, **kwargs)
+    if a.shape != b.shape and a.shape != torch.broadcast_shapes(a.shape, b.shape): return func(*args, **kwargs)
+    return torch.empty(a.shape, dtype=torch.result_type(a, b), device='meta')
+
+@override_op(_aten.mm.default)
+def _mm(tracker, func, args, kwargs):
+    a, b = args[:2]
+    if not (a.is_meta and b.is_meta) or kwargs or a.shape[1] != b.shape[0]: return func(*args, **kwargs)
+    return torch.empty((a.shape[0], b.shape[1]), dtype=a.dtype, device='meta')
+
 # %% ../../nbs/memory/01_dryrun.ipynb #b48e4861
 @override_op(_aten._local_scalar_dense.default)
 def _scalar(tracker, func, args, kwargs): # `tensor.item()`

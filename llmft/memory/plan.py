@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..config.config import Config, load_config
 from ..core import UserError, log, markdown_table, silence_warnings, text_table
 from ..hub import is_local_path, model_errors
-from .layers import Places, extend, extend_peaks, keep_layers, layer_pattern, names_layers
+from .layers import Places, copy_layers, extend, extend_peaks, layer_pattern, names_layers
 from ..model.adapters import add_adapter, import_peft, model_notes
 from ..model.architectures import empty_model, supported_attention
 from ..model.base import (
@@ -26,7 +26,7 @@ from ..model.base import (
     requested_precision)
 from ..model.experts import quantize_experts
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
-from ..model.loss import chunked_cross_entropy, has_plain_lm_head
+from ..model.loss import chunked_cross_entropy, full_cross_entropy, has_plain_lm_head
 
 # %% ../../nbs/memory/03_plan.ipynb #dbfd3135
 def _number_format(gpu, config): # `torch.dtype` to compute in
@@ -45,14 +45,15 @@ def attention_for(
         installed=requested == 'flash_attention_2')[0]
 
 # %% ../../nbs/memory/03_plan.ipynb #9aa9dbc2
+def _quantization_number(values, *keys): # the first number under one of these keys of a `quantization_config`
+    groups = [group.get('weights') or {} for group in (values.get('config_groups') or {}).values()]
+    parts = values, values.get('weight_config') or {}, *groups
+    return next((part[key] for part in parts for key in keys if isinstance(part.get(key), int)), None)
+
 def _stored_bits(values): # of a base with this `quantization_config`; `None`: it is read into 16 bits
     method = str(values.get('quant_method', ''))
     if 'fp8' in method: return 8
-    if method == 'mxfp4': return
-    groups = [group.get('weights') or {} for group in (values.get('config_groups') or {}).values()]
-    named = [part.get(key) for part in (values, values.get('weight_config') or {}, *groups)
-        for key in ('bits', 'w_bit', 'nbits', 'num_bits')]
-    found = next((bits for bits in named if isinstance(bits, int)), None)
+    found = None if method == 'mxfp4' else _quantization_number(values, 'bits', 'w_bit', 'nbits', 'num_bits')
     return None if found is None or found > 8 else 4 if found <= 4 else 8
 
 # %% ../../nbs/memory/03_plan.ipynb #a36fa70b
@@ -75,12 +76,22 @@ def stored_settings(
     return bits and BitsAndBytesConfig(**{f'load_in_{bits}bit': True}, bnb_4bit_compute_dtype=dtype)
 
 # %% ../../nbs/memory/03_plan.ipynb #980302e0
-def _empty_model(config, hf_config, dtype, device, gpu=None): # as loading builds it, before there are weights
+def _empty_model(config, hf_config, gpu, device): # as loading builds it, before there are weights
     has_sdpa = attention_for(config, hf_config, gpu) != 'eager' and 'sdpa' in supported_attention(hf_config)
     with model_errors(config.base_model):
-        model = empty_model(hf_config, 'sdpa' if has_sdpa else 'eager', device, config.trust_remote_code, dtype=dtype)
-    model.name_or_path = config.base_model # an adapter that is continued asks for it
-    return model
+        return empty_model(hf_config, 'sdpa' if has_sdpa else 'eager', device, config.trust_remote_code,
+            dtype=_number_format(gpu, config))
+
+# %% ../../nbs/memory/03_plan.ipynb #ca4f7e0d
+_SKELETONS = {} # the last one: what it was made from -> model
+
+def _skeleton(config, hf_config, gpu): # the layers without weights, not to be changed
+    key = (hf_config.to_json_string(), attention_for(config, hf_config, gpu), _number_format(gpu, config),
+        config.trust_remote_code)
+    if key not in _SKELETONS:
+        _SKELETONS.clear()
+        _SKELETONS[key] = _empty_model(config, hf_config, gpu, 'meta')
+    return _SKELETONS[key]
 
 # %% ../../nbs/memory/03_plan.ipynb #20855c54
 def _bare_model(config, hf_config, gpu, tracker, device, layers): # (model, number of its weights, of its largest's)
@@ -88,9 +99,10 @@ def _bare_model(config, hf_config, gpu, tracker, device, layers): # (model, numb
     from llmft.memory.dryrun import model_tensors, quantize_layers
     dtype = _number_format(gpu, config)
     settings = stored_settings(config, hf_config, dtype)
-    model = _empty_model(config, hf_config, dtype, device, gpu)
+    model = _skeleton(config, hf_config, gpu) if layers else _empty_model(config, hf_config, gpu, device)
     sizes = [p.numel() for p in model.parameters()]
-    if layers: keep_layers(model, *layers)
+    if layers: model = copy_layers(model, *layers)
+    model.name_or_path = config.base_model # an adapter that is continued asks for it
     if settings: quantize_layers(model, settings)
     if config.quantize_moe_experts: quantize_experts(model, _quantization_config(config, dtype))
     tracker.step = 'load'
@@ -141,9 +153,10 @@ def _kernel_choice(gpu, attention): # function (query, has_mask, enable_gqa) -> 
     return functools.partial(attention_kernel, gpu.capability)
 
 # %% ../../nbs/memory/03_plan.ipynb #64bc4445
-def _loss_function(model, gpu, amp): # (loss, context that it needs) for this GPU
+def _loss_function(model, config, gpu, amp): # (loss, context that it needs) for this GPU
     from torch.utils import checkpoint
     from llmft.memory.dryrun import fake_triton_kernels, fused_lm_head_loss, patched
+    if not config.chunked_cross_entropy: return full_cross_entropy, nullcontext()
     if gpu.kind != 'cuda' and has_plain_lm_head(model.config):
         with_format = functools.partial(checkpoint.checkpoint, context_fn=lambda: (nullcontext(), amp()))
         return chunked_cross_entropy, patched((checkpoint, 'checkpoint', with_format))
@@ -190,7 +203,7 @@ def dry_run(
         warnings.simplefilter('ignore')
         for context in _replacements(config, gpu, attention, device): stack.enter_context(context)
         model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device, layers)
-        loss, kernels = _loss_function(model, gpu, amp)
+        loss, kernels = _loss_function(model, config, gpu, amp)
         stack.enter_context(kernels)
         model = _add_adapter(model, config, tracker, amp, device)
         params = [p for p in model.parameters() if p.requires_grad]
@@ -256,8 +269,8 @@ def _gpu_class(gpu): # a `Gpu` that stands for all with the same kernels and num
     return Gpu('', 0, (8, 0) if gpu.capability >= (8, 0) else (7, 5))
 
 # %% ../../nbs/memory/03_plan.ipynb #e6999f0e
-def _pattern_of(config, hf_config): # `LayerPattern`, or `None` if all layers have to be run
-    if not names_layers(config): return layer_pattern(_empty_model(config, hf_config, None, 'meta'))
+def _pattern_of(config, hf_config, gpu): # `LayerPattern`, or `None` if all layers have to be run
+    if not names_layers(config): return layer_pattern(_skeleton(config, hf_config, gpu))
 
 def _run_layers(config, hf_config, gpu, pattern, n): # (peaks by place, {category: bytes that were ever made}, facts)
     from llmft.memory.dryrun import memory_peaks
@@ -275,7 +288,7 @@ _HF_CONFIGS = {} # JSON -> configuration of transformers
 @functools.lru_cache(maxsize=64)
 def _cached_dry_run(config, hf_config, gpu): # both configurations as JSON
     run = Config.model_validate_json(config), _HF_CONFIGS[hf_config]
-    pattern = _pattern_of(*run)
+    pattern = _pattern_of(*run, gpu)
     if pattern:
         few, few_totals, facts = _run_layers(*run, gpu, pattern, pattern.short)
         more, more_totals, _ = _run_layers(*run, gpu, pattern, pattern.long)
@@ -306,35 +319,60 @@ def _ram(facts, totals, gpu): # {what: bytes}
     return ram
 
 # %% ../../nbs/memory/03_plan.ipynb #fb3ef549
-def _fraction_to_download(config): # of the model's files
+def _files(config): # {file of the model: is it in the cache of the Hub}, bytes of all; `None` where nobody knows yet
     from huggingface_hub import try_to_load_from_cache
+    cached = functools.partial(try_to_load_from_cache, config.base_model, revision=config.revision_of_model)
+    index = cached('model.safetensors.index.json') # lists the files, if there are several
+    files = json.loads(Path(index).read_text(encoding='utf-8')) if isinstance(index, str) else {}
+    names = {*files.get('weight_map', {'': 'model.safetensors'}).values()}
+    return {name: isinstance(cached(name), str) for name in names}, files.get('metadata', {}).get('total_size')
+
+# %% ../../nbs/memory/03_plan.ipynb #dff3de42
+def _bits_in_files(values): # of a weight that is quantized, with its share of the scales
+    if values.get('quant_method') == 'mxfp4': return 4 + 8/32
+    if values.get('load_in_4bit'): return 4 + (8/64 + 32/64/256 if values.get('bnb_4bit_use_double_quant') else 32/64)
+    if values.get('load_in_8bit') or 'fp8' in str(values.get('quant_method')): return 8
+    bits = _quantization_number(values, 'bits', 'w_bit', 'nbits', 'num_bits') or 16
+    group = _quantization_number(values, 'group_size', 'q_group_size')
+    return bits + (16 + bits)/group if group and group > 0 else bits
+
+def _count_quantized(model, values): # weights that are quantized in the files
+    from torch.nn import Linear
+    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.quantizers_utils import should_convert_module
+    method, experts = values.get('quant_method'), sum(p.numel() for p in model.parameters() if p.ndim == 3)
+    if not values or method == 'mxfp4': return experts*bool(values)
+    named = (values.get(key) for key in ('modules_to_not_convert', 'llm_int8_skip_modules', 'ignore'))
+    kept = [name.removeprefix('re:') for name in next(filter(None, named), [])]
+    kept = HfQuantizer.get_modules_to_not_convert(model, kept, add_default_skips=True)
+    linear = sum(m.weight.numel() for name, m in model.named_modules()
+        if isinstance(m, Linear) and should_convert_module(name, kept))
+    return linear + experts*(method != 'bitsandbytes')
+
+# %% ../../nbs/memory/03_plan.ipynb #f03e8f8c
+def _download_bytes(config, hf_config, gpu): # of the model's files that are not here yet
     model = config.base_model
     if model.startswith('builtin/') or is_local_path(model) or Path(model).is_dir(): return 0
-    cached = functools.partial(try_to_load_from_cache, model, revision=config.revision_of_model)
-    index = cached('model.safetensors.index.json') # lists the files, if there are several
-    files = {'model.safetensors'}
-    if isinstance(index, str): files = {*json.loads(Path(index).read_text(encoding='utf-8'))['weight_map'].values()}
-    return sum(not isinstance(cached(file), str) for file in files)/len(files)
+    (files, total), skeleton = _files(config), _skeleton(config, hf_config, gpu)
+    if not total:
+        values, bytes_per_weight = _base_quantization(hf_config), 4 if '32' in str(getattr(hf_config, 'dtype', '')) else 2
+        quantized, all_weights = _count_quantized(skeleton, values), sum(p.numel() for p in skeleton.parameters())
+        total = (all_weights - quantized)*bytes_per_weight + quantized*_bits_in_files(values)/8
+    return round(total*sum(not here for here in files.values())/len(files))
 
 # %% ../../nbs/memory/03_plan.ipynb #63aad283
-def _disk(config, hf_config, facts, totals, adapter): # {what: bytes}; `adapter`: bytes of a saved one
+def _disk(config, download, facts, totals, adapter): # {what: bytes}; `adapter`: bytes of a saved one
     optimizer = totals.get('optimizer', 0) + totals.get('optimizer (paged)', 0)
-    bytes_per_weight = 4 if '32' in str(getattr(hf_config, 'dtype', None)) else 2
     return {
-        'download': round(facts['weights']*bytes_per_weight*_fraction_to_download(config)),
+        'download': download,
         'checkpoints': (config.save_total_limit + 1)*(adapter + optimizer),
         'adapter': adapter,
         'merged model, if you make one': 0 if config.adapter == 'full' else facts['weights']*2}
 
 # %% ../../nbs/memory/03_plan.ipynb #27b43b4c
-@functools.lru_cache(maxsize=2)
-def _skeleton(hf_config, trust_remote_code): # the layers without weights; `hf_config`: a key of `_HF_CONFIGS`
-    return empty_model(_HF_CONFIGS[hf_config], trust_remote_code=trust_remote_code)
-
 def _notes(config, hf_config, gpu): # sentences
     from llmft.model.optimizers import check_optimizer
-    model = _skeleton(hf_config.to_json_string(), config.trust_remote_code)
-    yield from model_notes(model, config, hf_config)
+    yield from model_notes(_skeleton(config, hf_config, gpu), config, hf_config)
     if gpu.count > 1:
         yield (f'Each of the {gpu.count} GPUs holds a copy of the model. '
             f'Start the run with `torchrun --nproc-per-node {gpu.count}`.')
@@ -377,7 +415,7 @@ def plan_memory(
         raise PlanError(f'This model cannot be planned: {type(e).__name__}: {reason}') from e
     resting, (peak_step, step_peaks) = _between_steps(peaks), _highest_step(peaks)
     _, peak_module, parts = peaks[peak_step]
-    disk = _disk(config, hf_config, facts, totals, resting['adapter'])
+    disk = _disk(config, _download_bytes(config, hf_config, gpu), facts, totals, resting['adapter'])
     machines = [find_machine(place, config.output_dir)] if place or this_machine else [*MACHINES.values()]
     return MemoryPlan(config, gpu, _gpu_parts(parts, gpu), _gpu_parts(resting, gpu), step_peaks, peak_step, peak_module,
         _ram(facts, totals, gpu), disk, machines, [*_notes(config, hf_config, gpu)])
