@@ -6,13 +6,15 @@ The figures are from method_comparison/MetaMathQA/results of github.com/huggingf
 PyTorch had reserved. Llama 3.2 3B in bfloat16, adapters in float32, no autocast, 4 rows of at most 768 tokens with a
 mask, no checkpointing, the scores of all tokens, AdamW."""
 import json, warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from llmft.config.config import load_config
-from llmft.memory.dryrun import StorageTracker, memory_peaks, model_tensors, patched, sdpa_with_kernel, training_step
+from llmft.memory.dryrun import (
+    StorageTracker, autocast, memory_peaks, model_tensors, patched, sdpa_with_kernel, training_step)
 from llmft.memory.plan import _kernel_choice, plan_memory
 from llmft.model.adapters import import_peft
 from llmft.model.gpus import GiB, find_gpu
@@ -44,10 +46,10 @@ def planned(kind, chunked=True):
     return sum(n for part, n in parts.items() if part not in ('CUDA', 'allocator'))
 
 
-def same_step(kind, length):
-    "Bytes at the highest moment of that benchmark's own step, without weights."
+def same_step(kind, length, masked=True, amp=nullcontext):
+    "Bytes at the highest moment of that benchmark's own step, without weights; or as it would be without a mask."
     from transformers import AutoConfig, AutoModelForCausalLM
-    peft, tracker = import_peft(), StorageTracker(packed=True) # not every mask is full
+    peft, tracker = import_peft(), StorageTracker(packed=masked) # is a mask needed
     sdpa = sdpa_with_kernel(_kernel_choice(find_gpu(GPU), 'sdpa'))
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -63,7 +65,7 @@ def same_step(kind, length):
         def loss(model, batch):
             kept.append(model(**batch))
             return kept[0].loss
-        training_step(model.train(), batch, loss, torch.optim.AdamW(params), tracker)
+        training_step(model.train(), batch, loss, torch.optim.AdamW(params), tracker, amp)
     return max(used for used, *_ in memory_peaks(tracker, 512).values())
 
 
@@ -80,7 +82,11 @@ def main():
         'its step': lambda kind: same_step(kind, LENGTH),
         f'its step, {length} tokens': lambda kind: round(1.04*same_step(kind, length)), 'measured': MEASURED.get}
     rows = {way: {kind: round(f(kind)/GiB, 3) for kind in KINDS} for way, f in ways.items()}
-    RESULTS.write_text(json.dumps(dict(torch=torch.__version__, length=length, GiB=rows), indent=1) + '\n')
+    whole, unmasked = (same_step('LoRA 32', LENGTH, masked) for masked in (True, False))
+    bf16 = same_step('LoRA 32', LENGTH, False, partial(autocast, torch.bfloat16))
+    first = {'mask': whole - unmasked, 'no autocast': unmasked - bf16, 'scores kept': bf16 - planned('LoRA 32', False)}
+    first = {name: round(n/GiB, 2) for name, n in first.items()} # what makes up the difference in the first column
+    RESULTS.write_text(json.dumps(dict(torch=torch.__version__, length=length, GiB=rows, first=first), indent=1) + '\n')
     for way, sizes in rows.items():
         first, *others = sizes.values()
         print(f'{way:>24} {first:7.2f}', *(f'{size - first:+7.2f}' for size in others))
