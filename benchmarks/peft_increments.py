@@ -1,5 +1,5 @@
-"""What other kinds of adapters take beside LoRA of rank 32 on q_proj and v_proj: as peft's own benchmark measured it, as
-llmft plans it, and as a dry run of that benchmark's step has it.
+"""What other kinds of adapters take beside LoRA of rank 32 on q_proj and v_proj: as peft's own benchmark measured it,
+as llmft plans it, and as a dry run of that benchmark's step has it.
 
 The figures are from method_comparison/MetaMathQA/results of github.com/huggingface/peft at commit 52903c83 (7 January
 2026; an L40S, torch 2.9.0, transformers 4.57.1, peft 0.18.1.dev0): `accelerator_memory_max`, the most memory that

@@ -1,11 +1,12 @@
-"How much of a model is downloaded: by its index where it is here, else by its weights and the bits that its author gave them."
+"How much of a model is downloaded: by its index, else by its weights and the bits that its author gave them."
 import json
 import pytest
 from transformers import GptOssConfig
 from tests.memory.test_layers import SIZES, run_config
-from llmft.memory.plan import _download_bytes, plan_memory
+from llmft.memory.plan import plan_memory
+from llmft.memory.stored import download_bytes
 from llmft.model.base import load_hf_config
-from llmft.model.gpus import find_gpu
+from llmft.model.architectures import empty_model
 
 BIG = dict( # as Llama 3.1 8B
     model_type='llama', vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
@@ -15,7 +16,8 @@ HEAD, LINEAR = 2*128256*4096, 32*(2*4096*4096 + 2*1024*4096 + 3*4096*14336)
 
 def download(base, name='owner/name'):
     config = run_config(base_model=name, sequence_len=64)
-    return _download_bytes(config, load_hf_config(config, base), find_gpu('T4'))
+    hf_config = load_hf_config(config, base)
+    return download_bytes(config, hf_config, empty_model(hf_config))
 
 
 @pytest.mark.parametrize('values,bits', [

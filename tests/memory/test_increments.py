@@ -68,7 +68,8 @@ def test_the_trainer_makes_the_scores_it_is_told_to(tmp_path):
         trainer.train()
         losses[chunked] = trainer.state.log_history[0]['loss']
     assert losses[True] == pytest.approx(losses[False], rel=1e-4)
-    assert [shape[:2] for shape in shapes[False]] == [(2, 32)] and not [shape for shape in shapes[True] if len(shape) == 3]
+    assert [shape[:2] for shape in shapes[False]] == [(2, 32)]
+    assert not [shape for shape in shapes[True] if len(shape) == 3]
 
 
 @pytest.mark.parametrize('kind', peft_increments.KINDS)

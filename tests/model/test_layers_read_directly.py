@@ -23,8 +23,8 @@ def test_which_they_are(kind):
 @pytest.mark.parametrize('kind', ['mamba', 'jamba', 'bamba'])
 def test_they_stay_in_16_bits(kind, bits, tmp_path):
     config = load_config(dict(
-        base_model=str(save_model(kind, tmp_path)), datasets=[dict(path='x.jsonl')], adapter='lora', lora_r=4, bf16=False,
-        sequence_len=64, sample_packing=False, micro_batch_size=1, **{f'load_in_{bits}bit': True}))
+        base_model=str(save_model(kind, tmp_path)), datasets=[dict(path='x.jsonl')], adapter='lora', lora_r=4,
+        bf16=False, sequence_len=64, sample_packing=False, micro_batch_size=1, **{f'load_in_{bits}bit': True}))
     model, hf_config = load_base(config), load_hf_config(config)
     kept = layers_read_directly(model)
     assert kept and not [name for name, m in kept.items() if 'bit' in type(m).__name__]
