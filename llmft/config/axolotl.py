@@ -85,7 +85,7 @@ _HARMLESS = _keys('harmless', {
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
         flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
         liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
-        chunked_cross_entropy*
+        chunked_cross_entropy_*
         flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
         use_dsv4_kernels use_glm_dsa_kernels unsloth_*
         dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save

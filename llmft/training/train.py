@@ -81,8 +81,11 @@ def _count_trained(batch): # tokens that are predicted; the first of a line neve
     return (batch['labels'][:, 1:] != IGNORE_INDEX).sum()
 
 class ChunkedLoss:
-    "Part of the trainer: a quick loss where there is no GPU."
+    "Part of the trainer: a quick loss where there is no GPU, or transformers' own, from the scores of all tokens."
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        from transformers import Trainer
+        if not self.run_config.chunked_cross_entropy:
+            return Trainer.compute_loss(self, model, inputs | {'use_cache': False}, return_outputs, num_items_in_batch)
         on_gpu, distributed = self.args.device.type == 'cuda', self.accelerator.num_processes > 1
         if return_outputs or on_gpu or distributed or not has_plain_lm_head(self.model.config):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
