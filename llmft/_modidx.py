@@ -339,6 +339,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'llmft.data.files._arrow_batches': ('data/files.html#_arrow_batches', 'llmft/data/files.py'),
                                   'llmft.data.files._check_header': ('data/files.html#_check_header', 'llmft/data/files.py'),
                                   'llmft.data.files._check_row': ('data/files.html#_check_row', 'llmft/data/files.py'),
+                                  'llmft.data.files._checked': ('data/files.html#_checked', 'llmft/data/files.py'),
                                   'llmft.data.files._copy_to_disk': ('data/files.html#_copy_to_disk', 'llmft/data/files.py'),
                                   'llmft.data.files._csv_problem': ('data/files.html#_csv_problem', 'llmft/data/files.py'),
                                   'llmft.data.files._decode_lines': ('data/files.html#_decode_lines', 'llmft/data/files.py'),

@@ -188,6 +188,10 @@ def drop_filled(row): # a row of a table
     return {k: drop_none(v) if isinstance(v, (dict, list)) else v for k, v in row.items()}
 
 # %% ../../nbs/data/01_files.ipynb #ee8cefa0
+def _checked(batch): # an Arrow batch; where its positions lead out of it, reading it would end the process
+    batch.validate(full=True)
+    return batch
+
 def _read_batches(file, name, fmt): # (location, row) of a Parquet or Arrow file
     import pyarrow.parquet as pq
     if not file.seekable(): file = _copy_to_disk(file)

@@ -12,8 +12,6 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import yaml
-
 from ..config.config import DatasetConfig, _did_you_mean, _parse
 from ..core import UserError, cache_dir, drop_none, file_sha256, user_path
 from .files import FILE_FORMATS, file_format, find_files, read_file, read_errors

@@ -12,7 +12,6 @@ __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch
 import json, math, os, shutil, signal, sys, threading, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from fastcore.basics import patch
 
