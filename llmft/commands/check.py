@@ -15,7 +15,7 @@ from ..config.config import Config, load_config
 from ..core import UserError, log
 from ..data.sources import _all_entries, check_sources, load_rows
 from ..hub import model_errors, resolve_model
-from ..memory.plan import plan_summary
+from ..memory.plan import PlanError, plan_memory
 from ..model.adapters import model_notes
 from ..model.architectures import check_packing, empty_model
 from ..model.targets import target_modules
@@ -46,6 +46,7 @@ class Check:
     n_params: int          # weights of the base model
     memory: str            # the memory plan in one line
     notes: list = field(default_factory=list) # what may not be expected or is left out, a line each
+    parameters: object = None # `ParameterCounts`: what is trained, and the formats of the rest
 
 # %% ../../nbs/commands/01_check.ipynb #fb1c19a9
 @patch
@@ -58,6 +59,7 @@ def __str__(self: Check):
         *c.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '
             f'{c.adapter} rank {c.lora_r} on {targets}',
+        *(str(self.parameters).splitlines() if self.parameters else []),
         *self.notes,
         str(self.hardware),
         f'memory: {self.memory}',
@@ -70,6 +72,11 @@ def __str__(self: Check):
 def __repr__(self: Check): return str(self)
 
 # %% ../../nbs/commands/01_check.ipynb #4bc6835e
+def _plan(config): # (the verdict in a line, `ParameterCounts`, or None where no plan can be made)
+    try: plan = plan_memory(config)
+    except PlanError as e: return str(e), None
+    return plan.summary(), plan.parameters
+
 def check_run(
     config,         # `Config`, or what `load_config` takes
     overwrite=True, # is a run folder that exists all right
@@ -90,7 +97,8 @@ def check_run(
     check_packing(model, config)
     targets = target_modules(model, config)
     notes = [*run_notes(config, hardware), *model_notes(model, config, load_hf_config(config))]
-    return Check(config, data.report, hardware, targets, n_params, plan_summary(config), notes)
+    memory, parameters = _plan(config)
+    return Check(config, data.report, hardware, targets, n_params, memory, notes, parameters)
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
 def _round_robin(sources): # source of each row -> positions of the rows

@@ -19,7 +19,7 @@ from ..core import UserError, log, markdown_table, silence_warnings, text_table
 from ..hub import model_errors
 from .layers import Places, copy_layers, extend, extend_peaks, layer_pattern, names_layers
 from .stored import base_quantization, download_bytes, stored_bits, stored_settings
-from ..model.adapters import add_adapter, import_peft, model_notes
+from ..model.adapters import ParameterCounts, add_adapter, import_peft, model_notes, parameter_report
 from ..model.architectures import empty_model, supported_attention
 from ..model.base import (
     _cpu_has_bf16, _quantization_config, choose_attention, choose_dtype, choose_optimizer, load_hf_config,
@@ -158,7 +158,7 @@ def dry_run(
     gpu,       # `Gpu`
     device='meta', # `cpu`: a real run with random weights, to compare with
     layers=None, # (name of the list of layers, how many of them to run); `None`: all
-): # (`StorageTracker`, facts about the model: number of its weights, of its largest tensor's)
+): # (`StorageTracker`, facts about the model: number of its weights, of its largest tensor's, `ParameterCounts`)
     "The run's steps without weights."
     from llmft.memory.dryrun import StorageTracker, _register_bnb_overrides, autocast, training_step
     from llmft.model.optimizers import make_optimizer
@@ -180,7 +180,7 @@ def dry_run(
         # no name is given to the rows, so that they are gone when the evaluation starts
         training_step(model, _batch(rows, length, tracker, device), loss, optimizer, tracker, amp, accumulate)
         _evaluate(model, loss, config, tracker, amp, device)
-    return tracker, dict(weights=weights, largest=largest)
+    return tracker, dict(weights=weights, largest=largest, parameters=parameter_report(model))
 
 # %% ../../nbs/memory/03_plan.ipynb #ff876a9a
 _PART_MEANINGS = {
@@ -215,6 +215,7 @@ class MemoryPlan:
     disk: dict          # what -> bytes written
     machines: list = field(default_factory=list) # of `Machine`, to compare RAM and disk with
     notes: list = field(default_factory=list) # what the plan assumes, or leaves out
+    parameters: ParameterCounts = None        # what is trained, and the formats of the rest
 
     @property
     def peak_bytes(self): return sum(self.parts.values())
@@ -251,6 +252,15 @@ def _run_layers(config, hf_config, gpu, pattern, n): # (peaks by place, {categor
     place = dict(place=Places(pattern, n)) if pattern else {}
     return memory_peaks(tracker, 512 if gpu.kind == 'cuda' else 1, **place), totals, facts
 
+# %% ../../nbs/memory/03_plan.ipynb #4e07e9b0
+def _extend_counts(few, more, repeats): # `ParameterCounts` with few layers and with a period more -> with all
+    def column(counts, i): return {layer[0]: layer[i] for layer in counts.layers}
+    trained, frozen = (extend(column(few, i), column(more, i), repeats) for i in (1, 2))
+    layers = [(kind, trained.get(kind, 0), frozen.get(kind, 0), formats) for kind, _, _, formats in more.layers]
+    in_format = {name: extend(few.frozen_formats.get(name, {}), kinds, repeats)
+                 for name, kinds in more.frozen_formats.items()}
+    return ParameterCounts(layers, in_format)
+
 # %% ../../nbs/memory/03_plan.ipynb #0edd0ae3
 _HF_CONFIGS = {} # JSON -> configuration of transformers
 
@@ -260,8 +270,10 @@ def _cached_dry_run(config, hf_config, gpu): # both configurations as JSON
     pattern = _pattern_of(*run, gpu)
     if pattern:
         few, few_totals, facts = _run_layers(*run, gpu, pattern, pattern.short)
-        more, more_totals, _ = _run_layers(*run, gpu, pattern, pattern.long)
+        more, more_totals, more_facts = _run_layers(*run, gpu, pattern, pattern.long)
         peaks, totals = extend_peaks(few, more, pattern), extend(few_totals, more_totals, pattern.repeats)
+        parameters = _extend_counts(facts['parameters'], more_facts['parameters'], pattern.repeats)
+        facts = facts | dict(parameters=parameters)
     else: peaks, totals, facts = _run_layers(*run, gpu, None, None)
     return {step: peak for step, peak in peaks.items() if step != 'start'}, totals, facts
 
@@ -346,7 +358,7 @@ def plan_memory(
     disk = _disk(config, download, facts, totals, resting['adapter'])
     machines = [find_machine(place, config.output_dir)] if place or this_machine else [*MACHINES.values()]
     return MemoryPlan(config, gpu, _gpu_parts(parts, gpu), _gpu_parts(resting, gpu), step_peaks, peak_step, peak_module,
-        _ram(facts, totals, gpu), disk, machines, [*_notes(config, hf_config, gpu)])
+        _ram(facts, totals, gpu), disk, machines, [*_notes(config, hf_config, gpu)], facts['parameters'])
 
 # %% ../../nbs/memory/03_plan.ipynb #666da5f1
 @patch
@@ -396,7 +408,7 @@ def tables(self: MemoryPlan): # [(titles of the columns, rows)]
 @patch
 def __str__(self: MemoryPlan):
     tables = [indent(text_table(*table, right=(1, 2)), '  ') for table in self.tables()]
-    return '\n\n'.join([self.head(), *tables, *self.notes])
+    return '\n\n'.join([self.head(), *tables, str(self.parameters), *self.notes])
 
 MemoryPlan.__repr__ = MemoryPlan.__str__
 
@@ -404,7 +416,7 @@ MemoryPlan.__repr__ = MemoryPlan.__str__
 @patch
 def _repr_markdown_(self: MemoryPlan):
     tables = [markdown_table(*table, right=(1, 2)) for table in self.tables()]
-    return '\n\n'.join([f'**{self.head()}**', *tables, *self.notes])
+    return '\n\n'.join([f'**{self.head()}**', *tables, *str(self.parameters).splitlines(), *self.notes])
 
 # %% ../../nbs/memory/03_plan.ipynb #0e530a32
 @patch
@@ -430,14 +442,18 @@ def _missing(plan): # what runs out; a merged model may be made elsewhere
     return [what for what, needed, available, _ in plan.checks() if needed > available and 'merged' not in what]
 
 # %% ../../nbs/memory/03_plan.ipynb #c63a695a
+@patch
+def summary(self: MemoryPlan) -> str: # one line
+    "The verdict for this machine, and what else is missing."
+    missing = [what for what in _missing(self) if what != 'GPU']
+    return self.head() + (f'; TOO MUCH for the {", ".join(missing)}' if missing else '')
+
 def plan_summary(
     config, # `Config`
 ) -> str: # one line
-    "The verdict for this machine, and what else is missing."
-    try: plan = plan_memory(config)
+    "The same, or why no plan can be made."
+    try: return plan_memory(config).summary()
     except PlanError as e: return str(e)
-    missing = [what for what in _missing(plan) if what != 'GPU']
-    return plan.head() + (f'; TOO MUCH for the {", ".join(missing)}' if missing else '')
 
 # %% ../../nbs/memory/03_plan.ipynb #674450a8
 def check_fits(

@@ -124,3 +124,11 @@ def test_a_note_is_said_once(run):
     check = check_run(run(lora_target_modules=['q_proj', 'nowhere']))
     assert any('nowhere' in note for note in check.notes)
     assert all(str(check).count(note) == 1 for note in check.notes)
+
+
+def test_check_counts_what_the_run_counts(run, tmp_path):
+    config = run(adapter='qlora', lora_r=4, output_dir=str(tmp_path/'run'))
+    check, said = check_run(config), []
+    finetune(config, say=lambda line: said.append(str(line)), force=True)
+    assert str(check.parameters) in said
+    assert str(check.parameters) in str(check)
