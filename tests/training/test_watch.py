@@ -38,12 +38,13 @@ def results(tmp_path_factory):
     for name, different in CASES.items():
         save_config(tiny_config(model, data, folder/name, **SETTINGS), folder/f'{name}.yml')
         cells.append(f'with {different}: run = finetune({str(folder/name)!r} + ".yml")')
+    cells.append(f'from llmft import Run\nfrom pathlib import Path\nRun(Path({str(folder/"seldom")!r}))')
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in cells])
     client = Client(notebook, timeout=300, allow_errors=True)
     client.pictures = []
     client.execute()
     return {name: (notebook.cells[i].outputs, [msg for n, msg in client.pictures if n == i], folder/name)
-            for i, name in enumerate(CASES, 1)}
+            for i, name in enumerate([*CASES, 'shown'], 1)}
 
 
 def printed(outputs): return ''.join(o.text for o in outputs if o.get('name') == 'stdout')
@@ -90,3 +91,10 @@ def test_a_loss_that_is_no_number_is_in_the_last_picture(results):
     outputs, sent, _ = results['nan']
     assert [o.ename for o in outputs if o.output_type == 'error'] == ['UserError']
     assert len(sent) == 2 and pictures(outputs)[0]['text/plain'].startswith('step 2 of 6')
+
+
+def test_a_run_shows_itself_once(results):
+    [shown] = results['shown'][0] # and no second picture at the end of the cell
+    markdown = shown.data['text/markdown']
+    assert 'tuned with qlora' in markdown and 'llmft chat' in markdown
+    assert markdown.count('](data:image/png;base64,') == 1 and len(markdown) < 30_000
