@@ -54,7 +54,7 @@ def measure(template, n_questions, n, repeats):
 def main(n=500, repeats=5):
     machine = {'cores': os.cpu_count(), 'load': round(os.getloadavg()[0], 1), 'python': platform.python_version(),
                'tokenizers': tokenizers.__version__, 'transformers': transformers.__version__}
-    cases = [measure(template, questions, n, repeats) for template in ('qwen3', 'qwen_25', 'lfm2')
+    cases = [measure(template, questions, n, repeats) for template in ('qwen3', 'qwen3_instruct_2507', 'lfm2')
              for questions in (1, 3, 10)]
     result = {'machine': machine, 'cases': cases}
     RESULTS.mkdir(exist_ok=True)

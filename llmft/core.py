@@ -9,7 +9,7 @@ __all__ = ['HIDDEN', 'log', 'UserError', 'reason_line', 'user_path', 'write_atom
            'share_cores']
 
 # %% ../nbs/core.ipynb #6749d383
-import hashlib, logging, os, re, shutil, tempfile
+import hashlib, logging, os, re, shutil, stat, tempfile
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
@@ -38,8 +38,9 @@ def user_path(
     if '://' in str(path): return Path(path) # an address
     try:
         path = Path(path).expanduser()
-        path.stat()
-        return path
+        mode = path.stat().st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode): return path
+        raise UserError(f'{what}{path} is a pipe or a device. Give a file or a folder.')
     except (FileNotFoundError, NotADirectoryError, PermissionError): return path
     except (OSError, RuntimeError, ValueError) as e:
         text = repr(str(path))
@@ -51,6 +52,12 @@ def _open_to_all(path, mode): # give `path` the mode that `open` or `mkdir` woul
     umask = os.umask(0); os.umask(umask)
     os.chmod(path, mode & ~umask)
 
+@contextmanager
+def _write_errors(path): # what the disk refuses is one message that names `path`
+    try: yield
+    except OSError as e:
+        raise UserError(f'{path} cannot be written: {reason_line(e)}. Make room for it, or take another place.') from e
+
 # %% ../nbs/core.ipynb #c94ff994
 def write_atomic(
     path, # file to write
@@ -58,15 +65,16 @@ def write_atomic(
 ) -> Path: # `path`
     "Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."
     path = user_path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    try:
-        with os.fdopen(handle, 'wb') as f: f.write(data.encode() if isinstance(data, str) else data)
-        _open_to_all(tmp, 0o666)
-        os.replace(tmp, path)
-    except BaseException:
-        Path(tmp).unlink(missing_ok=True)
-        raise
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:40]}.')
+        try:
+            with os.fdopen(handle, 'wb') as f: f.write(data.encode() if isinstance(data, str) else data)
+            _open_to_all(tmp, 0o666)
+            os.replace(tmp, path)
+        except BaseException:
+            Path(tmp).unlink(missing_ok=True)
+            raise
     return path
 
 # %% ../nbs/core.ipynb #5a41031d
@@ -79,13 +87,15 @@ def folder_atomic(
     path = Path(os.path.realpath(user_path(path))) # where the folder is a link, what it leads to is replaced
     if path.exists() and not overwrite:
         raise UserError(f'{path} exists already. Choose another folder or allow overwriting.')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+    with _write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name[:40]}.'))
     try:
         yield tmp
         for p in tmp.rglob('*'): _open_to_all(p, 0o777 if p.is_dir() else 0o666) # weights are written for one user
         _open_to_all(tmp, 0o777)
-        if path.exists(): shutil.rmtree(path)
+        if path.is_dir(): shutil.rmtree(path)
+        elif path.exists(): path.unlink()
         tmp.replace(path)
     except BaseException:
         shutil.rmtree(tmp, ignore_errors=True)

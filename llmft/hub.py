@@ -335,7 +335,7 @@ def check_json_files(
     folder, # of a model, an adapter or a tokenizer
 ):
     "A `UserError` if one of the small files in `folder` is not what it should be: a JSON object."
-    for file in (Path(folder)/name for name in _JSON_FILES):
+    for file in (user_path(Path(folder)/name) for name in _JSON_FILES):
         if not file.exists(): continue
         try:
             if isinstance(json.loads(file.read_text(encoding='utf-8')), dict): continue

@@ -4,7 +4,8 @@ A case is (what is wrong, a function that breaks something in the present folder
 import json, os, shutil, struct
 from pathlib import Path
 
-from llmft.config.config import dump_yaml
+from llmft.config.config import dump_yaml, load_config
+from llmft.training.train import finetune
 from tests.small import change_json, small_run
 
 CHECK, TRAIN = ['check', 'run.yml'], ['train', 'run.yml']
@@ -12,7 +13,7 @@ GENERATE, MERGE, SCORE = ['generate', 'run', '-p', 'a'], ['merge', 'run', 'merge
 
 
 def prepare():
-    "A model, rows, chats, a run, and the description `run.yml` of a new one, in the present folder."
+    "A model, rows, chats, two runs (one with checkpoints), and the description `run.yml`, in the present folder."
     small_run(Path('.'))
     talk = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
     Path('chats.jsonl').write_text(json.dumps({'messages': talk}) + '\n')
@@ -20,6 +21,7 @@ def prepare():
         'base_model': './model', 'adapter': 'lora', 'lora_r': 2, 'sequence_len': 128, 'bf16': False,
         'datasets': [{'path': 'data.jsonl'}], 'sample_packing': False, 'gradient_checkpointing': False, 'max_steps': 1,
         'output_dir': 'out'}))
+    finetune(load_config('run.yml', max_steps=2, save_steps=1, logging_steps=1, output_dir='trained'), say=None)
 
 
 def links(): # links to nowhere and to themselves
@@ -225,14 +227,13 @@ RUN = [(f'the run\'s {name} is {way}, {command[0]}', broken_file('run', name, wa
        for way in WAYS for command in (GENERATE, MERGE) if command == GENERATE or way in ('missing', 'cut off')]
 RUN += [(f'the run\'s tokenizer_config.json is {way}', broken_file('run', 'adapter/tokenizer_config.json', way),
     GENERATE)
-        for way in ('cut off', 'of random bytes', 'a list', 'a folder')]
+        for way in ('missing', 'cut off', 'of random bytes', 'a list', 'a folder')]
 
 ADAPTER = 'run/adapter/adapter_config.json'
 
-def adapter_weights(change):
+def adapter_weights(change, file='run/adapter/adapter_model.safetensors'):
     def make():
         from safetensors.torch import load_file, save_file
-        file = 'run/adapter/adapter_model.safetensors'
         values = load_file(file)
         change(values)
         save_file({k: v.contiguous() for k, v in values.items()}, file, {'format': 'pt'})
@@ -259,6 +260,8 @@ RUN += [(what, make, GENERATE) for what, make in {
     'the base lacks weights': weights(without_layer), 'the adapter folder is a file': lambda: (
         shutil.rmtree('run/adapter'), Path('run/adapter').write_text('')),
     'a chat template that is a number': json_keys('run/adapter/tokenizer_config.json', tokenizer_class=3),
+    'a tokenizer without an end': json_keys('run/adapter/tokenizer_config.json', eos_token=None),
+    'an adapter of another way to merge': json_keys(ADAPTER, alora_invocation_tokens=True),
 }.items()]
 RUN += [
     ('a run whose data are gone, score', lambda: os.remove('data.jsonl'), SCORE),
@@ -292,6 +295,10 @@ QUESTIONS += [('questions in a folder', None, ['generate', 'run', 'model']),
 
 # where the run is written
 
+def data_in_folder():
+    Path('d').mkdir()
+    shutil.copy('data.jsonl', 'd/data.jsonl')
+
 OUT = [(what, make, command) for what, make, command in [
     ('output_dir of blanks', None, [*CHECK, '--set', "output_dir='  '"]),
     ('the present folder', None, [*TRAIN, '--set', 'output_dir=.', '--overwrite']),
@@ -312,5 +319,167 @@ OUT = [(what, make, command) for what, make, command in [
          'run', '--overwrite']),
 ]]
 
+OUT += [(f'{folder}{" with " + option if option else ""} as output_dir', data_in_folder,
+         [*TRAIN, '--set', f'output_dir={folder}', '--set', 'datasets=[{path: d}]', *filter(None, [option])])
+        for folder in ("''", '.', 'd', 'd/run', './d/../d/runs/1', 'model', 'model/')
+        for option in (None, '--overwrite')]
+
+
+# going on with a run: each file of its newest checkpoint, and of the run, broken in turn
+
+RESUME = [*TRAIN, '--set', 'max_steps=3', '--set', 'save_steps=1', '--set', 'logging_steps=1', '--out', 'trained',
+          '--resume']
+NEWEST = 'trained/checkpoints/checkpoint-2'
+
+def zeros(file): file.write_bytes(bytes(file.stat().st_size))
+def zeros_inside(file):
+    whole = file.read_bytes()
+    file.write_bytes(whole[:len(whole) // 2] + bytes(40) + whole[len(whole) // 2 + 40:])
+
+DAMAGE = {'missing': Path.unlink, 'cut off': cut, 'empty': WAYS['empty'], 'of random bytes': WAYS['of random bytes'],
+          'of zeros': zeros, 'a folder': folder_instead}
+CHECKPOINT = [(f'the checkpoint\'s {name} is {way}', lambda name=name, way=way: DAMAGE[way](Path(NEWEST)/name),
+               RESUME)
+              for name in ('trainer_state.json', 'adapter_model.safetensors', 'optimizer.pt', 'scheduler.pt',
+                           'rng_state.pth')
+              for way in DAMAGE if (name, way) != ('trainer_state.json', 'missing')] # then the one before is taken
+CHECKPOINT += [('the middle of optimizer.pt is zeros', lambda: zeros_inside(Path(NEWEST)/'optimizer.pt'), RESUME)]
+
+def state(**changes): return json_keys(f'{NEWEST}/trainer_state.json', **changes)
+
+def saved(change, name='optimizer.pt'): # what torch saved, with others
+    def make():
+        import torch
+        torch.save(change(torch.load(f'{NEWEST}/{name}', weights_only=False)), f'{NEWEST}/{name}')
+    return make
+
+def checkpoint_weights(change):
+    return adapter_weights(change, f'{NEWEST}/adapter_model.safetensors')
+
+def file_instead(folder): return lambda: (shutil.rmtree(folder), Path(folder).write_text(''))
+
+CHECKPOINT += [(what, make, RESUME) for what, make in {
+    'a state of another step': state(global_step=99), 'a state of a step in words': state(global_step='two'),
+    'a state without steps': lambda: Path(NEWEST, 'trainer_state.json').write_text('{}'),
+    'a state with a key of others': state(nope=1), 'a state whose history is text': state(log_history='a'),
+    'a state whose callbacks are a list': state(stateful_callbacks=[]),
+    'a state whose length is null': state(max_steps=None),
+    'a layer of the checkpoint without weights': checkpoint_weights(first_gone),
+    'weights of the checkpoint that are turned': checkpoint_weights(first_turned),
+    'weights of the checkpoint that are no numbers': checkpoint_weights(first_nan),
+    'weights of the checkpoint of another model': checkpoint_weights(first_renamed),
+    'an optimizer that is a list': saved(lambda state: [1]),
+    'an optimizer of nothing': saved(lambda state: {}),
+    'an optimizer of other groups': saved(lambda state: state | {'param_groups': []}),
+    'a schedule that is a list': saved(lambda state: [1], 'scheduler.pt'),
+    'random states that are a list': saved(lambda state: [1], 'rng_state.pth'),
+    'checkpoints in a file': file_instead('trained/checkpoints'), 'a checkpoint that is a file': file_instead(NEWEST),
+    'checkpoints that lead to themselves': lambda: (shutil.rmtree('trained/checkpoints'),
+        Path('trained/checkpoints').symlink_to('checkpoints')),
+    **{f'measurements that are {text!r}': lambda text=text: Path('trained/metrics.jsonl').write_text(text + '\n')
+       for text in ('\0' * 90, '{}', '[1]', 'null', '', '{"step": "a", "seconds": 1}', '{"step": 1, "seconds": null}',
+                    '{"step": 1, "seconds": 1, "loss": "low"}', '[' * 9000)},
+    'measurements of random bytes': lambda: WAYS['of random bytes'](Path('trained/metrics.jsonl')),
+    'measurements in a folder': lambda: folder_instead(Path('trained/metrics.jsonl')),
+    **{f'the run\'s {name} is {way}': lambda name=name, way=way: DAMAGE[way](Path('trained')/name)
+       for name in ('data.json', 'config_completed.yml') for way in DAMAGE},
+    'a folder in place of config.yml': lambda: folder_instead(Path('trained/config.yml')),
+}.items()]
+
+
+# pipes and devices, which have no end or never begin; and other things that only a file system knows
+
+def pipe(name):
+    def make():
+        Path(name).unlink(missing_ok=True)
+        os.mkfifo(name)
+    return make
+
+def endless(name):
+    def make():
+        Path(name).unlink(missing_ok=True)
+        Path(name).symlink_to('/dev/zero')
+    return make
+
+READ = {'run.yml': CHECK, 'data.jsonl': CHECK, 'model/config.json': CHECK, 'model/tokenizer_config.json': CHECK,
+        'model/generation_config.json': TRAIN, 'run/config_completed.yml': GENERATE,
+        'run/adapter/adapter_config.json': GENERATE, 'run/adapter/adapter_model.safetensors': GENERATE,
+        't.jinja': entry('datasets=[{path: chats.jsonl, type: chat_template, chat_template: PATH}]')('t.jinja'),
+        'q.jsonl': ['generate', 'run', 'q.jsonl'], 'q.txt': ['generate', 'run', 'q.txt'],
+        'other.yaml': ['convert', 'other.yaml'], 'other.ipynb': ['convert', 'other.ipynb'],
+        'out': [*TRAIN, '--overwrite'], 'merged': [*MERGE, '--overwrite']}
+SPECIAL = [(f'a pipe as {name}', pipe(name), command) for name, command in READ.items()]
+SPECIAL += [(f'a file without end as {name}', endless(name), command) for name, command in READ.items()
+            if name not in ('out', 'merged')]
+SPECIAL += [(f'{path} as {place}', None, PLACES[place](path))
+            for path in ('/dev/zero', '/dev/null', '/proc', '/sys/kernel')
+            for place in ('the YAML', 'a source', 'base_model', 'the run of generate')]
+SPECIAL += [('the root as a source', None, PLACES['a source']('/'))]
+
+
+# rows that are too wide, names that are none, files whose inner positions lead nowhere
+
+def file(name, content):
+    return lambda: Path(name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+def source(path): return [*CHECK, '--set', f'datasets=[{{path: {json.dumps(path)}}}]']
+def rows(*rows): return ''.join(json.dumps({'instruction': 'a', 'output': 'b'} | row) + '\n' for row in rows)
+
+def arrow(change):
+    def make():
+        import pyarrow as pa
+        table = pa.table({'instruction': ['a', 'b'] * 100, 'output': ['a', 'b'] * 100})
+        with pa.ipc.new_stream('d.arrow', table.schema) as writer: writer.write_table(table)
+        Path('d.arrow').write_bytes(change(Path('d.arrow').read_bytes()))
+    return make
+
+DATA = [(what, make, source(path)) for what, make, path in [
+    ('a column whose name holds NUL', file('d.jsonl', rows({'a\0': 1})), 'd.jsonl'),
+    ('a column whose name holds NUL in a .csv', file('d.csv', 'instruction,output,a\0\na,b,c\n'), 'd.csv'),
+    ('3,000 columns', file('d.jsonl', rows(*[{f'c{i}': 1} for i in range(3000)])), 'd.jsonl'),
+    ('20,000 columns in a .csv', file('d.csv', ','.join(f'c{i}' for i in range(20000)) + '\n1\n'), 'd.csv'),
+    ('bytes in a .parquet of text', file('d.parquet', b'PAR1' + bytes(range(256)) * 9 + b'PAR1'), 'd.parquet'),
+    ('positions in an .arrow that lead out of it', arrow(lambda b: b[:600] + bytes(range(256)) + b[856:]),
+     'd.arrow'),
+    ('an .arrow cut off', arrow(lambda b: b[:len(b) // 2]), 'd.arrow'),
+    ('a head of an .arrow that is too long', arrow(lambda b: b'\xff' * 7 + b'\x7f' + b[8:]), 'd.arrow'),
+    ('an address that is never closed', None, 'https://['), ('an address of no kind', None, 'nope://a/b.jsonl'),
+]]
+
+def readme(header):
+    return lambda: (data_in_folder(), Path('d/README.md').write_text(f'---\n{header}\n---\n'))
+
+DATA += [(f'a README with {what}', readme(header), source('d')) for what, header in {
+    'a folder that is a number': 'configs: [{config_name: a, data_dir: 3}]',
+    'a date that is none': 'configs: 2001-13-41',
+    'brackets 3,000 deep': f'configs: {"[" * 3000}{"]" * 3000}', 'a circle': 'configs: &a [*a]',
+    'a bomb of aliases': bomb(12) + 'configs: *x11', 'a tag': 'configs: !!python/name:os.system x',
+    'a tag that does not fit': 'configs: !!bool maybe', 'text': 'configs: a', 'a list': '- a',
+    'a number of files': 'configs: [{config_name: a, data_files: 3}]',
+    'files that are gone': 'configs: [{config_name: a, data_files: gone.jsonl}]'}.items()]
+
+YAML += [(f'the tag !!{tag} of {value}', add(f'seed: !!{tag} {value}\n'), CHECK) for tag, value in {
+    'bool': 'maybe', 'timestamp': 'abc', 'int': 'abc', 'float': 'abc', 'map': 'abc', 'seq': 'abc', 'omap': 'abc',
+}.items()]
+YAML += [(f'--set {text}', None, [*CHECK, '--set', text]) for text in
+         ('seed=!!bool x', 'seed=!!timestamp x', 'datasets=[null]', 'datasets=[[]]', 'datasets=[{path: [a]}]', '=1',
+          'seed')]
+QUESTIONS += [('an answer of 10^12 tokens', None, [*GENERATE, '--max-new-tokens', str(10**12)]),
+              ('half a character as a question', None, ['generate', 'run', '-p', '\ud800']),
+              ('bytes that are no UTF-8 as a question', None, ['generate', 'run', '-p', os.fsdecode(b'a\xff')])]
+
+def other(text, described=None): # settings of LLaMA-Factory
+    def make():
+        Path('other.yaml').write_text('stage: sft\nmodel_name_or_path: a\ndataset: x\n' + text)
+        if described is not None: Path('dataset_info.json').write_text(described)
+    return make
+
+CONVERT = [(what, make, ['convert', 'other.yaml']) for what, make in {
+    'a rank that is a mapping': other('lora_rank: {a: 1}\n'),
+    'a file of data that is a number': other('', '{"x": {"file_name": 3, "columns": "a"}}'),
+    'tags that are a list': other('', '{"x": {"file_name": "a.json", "formatting": "sharegpt", "tags": [1]}}'),
+    'data that are described by a list': other('', '[]'), 'data whose description is cut off': other('', '{'),
+}.items()]
+
 BROKEN = {'paths': PATHS, 'YAML': YAML, 'numbers': NUMBERS, 'models': MODEL, 'runs': RUN, 'questions': QUESTIONS,
-    'output': OUT}
+    'output': OUT, 'checkpoints': CHECKPOINT, 'special files': SPECIAL, 'data': DATA, 'other programs': CONVERT}

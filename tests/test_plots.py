@@ -11,5 +11,5 @@ CELLS = ['from llmft import use_small_figures\nuse_small_figures()',
 def test_every_figure_is_shown():
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     NotebookClient(notebook, timeout=300).execute()
-    outputs = [[mime for o in cell.outputs for mime in o.get('data', {}) if mime == 'image/png'] for cell in notebook.cells]
-    assert outputs == [[], *[['image/png']] * 4]
+    pictures = [sum('image/png' in o.get('data', {}) for o in cell.outputs) for cell in notebook.cells]
+    assert pictures == [0, 1, 1, 1, 1]

@@ -85,7 +85,7 @@ _HARMLESS = _keys('harmless', {
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
         flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
         liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
-        chunked_cross_entropy*
+        chunked_cross_entropy_*
         flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
         use_dsv4_kernels use_glm_dsa_kernels unsloth_*
         dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save
@@ -289,7 +289,8 @@ class Translation:
     def __post_init__(self):
         if self.is_axolotl is None: self.is_axolotl = is_axolotl(self.values)
         self.blank_keys = {k for k, v in self.values.items() if v in (None, '')}
-        self.values = {k: v for k, v in drop_none(self.values).items() if v != ''}
+        # an empty text is no value; but an empty folder may be meant as the present one, so it is told later
+        self.values = {k: v for k, v in drop_none(self.values).items() if v != '' or k == 'output_dir'}
 
     def set_key(self, key, value, source, note=None):
         "Give `key` a value that comes from the key `source`."

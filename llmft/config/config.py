@@ -20,7 +20,7 @@ from .axolotl import (
 from .keys import (
     _Loader, _is_text_only, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
     PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
-from ..core import UserError, markdown_table, user_path, write_atomic
+from ..core import UserError, markdown_table, reason_line, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
 def _children(node): # -> [(key or position, line, node)]
@@ -118,10 +118,11 @@ def _parse(text, source_name): # -> (node, values)
     except yaml.YAMLError as e:
         line, problem = _yaml_problem(e, text)
         raise UserError(f'{source_name}{f":{line}" if line else ""}: this is not valid YAML: {problem}') from None
-    except (ValueError, OverflowError) as e:
-        raise UserError(f'{source_name}: a value cannot be read: {e}. '
-            'If it is meant as text, put it in quotes.') from None
     except RecursionError: raise UserError(f'{source_name}: lists or mappings are nested too deeply.') from None
+    except UserError: raise
+    except Exception as e: # pyyaml's constructors raise what they come upon
+        raise UserError(f'{source_name}: a value cannot be read: {reason_line(e)}. '
+            'If it is meant as text, put it in quotes.') from None
 
 # %% ../../nbs/config/02_config.ipynb #fde72732
 def _read_document(text, source_name): # -> `Document`
@@ -421,7 +422,7 @@ def find_config(
 # %% ../../nbs/config/02_config.ipynb #727e94fc
 def _read_text(path):
     "The text of a UTF-8 file, with or without a byte order mark."
-    try: content = path.read_bytes()
+    try: content = user_path(path).read_bytes()
     except OSError as e: raise UserError(f'{path}: cannot be read: {e.strerror}.') from None
     try: return content.decode('utf-8-sig')
     except UnicodeDecodeError as e:
@@ -535,7 +536,8 @@ def parse_overrides(
         key, equals, value = item.partition('=')
         if not equals or not key.strip(): raise UserError(f'{item!r}: expected KEY=VALUE, as in learning_rate=1e-4.')
         try: overrides[key.strip()] = _load_yaml(value, repr(item))[1]
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except UserError: raise
+        except Exception:
             raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
     return overrides
 

@@ -8,13 +8,14 @@ __all__ = ['RENAMED_ARGS', 'IGNORED_ARGS', 'UNSUPPORTED_ARGS', 'ARG_CONVERTERS',
 
 # %% ../../nbs/config/04_convert.ipynb #b2a83a87
 import ast, json, re
+from contextlib import contextmanager
 from pathlib import Path
 
 from .axolotl import Translation, find_key
 from llmft.config.config import (
     Config, _as_written, _config_error, _did_you_mean, _keys_as_text, _read_document, _read_text, _translate, dump_yaml,
     load_config)
-from ..core import UserError, write_atomic
+from ..core import UserError, reason_line, write_atomic
 
 # %% ../../nbs/config/04_convert.ipynb #4ca0c0b9
 def _by_name(groups):
@@ -548,6 +549,15 @@ def _read_program(path): # -> (`Translation`, name of the program, lines of the 
     document.values = _as_written(document)
     return _translate(document, all(find_key(name) for name in values) or None), program, lines
 
+# %% ../../nbs/config/04_convert.ipynb #ea4600f2
+@contextmanager
+def _value_errors(path): # what comes of a value of an unexpected kind is one message that names the file
+    try: yield
+    except UserError: raise
+    except Exception as e:
+        raise UserError(f'{path}: a value in it, or in a file that it names, is of another kind than its program '
+                        f'takes: {reason_line(e)}. Correct it there.') from e
+
 # %% ../../nbs/config/04_convert.ipynb #33ed8a2c
 def convert(
     source,   # YAML or JSON file of Axolotl, LLaMA-Factory or TRL; notebook or script of Unsloth or TRL
@@ -556,7 +566,7 @@ def convert(
     "The same settings as a YAML file of llmft; what has no counterpart is a `UserError`."
     path = Path(source)
     if out is not None and Path(out).exists(): raise UserError(f'{out} exists already. Choose another file.')
-    t, program, lines = _read_program(path)
+    with _value_errors(path): t, program, lines = _read_program(path)
     lines = {loc[-1:]: line for loc, line in lines.items() if len(loc) == 2} | lines # of groups
     lines |= {new: lines[old] for new, old in t.key_origins.items() if old in lines}
     if t.problems: raise _config_error(t.problems, str(path), lines)

@@ -374,6 +374,9 @@ class OptimizerKeys(_Strict):
         'Settings of the checkpointing, as `use_reentrant: true`.', 'Training')
     activation_offloading: bool = _key(False,
         'Move kept activations to RAM until they are needed; a GPU only.', 'Training')
+    chunked_cross_entropy: bool = _key(True,
+        'Compute the loss a piece at a time. `false` makes the scores of all tokens at once, as most programs do: the '
+        'same loss, with much more memory.', 'Training')
     curriculum_sampling: bool = _key(False, 'Learn the rows in the order in which they stand.', 'Training')
     loss_watchdog_threshold: float | None = _key(None, 'Stop the run when the loss stays above this.', 'Training', gt=0)
     loss_watchdog_patience: int = _key(3, 'For so many logged steps one after the other.', 'Training', gt=0)

@@ -8,6 +8,7 @@ __all__ = ['FILE_FORMATS', 'file_format', 'parse_json', 'drop_filled', 'read_err
 
 # %% ../../nbs/data/01_files.ipynb #db1db7e8
 import csv, gzip, io, json, re, shutil, tempfile, zlib
+from collections import Counter
 from contextlib import contextmanager
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -19,7 +20,8 @@ from ..core import UserError, drop_none, user_path
 
 # %% ../../nbs/data/01_files.ipynb #2af47b9b
 def _file_name(path): # of a path or an address, without `.gz` and `?download=1`
-    path = urlsplit(str(path)).path if '://' in str(path) else str(path)
+    try: path = urlsplit(str(path)).path if '://' in str(path) else str(path)
+    except ValueError as e: raise UserError(f'{path} is no address: {e}. Correct it.') from None
     return Path(path).name.removesuffix('.gz')
 
 # %% ../../nbs/data/01_files.ipynb #ae3c350c
@@ -120,8 +122,8 @@ def _check_header(cells, name, delimiter=','): # the names of the columns, if th
         f'{name}:1: the columns are separated by {_SEPARATORS[others[0]]}, '
         f'and {_SEPARATORS[delimiter]} are expected here. '
         'A .csv has commas, a .tsv has tabs: save the file again, or rename it.')
-    duplicates = [c for c in cells if cells.count(c) > 1]
-    if duplicates: raise UserError(f'{name}:1: there are two columns called `{duplicates[0]}`. Rename one.')
+    twice = [column for column, n in Counter(cells).items() if n > 1]
+    if twice: raise UserError(f'{name}:1: there are two columns called `{twice[0]}`. Rename one.')
     return cells
 
 # %% ../../nbs/data/01_files.ipynb #e8bc61ef
@@ -186,13 +188,17 @@ def drop_filled(row): # a row of a table
     return {k: drop_none(v) if isinstance(v, (dict, list)) else v for k, v in row.items()}
 
 # %% ../../nbs/data/01_files.ipynb #ee8cefa0
+def _checked(batch): # an Arrow batch; where its positions lead out of it, reading it would end the process
+    batch.validate(full=True)
+    return batch
+
 def _read_batches(file, name, fmt): # (location, row) of a Parquet or Arrow file
     import pyarrow.parquet as pq
     if not file.seekable(): file = _copy_to_disk(file)
     if file.seek(0, 2) == 0: raise UserError(f'{name}: the file is empty.')
     file.seek(0)
     batches = pq.ParquetFile(file).iter_batches(1000) if fmt == 'parquet' else _arrow_batches(file)
-    rows = (drop_filled(row) for batch in batches for row in batch.to_pylist())
+    rows = (drop_filled(row) for batch in batches for row in _checked(batch).to_pylist())
     for n, row in enumerate(rows, 1): yield f'{name}: row {n}', row
 
 # %% ../../nbs/data/01_files.ipynb #cb3d8237
@@ -271,13 +277,26 @@ def split_from_path(
     words = [w for part in reversed(Path(path).parts) for w in re.split(r'[^a-z]+', part.lower())]
     return next((_SPLITS[w] for w in words if w in _SPLITS), 'train')
 
+# %% ../../nbs/data/01_files.ipynb #ff0bfad5
+_MANY_FILES = 50_000
+
+def _all_files(fs, folder): # paths of the files below a folder; `fs`: a file system of fsspec
+    if 'file' not in fs.protocol: return fs.find(folder)
+    files = []
+    for parent, _, names in fs.walk(folder):
+        files += [f'{parent.rstrip("/")}/{name}' for name in names]
+        if len(files) > _MANY_FILES: raise UserError(
+            f'{folder}: there are more than {_MANY_FILES:,} files below this folder. '
+            'Name a folder with the data alone.')
+    return files
+
 # %% ../../nbs/data/01_files.ipynb #94516910
 def _is_data_file(path):
     is_info = path.endswith(('dataset_info.json', 'dataset_infos.json'))
     return Path(_file_name(path)).suffix in FILE_FORMATS and not is_info
 
 def _files_of_folder(fs, folder): # its data files; `fs`: a file system of fsspec
-    visible = sorted(p for p in fs.find(folder) if not re.search(r'(^|/)[._]', p[len(folder):]))
+    visible = sorted(p for p in _all_files(fs, folder) if not re.search(r'(^|/)[._]', p[len(folder):]))
     files = [p for p in visible if _is_data_file(p)]
     if files: return files
     present = ', '.join(Path(p).name for p in visible[:8]) or 'nothing'
@@ -295,7 +314,7 @@ def _named_files(fs, folder, names): # `data_files`: names or patterns below a f
     for name in [names] if isinstance(names, str) else dict.fromkeys(names):
         matches = _match_files(fs, f'{folder}/{name}')
         if not matches:
-            present = [p[len(folder) + 1:] for p in fs.find(folder)]
+            present = [p[len(folder) + 1:] for p in _all_files(fs, folder)]
             raise UserError(f'{folder}: `data_files`: there is no `{name}`.{_did_you_mean(name, present)}')
         files += matches
     return files

@@ -12,9 +12,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import yaml
-
-from ..config.config import DatasetConfig, _did_you_mean
+from ..config.config import DatasetConfig, _did_you_mean, _parse
 from ..core import UserError, cache_dir, drop_none, file_sha256, user_path
 from .files import FILE_FORMATS, file_format, find_files, read_file, read_errors
 from ..hub import hub_errors, prepare_folder
@@ -69,11 +67,11 @@ def _readme_configs(folder): # -> {name: its entry in `configs` of the README}
     readme = Path(folder)/'README.md'
     text = readme.read_text(encoding='utf-8', errors='replace') if readme.is_file() else ''
     header = re.match(r'\A---\s*\n(.*?)\n---\s*(\n|\Z)', text, re.S)
-    try: configs = (yaml.safe_load(header[1]) or {}).get('configs') or [] if header else []
-    except (yaml.YAMLError, AttributeError):
-        raise UserError(f'{readme}: what stands between the two lines `---` is not valid YAML.') from None
-    named = isinstance(configs, list) and all(isinstance(c, dict) and 'config_name' in c for c in configs)
-    if not named: raise UserError(f'{readme}: `configs` must be a list, each with a `config_name`.')
+    values = _parse(header[1], f'{readme} (between the two lines `---`)')[1] if header else None
+    configs = (values.get('configs') if isinstance(values, dict) else values) or []
+    def is_entry(c): return isinstance(c, dict) and 'config_name' in c and isinstance(c.get('data_dir', ''), str)
+    if not isinstance(configs, list) or not all(map(is_entry, configs)): raise UserError(
+        f'{readme}: `configs` must be a list, each with a `config_name`, and a `data_dir` must be text.')
     return {str(c['config_name']): c for c in configs}
 
 def _choose_config(configs, dataset): # the entry of the README that is meant, None where it has none
@@ -188,6 +186,18 @@ def _large_as_text(value): # `value` with such numbers as text
     if isinstance(value, list): return [_large_as_text(v) for v in value]
     return str(value) if _is_large(value) else value
 
+# %% ../../nbs/data/02_sources.ipynb #6adbfe49
+_MANY_COLUMNS = 1000
+
+def _with_names(columns, row, location): # {name of a column: None} of the rows up to here
+    columns = columns | dict.fromkeys(row)
+    if broken := next((c for c in row if '\0' in c), None):
+        raise UserError(f'{location}: the name of a column, {broken!r}, holds the character NUL. Rename the column.')
+    if len(columns) > _MANY_COLUMNS:
+        raise UserError(f'{location}: there are more than {_MANY_COLUMNS:,} columns up to here. '
+                        'Put what differs from row to row into one column, as an object.')
+    return columns
+
 # %% ../../nbs/data/02_sources.ipynb #823e9d2b
 def iterate_files(
     files,   # paths or addresses
@@ -202,9 +212,10 @@ def iterate_files(
             for column in read:
                 if _is_text(row.get(column)) or (n := _large_number(row.get(column))) is None: continue
                 raise UserError(f'{location}: `{column}` holds {n}, more than 64 bits can say. Put it in quotes.')
-            columns, first = columns | dict.fromkeys(row), first or row
+            if row.keys() - columns.keys(): columns = _with_names(columns, row, location)
+            first = first or row
             yield row
-        if columns: check_source_columns(list(columns), dataset.model_copy(update={'path': file}), first)
+        if first is not None: check_source_columns(list(columns), dataset.model_copy(update={'path': file}), first)
 
 # %% ../../nbs/data/02_sources.ipynb #c9257eac
 def _batch_rows(rows, n=1000, size=32_000_000): # lists of at most `n` rows and about `size` characters of text

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..config.config import load_config, save_config
 from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
+from ..hub import model_errors
 from ..inference.chat import load_run_config, load_saved_tokenizer, prompt_ids
 from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
@@ -112,8 +113,9 @@ def _write_merged(run, out, config, dtype, overwrite):
     model = load_saved_adapter(load_base(config, quantized=False, dtype=dtype, hw=hw), run/'adapter')
     _check_space(model, out)
     with folder_atomic(out, overwrite) as tmp:
-        answers = _answers(model, _test_rows(tokenizer, config))
-        merged = align_special_tokens(_merge(model), tokenizer, config)
+        with model_errors(run, 'adapter'):
+            answers = _answers(model, _test_rows(tokenizer, config))
+            merged = align_special_tokens(_merge(model), tokenizer, config)
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         save_config(config, tmp/'llmft.yml')

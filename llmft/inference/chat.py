@@ -8,6 +8,7 @@ __all__ = ['prompt_ids', 'generate_ids', 'generate', 'stream_generate', 'Chat', 
 
 # %% ../../nbs/inference/01_chat.ipynb #c410816b
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +18,7 @@ from threading import Event, Thread
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError, log, memory_errors, user_path
+from ..core import UserError, is_out_of_memory, log, memory_errors, reason_line, user_path
 from ..data.files import file_format, read_file
 from ..data.sources import _column_checks, _value_problem
 from ..hub import check_json_files, model_errors
@@ -36,6 +37,9 @@ def prompt_ids(
     "The ids that are sent to the model."
     if not isinstance(question, (str, dict, list)):
         raise UserError(f'a question is a text, a row or a list of messages, not {question!r}.')
+    try: str(question).encode()
+    except UnicodeEncodeError:
+        raise UserError('a question holds half a character, or bytes that are not UTF-8.') from None
     return encode_turns(generation_prompt(question, dataset, tokenizer), tokenizer)['input_ids']
 
 # %% ../../nbs/inference/01_chat.ipynb #e0c50d88
@@ -49,6 +53,8 @@ def _until_stop(ids, stop_ids): return list(takewhile(lambda i: i not in stop_id
 
 # %% ../../nbs/inference/01_chat.ipynb #19f9f474
 def _generate_kwargs(model, tokenizer, max_new_tokens, temperature, top_p): # for transformers' `generate`
+    if not 0 < max_new_tokens <= 1_000_000:
+        raise UserError(f'max_new_tokens: an answer has 1 to 1,000,000 tokens, not {max_new_tokens}.')
     sampling = {'do_sample': False, 'temperature': None, 'top_p': None, 'top_k': None}
     if temperature: sampling = {'do_sample': True, 'temperature': temperature, 'top_p': top_p}
     return sampling | {
@@ -66,7 +72,8 @@ def _batches_by_length(prompts, batch_size): # lists of indices, the shortest pr
 def _left_padded(prompts, pad_id, device): # lists of ids -> (input_ids, attention_mask), each (rows, longest)
     import torch
     n = max(map(len, prompts))
-    ids = torch.tensor([[pad_id] * (n - len(p)) + p for p in prompts], device=device)
+    # what stands in masked places does not matter
+    ids = torch.tensor([[pad_id or 0] * (n - len(p)) + p for p in prompts], device=device)
     return ids, torch.tensor([[0] * (n - len(p)) + [1] * len(p) for p in prompts], device=device)
 
 # %% ../../nbs/inference/01_chat.ipynb #0f80e2cc
@@ -80,6 +87,16 @@ def _count_ended(bar, n_prompt, stop_ids): # a stopping criterion that shows in 
             bar.update(n_before + n_ended - bar.n)
         return False
     return count
+
+# %% ../../nbs/inference/01_chat.ipynb #9005c527
+@contextmanager
+def _answer_errors(model): # what goes wrong inside a model is one message that names it; lack of memory passes
+    try: yield
+    except UserError: raise
+    except Exception as e:
+        if is_out_of_memory(e): raise
+        raise UserError(f'the model {getattr(model, "name_or_path", "")} cannot answer: {reason_line(e)}. '
+                        'Are the files of the model and of the adapter whole, and do they belong together?') from e
 
 # %% ../../nbs/inference/01_chat.ipynb #364bb815
 def generate_ids(
@@ -105,7 +122,8 @@ def generate_ids(
         for indices in _batches_by_length(prompts, batch_size):
             ids, mask = _left_padded([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
             n_before, count = bar.n, _count_ended(bar, ids.shape[1], stop_ids)
-            continued = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[count], **kwargs)
+            with _answer_errors(model):
+                continued = model.generate(input_ids=ids, attention_mask=mask, stopping_criteria=[count], **kwargs)
             new_ids = continued[:, ids.shape[1]:].tolist()
             for i, answer in zip(indices, new_ids): answers[i] = _until_stop(answer, stop_ids)
             bar.update(n_before + len(indices) - bar.n)
@@ -149,13 +167,13 @@ def stream_generate(
         except BaseException as e: errors.append(e)
         finally: streamer.end()
     model.eval()
-    thread = Thread(target=run)
-    thread.start()
+    (thread := Thread(target=run)).start()
     try: yield from streamer
     finally:
         stopped.set()
         thread.join()
-    if errors: raise errors[0]
+    with _answer_errors(model):
+        if errors: raise errors[0]
 
 # %% ../../nbs/inference/01_chat.ipynb #0d7161a0
 class Chat:
@@ -220,7 +238,11 @@ def load_saved_tokenizer(
     from transformers import AutoTokenizer
     with model_errors(path, 'tokenizer'):
         check_json_files(path)
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f'{path}: its tokenizer has no token that ends an answer (`eos_token` in '
+                        'tokenizer_config.json). Is the folder whole? Copy it again.')
+    return tokenizer
 
 # %% ../../nbs/inference/01_chat.ipynb #278ed684
 def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all weights were trained, or a merged one
@@ -438,6 +460,7 @@ def chat_loop(
     while True:
         try: text = input_fn('\n> ').strip()
         except EOFError: return
+        except UnicodeDecodeError: raise UserError('what was typed is not UTF-8 text.') from None
         if not text: continue
         command = _command(text)
         if command == '/quit': return

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import UserError
+from ..model.architectures import keep_layers_read_directly
 
 _aten = torch.ops.aten
 
@@ -86,6 +87,23 @@ def override_op(
 # %% ../../nbs/memory/01_dryrun.ipynb #8bb493c2
 @override_op(_aten.uniform_.default, _aten.normal_.default)
 def _skip_random(tracker, func, args, kwargs): return args[0] if args[0].is_meta else func(*args, **kwargs)
+
+# %% ../../nbs/memory/01_dryrun.ipynb #5868956e
+def _is_plain(*tensors): # on `meta`, each with its numbers one after the other
+    return all(isinstance(t, torch.Tensor) and t.is_meta and t.is_contiguous() for t in tensors)
+
+@override_op(_aten.mul.Tensor, _aten.add.Tensor)
+def _elementwise(tracker, func, args, kwargs):
+    a, b = args[:2]
+    if not _is_plain(a, b): return func(*args, **kwargs)
+    if a.shape != b.shape and a.shape != torch.broadcast_shapes(a.shape, b.shape): return func(*args, **kwargs)
+    return torch.empty(a.shape, dtype=torch.result_type(a, b), device='meta')
+
+@override_op(_aten.mm.default)
+def _mm(tracker, func, args, kwargs):
+    a, b = args[:2]
+    if not (a.is_meta and b.is_meta) or kwargs or a.shape[1] != b.shape[0]: return func(*args, **kwargs)
+    return torch.empty((a.shape[0], b.shape[1]), dtype=a.dtype, device='meta')
 
 # %% ../../nbs/memory/01_dryrun.ipynb #b48e4861
 @override_op(_aten._local_scalar_dense.default)
@@ -184,13 +202,15 @@ def _storage_bytes(model): # of all storages in a model, each counted once
 def _replace_linear(model, settings): # by layers of bitsandbytes, still without weights; those that can be filled
     from bitsandbytes import nn
     from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-    from transformers.quantizers.base import HfQuantizer
+    from transformers.quantizers.base import HfQuantizer, _assign_is_quantized
     head, quantized = model.get_output_embeddings(), nn.Linear4bit if settings.load_in_4bit else nn.Linear8bitLt
     kinds = {type(m).__name__ for m in model.modules() if m is not head}
     if kinds & {'Linear', 'Conv1D'}: # transformers only warns where there is none
-        skipped = HfQuantizer.get_modules_to_not_convert(
-            model, settings.llm_int8_skip_modules, getattr(model, '_keep_in_fp32_modules', None))
+        with keep_layers_read_directly():
+            skipped = HfQuantizer.get_modules_to_not_convert(
+                model, settings.llm_int8_skip_modules, getattr(model, '_keep_in_fp32_modules', None))
         replace_with_bnb_linear(model, skipped, settings)
+        _assign_is_quantized(model) # the code of some models asks for it
     return [m for m in model.modules() if isinstance(m, quantized)]
 
 # %% ../../nbs/memory/01_dryrun.ipynb #9ea9bc84

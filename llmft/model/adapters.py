@@ -18,7 +18,7 @@ from fastcore.basics import patch
 from ..config.config import _did_you_mean
 from ..core import UserError, markdown_table, user_path
 from ..hub import is_local_path, model_errors, resolve_model
-from .architectures import bypassed_parts, describe_parts
+from .architectures import bypassed_parts, describe_layers_read_directly, describe_parts
 from .base import keep_layout
 from .experts import describe_experts, parameter_names
 from .targets import describe_targets, excluded_modules, linear_module_names, target_modules
@@ -429,6 +429,7 @@ def model_notes(
     config,    # `Config`
     hf_config, # from `load_hf_config`
 ) -> list: # of sentences
-    "Parts that are left out, experts that are passed by, names that fit no layer."
-    notes = [describe_parts(hf_config, model), *describe_experts(model, config), *describe_targets(model, config)]
+    "Parts that are left out or stay in 16 bits, experts that are passed by, names that fit no layer."
+    notes = [describe_parts(hf_config, model), describe_layers_read_directly(model, config),
+             *describe_experts(model, config), *describe_targets(model, config)]
     return [note for note in notes if note]

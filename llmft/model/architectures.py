@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['auto_class', 'model_class', 'supported_attention', 'attention_by_part', 'add_missing_names', 'empty_model',
-           'bypassed_parts', 'bypassed_pattern', 'describe_parts', 'check_packing']
+           'bypassed_parts', 'bypassed_pattern', 'describe_parts', 'layers_read_directly', 'keep_layers_read_directly',
+           'describe_layers_read_directly', 'check_packing']
 
 # %% ../../nbs/model/06_architectures.ipynb #57cd0427
-import re
+import inspect, re
+from contextlib import contextmanager
 
 from ..core import UserError
 
@@ -141,6 +143,52 @@ def describe_parts(
     others = [k for k in hf_config.sub_configs if getattr(hf_config, k, None) not in (None, text_config)]
     return (f'Only the language part is loaded, as `{type(model).__name__}`: what {", ".join(others)} describe '
         'stays in the files, and a merged model is without it.') if others else None
+
+# %% ../../nbs/model/06_architectures.ipynb #c4e601e8
+def _source(method):
+    try: return inspect.getsource(inspect.unwrap(method))
+    except OSError: return ''
+
+def _read_directly(cls): # names of the parts whose weights a class reads without calling them
+    names = set()
+    for method in vars(cls).values():
+        if not hasattr(method, '__closure__'): continue
+        marks = dict(zip(method.__code__.co_freevars, method.__closure__ or ())).get('child_module_names')
+        if marks is None: continue
+        names |= {*marks.cell_contents, *re.findall(r'self\.(\w+)\.weight\b', _source(method))}
+    return names
+
+# %% ../../nbs/model/06_architectures.ipynb #d30876e0
+def layers_read_directly(
+    model, # from `load_base` or `empty_model`
+) -> dict: # {name: module}
+    "The linear layers whose weights the model's code reads without calling the layer."
+    from torch import nn
+    names = {cls: _read_directly(cls) for cls in {type(m) for m in model.modules()}}
+    return {f'{path}.{name}': child for path, module in model.named_modules() for name, child in module.named_children()
+            if name in names[type(module)] and isinstance(child, nn.Linear)}
+
+# %% ../../nbs/model/06_architectures.ipynb #17e3839e
+@contextmanager
+def keep_layers_read_directly():
+    "Inside the block bitsandbytes leaves these layers in 16 bits."
+    from transformers.quantizers.base import HfQuantizer
+    original = HfQuantizer.get_modules_to_not_convert
+    def with_others(model, *args, **kwargs): return [*original(model, *args, **kwargs), *layers_read_directly(model)]
+    HfQuantizer.get_modules_to_not_convert = staticmethod(with_others)
+    try: yield
+    finally: HfQuantizer.get_modules_to_not_convert = staticmethod(original)
+
+# %% ../../nbs/model/06_architectures.ipynb #97b6251e
+def describe_layers_read_directly(
+    model,  # from `load_base` or `empty_model`
+    config, # `Config`
+): # a sentence, or `None` where there is nothing to say
+    "What stays in 16 bits, and why."
+    names = sorted({name.rpartition('.')[2] for name in layers_read_directly(model)})
+    if not names or not (config.load_in_4bit or config.load_in_8bit): return None
+    return (f'{", ".join(names)} stay in 16 bits: the code of {model.config.model_type} reads their weights without '
+            'calling the layers.')
 
 # %% ../../nbs/model/06_architectures.ipynb #a815d907
 def _packing_error(model): # how far the second of two packed texts is from what it is alone, as a fraction

@@ -19,7 +19,8 @@ from fastcore.basics import patch
 from ..config.config import _did_you_mean
 from ..core import UserError, markdown_table, reason_line, silence_warnings, user_path
 from ..hub import model_errors, resolve_model
-from .architectures import attention_by_part, auto_class, add_missing_names, supported_attention
+from .architectures import (
+    add_missing_names, attention_by_part, auto_class, keep_layers_read_directly, supported_attention)
 from .experts import experts_in_4bit
 from .gpus import check_architecture, ram_bytes
 from ..tokens.special import resize_embeddings
@@ -454,7 +455,8 @@ def load_base(
     with model_errors(config.base_model), ExitStack() as stack:
         if isinstance(kwargs.get('quantization_config'), dict):
             kwargs['quantization_config'] = AutoQuantizationConfig.from_dict(dict(kwargs['quantization_config']))
-        if quantization: stack.enter_context(_one_weight_at_a_time())
+        for context in (_one_weight_at_a_time, keep_layers_read_directly) if quantization else ():
+            stack.enter_context(context())
         if quantization and config.quantize_moe_experts: stack.enter_context(experts_in_4bit())
         model, loaded = auto_class(hf_config).from_pretrained(name, **kwargs, output_loading_info=True)
     _check_loaded(config, loaded)

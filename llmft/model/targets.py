@@ -11,7 +11,7 @@ import re
 
 from ..config.config import _did_you_mean
 from ..core import UserError
-from .architectures import bypassed_pattern
+from .architectures import bypassed_pattern, layers_read_directly
 from .experts import check_experts, expert_targets, parameter_names
 
 # %% ../../nbs/model/08_targets.ipynb #a3526f65
@@ -30,15 +30,10 @@ def adaptable_layers(
             and not (isinstance(module, nn.Linear) and _does_more(type(module)))}
 
 # %% ../../nbs/model/08_targets.ipynb #c75563a1
-def _names_read_directly(model): # names of layers whose weights are read without a call
-    methods = [f for cls in {type(m) for m in model.modules()} for f in vars(cls).values() if hasattr(f, '__closure__')]
-    marked = [dict(zip(f.__code__.co_freevars, f.__closure__ or ())).get('child_module_names') for f in methods]
-    return {name for cell in marked if cell is not None for name in cell.cell_contents}
-
 def _without_effect(model): # names of layers beside which an adapter would do nothing, or harm
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-    names = _names_read_directly(model)
+    names = {name.split('.')[-1] for name in layers_read_directly(model)}
     for name in ('out_proj', 'conv1d'):
         try: _check_lora_target_modules_mamba(LoraConfig(), model, name)
         except ValueError: names.add(name)
@@ -123,7 +118,6 @@ def _check_saved_and_parameters(model, config): # a `UserError` if one of the tw
     if not parameters: return
     check = check_pattern if isinstance(parameters, str) else check_names
     check('lora_target_parameters', parameters, parameter_names(model))
-
 
 # %% ../../nbs/model/08_targets.ipynb #4d1f6753
 def _requested_names(model, config): # names or a pattern of the YAML, each checked; `[]` if there are none

@@ -18,7 +18,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError
+from ..core import UserError, user_path
 from .messages import CHAT_TYPE_DEFAULTS, _get_key, _read_tools, _trained_roles, _unread_remark
 from .messages import chat_messages, conversation_remarks
 from .shapes import ShapeTurns, conversation_shape
@@ -41,7 +41,7 @@ def list_chat_templates() -> dict[str, Path]: # by name
 
 # %% ../../nbs/prompts/03_chat.ipynb #ba57d207
 def _read_template(path): # a `.jinja` file
-    try: return Path(path).expanduser().read_text(encoding='utf-8')
+    try: return user_path(path, 'chat_template: ').read_text(encoding='utf-8')
     except (OSError, UnicodeDecodeError) as e:
         reason = getattr(e, 'strerror', None) or 'it is not UTF-8 text'
         raise UserError(f'chat_template: {path} cannot be read: {reason}.') from None
@@ -480,7 +480,7 @@ _RESERVED = re.compile('[\ufdd0-\ufdef]') # noncharacters, among them the escape
 
 def _escape_texts(value, special_tokens): # every text in a value
     if isinstance(value, str):
-        if not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
+        if value.isascii() or not _RESERVED.search(value): return escape_special_tokens(value, special_tokens)
         raise RowError('a text holds a character from U+FDD0 to U+FDEF, which Unicode keeps free')
     if isinstance(value, dict): return {k: _escape_texts(v, special_tokens) for k, v in value.items()}
     return [_escape_texts(v, special_tokens) for v in value] if isinstance(value, list) else value
@@ -526,8 +526,8 @@ def _shape_key(messages, template, row, dataset, tokenizer, n_prompt_messages=No
     options, flags = dataset._run_options, tuple((m.train, m.unread_flags) for m in messages)
     shape, bodies = conversation_shape([m.message for m in messages], template, tuple(options.get('eot_tokens') or ()))
     if shape is None: return None
-    special = tuple(control_tokens(tokenizer)), repr(tokenizer.special_tokens_map)
-    key = template, shape, flags, n_prompt_messages, dataset.model_dump_json(), repr(options), special, date.today()
+    settings = dataset.model_dump_json(), repr([*options.values(), tokenizer.special_tokens_map])
+    key = template, shape, flags, n_prompt_messages, settings, tuple(control_tokens(tokenizer)), date.today()
     return key, shape, bodies
 
 # %% ../../nbs/prompts/03_chat.ipynb #0be96dab
@@ -535,8 +535,10 @@ _SHAPES = {} # key -> `ShapeTurns`, False where the shape cannot be filled in, N
 
 def _keep_shape(key, shape, bodies, turns, renderer):
     if len(_SHAPES) > 10_000: _SHAPES.clear()
-    if key not in _SHAPES: _SHAPES[key] = None
-    elif _SHAPES[key] is None: _SHAPES[key] = ShapeTurns.of(turns, shape, bodies, renderer.text) or False
+    seen, _SHAPES[key] = key in _SHAPES, _SHAPES.get(key)
+    if not seen or _SHAPES[key] is not None: return
+    try: _SHAPES[key] = ShapeTurns.of(turns, shape, bodies, renderer.text) or False
+    except RowError: _SHAPES[key] = False # the template refuses other bodies
 
 # %% ../../nbs/prompts/03_chat.ipynb #73d9df7f
 def conversation_turns(

@@ -16,11 +16,10 @@ from .turns import Turn, Turns
 # methods of Python that look for a text in another
 _LOOKING = {'startswith', 'endswith', 'split', 'rsplit', 'partition', 'rpartition', 'replace', 'removeprefix',
             'removesuffix'}
-_STRIPPING = {'strip', 'lstrip', 'rstrip'}
-# methods and filters that look at the length, at single characters or at the case
-_MEASURING = {'length', 'wordcount', 'first', 'last', 'list', 'batch', 'slice', 'truncate', 'find', 'rfind', 'index',
-              'rindex', 'count', 'lower', 'upper', 'title', 'capitalize', 'casefold', 'swapcase', 'reverse', 'sort',
-              'splitlines', 'isupper', 'islower', 'isdigit', 'isalpha', 'isnumeric', 'isspace', 'encode'}
+_STRIPPING = {'strip', 'lstrip', 'rstrip', 'trim'}
+# methods, functions and filters that tell nothing of a text and change nothing but what the probes below have too
+_HARMLESS = set('get items keys values append extend update pop namespace range dict raise_exception string default d '
+                'safe tojson dictsort join selectattr rejectattr select reject'.split())
 _NO_TEXT = re.compile(r'.*messages|tools|tool_calls|content_parts|role') # names of lists, and what every shape shows
 
 @lru_cache(16)
@@ -44,16 +43,25 @@ def _texts(found): # the texts that stand in some nodes of the tree
     return {c.value for c in inner if _is_text(c)}
 
 # %% ../../nbs/prompts/06_shapes.ipynb #ac8a6b7a
-def _measures(node): # may this filter, call or index measure a text, and not a list of messages or tools
+def _operation(node): # the name of a filter, method or function, and what it is done with
+    from jinja2 import nodes
+    if isinstance(node, nodes.Filter): return node.name, node.node
+    return _name_of(node.node), getattr(node.node, 'node', None)
+
+def _measures(node, macros): # may this filter, call or index measure a text, and not a list of messages or tools
     from jinja2 import nodes
     if isinstance(node, nodes.Getitem):
         is_piece = getattr(getattr(node.node, 'node', None), 'attr', None) in _LOOKING # `text.split('</think>')[0]`
         return not (_is_text(node.arg) or is_piece or _NO_TEXT.fullmatch(_name_of(node.node)))
-    is_filter = isinstance(node, nodes.Filter)
-    name, of = (node.name, node.node) if is_filter else (_name_of(node.node), getattr(node.node, 'node', None))
+    name, of = _operation(node)
     if name == 'strftime_now': return bool(re.search('%[-#]?[HIMSfpXcsT]', ''.join(_texts(node.args))))
-    if name in _STRIPPING: return any(text.strip() for text in _texts(node.args))
-    return name in _MEASURING and not _NO_TEXT.fullmatch(_name_of(of))
+    if name in _STRIPPING: return any(not _is_text(a) or a.value.strip() for a in node.args)
+    return name not in {*_LOOKING, *_HARMLESS, *macros} and not _NO_TEXT.fullmatch(_name_of(of))
+
+def _measures_text(tree): # does any node of it
+    from jinja2 import nodes
+    macros = {macro.name for macro in tree.find_all(nodes.Macro)}
+    return any(_measures(n, macros) for n in tree.find_all((nodes.Filter, nodes.Call, nodes.Getitem)))
 
 # %% ../../nbs/prompts/06_shapes.ipynb #50c2370b
 def _compared(tree): # [(operator, node)] of the comparisons with what may be a text
@@ -72,10 +80,11 @@ def template_questions(
     "What a chat template may ask of a text."
     from jinja2 import nodes
     tree = _syntax_tree(template)
-    if tree is None or any(map(_measures, tree.find_all((nodes.Filter, nodes.Call, nodes.Getitem)))): return None
-    calls, compared = [n for n in tree.find_all(nodes.Call) if _name_of(n.node) in _LOOKING], _compared(tree)
+    if tree is None or _measures_text(tree): return None
+    calls = [n for n in tree.find_all((nodes.Call, nodes.Filter)) if _operation(n)[0] in _LOOKING]
+    compared = _compared(tree)
     assigned = [n.node for n in tree.find_all(nodes.Assign) if isinstance(n.node, nodes.Const)]
-    arguments = [a for n in calls for a in (*n.args, n.node.node) if a in n.args or isinstance(a, nodes.Const)]
+    arguments = [a for n in calls for a in (*n.args, _operation(n)[1]) if a in n.args or isinstance(a, nodes.Const)]
     equal = _texts(n for op, n in compared if op in ('eq', 'ne'))
     parts = _texts([*arguments, *assigned, *(n for op, n in compared if op not in ('eq', 'ne'))]) - {''}
     if any(not p.strip() for p in parts): return None # it looks at lines or words
@@ -144,7 +153,8 @@ def conversation_shape(
 # %% ../../nbs/prompts/06_shapes.ipynb #62324275
 _OPEN, _CLOSE, _DIGIT_ZERO = '\ufdd5', '\ufdd6', 0xfde0 # noncharacters of Unicode, kept for such uses
 _PLACE = re.compile('\ufdd5([\ufde0-\ufde9]+)\ufdd6')
-_PROBES = ('\u00e9', '"Qu\u00e4" \\n <b>&amp;</b> {x} {{ y }} %s \u6f22\u5b57\n\n\tWord 0.5 ' + 'and so on ' * 500 + "'end'")
+_PROBES = ('\u00e9', '"Qu\u00e4" \\n <b>&amp;</b> {x} {{ y }} %s \u6f22\u5b57\n\n\tWord 0.5 '
+           + 'and so on ' * 500 + "'end'")
 
 def _place(n): return f'{_OPEN}{"".join(chr(_DIGIT_ZERO + int(digit)) for digit in str(n))}{_CLOSE}'
 

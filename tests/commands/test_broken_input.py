@@ -1,10 +1,11 @@
 "Each broken input of `broken_input` ends in one message within seconds, with status 2, and nothing is written."
-import os, re, shutil, time
+import io, os, re, shutil, time
+from pathlib import Path
 
 import pytest
 
 from tests.bad_data import ask
-from tests.broken_input import BROKEN, prepare
+from tests.broken_input import BROKEN, NEWEST, RESUME, prepare
 from tests.small import tree
 
 CASES = {f'{group}: {case[0]}': case for group, cases in BROKEN.items() for case in cases}
@@ -61,4 +62,38 @@ def test_cache_that_cannot_be_used(variable, path, monkeypatch):
     assert 'ache' in told('check', 'run.yml') or variable in told('check', 'run.yml')
 
 
-def test_there_are_many(): assert len(CASES) >= 300
+def test_there_are_many(): assert len(CASES) >= 490
+
+
+def test_bytes_in_a_chat(monkeypatch): # from a pipe
+    with open('typed', 'wb+') as typed:
+        typed.write(b'\xff\xfe\n')
+        typed.seek(0)
+        monkeypatch.setattr('sys.stdin', io.TextIOWrapper(typed))
+        assert 'not UTF-8' in told('chat', 'run')
+
+
+def test_questions_of_different_lengths(): # the tokenizer of the run has no padding token
+    status, out, err = ask('generate', 'run', '-p', 'a', '-p', 'a ' * 30, '--max-new-tokens', '2')
+    assert status == 0 and '[2]' in out, err
+
+
+def test_broken_checkpoint_can_be_left():
+    "Without the broken checkpoint the run goes on from the one before; a folder of another name is passed over."
+    newest = Path(NEWEST)
+    (newest/'optimizer.pt').write_bytes(b'')
+    (newest.parent/'checkpoint-best').mkdir()
+    (newest.parent/'checkpoint-best'/'trainer_state.json').write_text('{}')
+    assert f'{NEWEST}/optimizer.pt cannot be read' in told(*RESUME)
+    shutil.rmtree(newest)
+    status, out, err = ask(*RESUME)
+    assert status == 0 and 'goes on after step 1' in out, err
+
+
+def test_measurements_can_be_left():
+    Path('trained/metrics.jsonl').write_text('{"step": 1, "seconds": 1, "loss": 2}\nnothing\n')
+    assert 'trained/metrics.jsonl:2 cannot be read' in told(*RESUME)
+    Path('trained/metrics.jsonl').unlink()
+    assert ask(*RESUME)[0] == 0
+    Path('trained/metrics.jsonl').write_bytes(bytes(500)) # a last line without its end does not count
+    assert ask(*RESUME)[0] == 0

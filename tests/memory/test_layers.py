@@ -33,7 +33,7 @@ def run_config(**options):
 def test_few_layers_are_as_good_as_all(kind, layers, gpu, options):
     config, gpu = run_config(**options), find_gpu(gpu)
     hf_config = load_hf_config(config, dict(SIZES, model_type=kind, num_hidden_layers=layers))
-    assert plan._pattern_of(config, hf_config)
+    assert plan._pattern_of(config, hf_config, gpu)
     peaks, totals, facts = plan._step_peaks(config, hf_config, gpu)
     whole, *others = plan._run_layers(config, hf_config, plan._gpu_class(gpu), None, None)
     assert {step: parts for step, (_, _, parts) in peaks.items()} == {

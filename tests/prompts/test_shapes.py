@@ -8,20 +8,25 @@ from llmft.prompts.shapes import conversation_shape, fill_shape, template_questi
 from llmft.prompts.turns import RowError, row_to_turns
 from tests.tiny import small_tokenizer
 
-BODIES = ['Hi', 'x', 'Two\n\nlines', '  spaces  ', '\ttab', '"quoted" {x} & <b>', 'é漢字😀', 'user', 'assistant', 'role',
-          'system', 'text', 'null', '{}', 'content', '', ' ', '<think>', 'Hm.</think>\n42', '<think>\nHm\n</think>\n\n42',
-          '<think></think>', '<tool_response>12</tool_response>', '<|im_end|>', '<|im_start|>user', '[/THINK]b', '\n',
-          '</think></think>', 'a</thinkb>', 'low', 'image and video', '26 Jul 2024', 'A' * 300, '/nothink', 'END', 'ENDE']
+BODIES = [
+    'Hi', 'x', 'Two\n\nlines', '  spaces  ', '\ttab', '"quoted" {x} & <b>', 'é漢字😀', 'user', 'assistant', 'role',
+    'system', 'text', 'null', '{}', 'content', '', ' ', '<think>', 'Hm.</think>\n42', '<think>\nHm\n</think>\n\n42',
+    '<think></think>', '<tool_response>12</tool_response>', '<|im_end|>', '<|im_start|>user', '[/THINK]b', '\n',
+    '</think></think>', 'a</thinkb>', 'low', 'image and video', '26 Jul 2024', 'A' * 300, '/nothink', 'END', 'ENDE']
 
 
 def conversation(rng):
     "System text or none, questions and answers, and now and then another order or reasoning."
     messages = [{'role': 'system', 'content': rng.choice(BODIES)}] if rng.random() < .3 else []
     for _ in range(rng.randint(1, 2)):
-        messages += [{'role': 'user', 'content': rng.choice(BODIES)}, {'role': 'assistant', 'content': rng.choice(BODIES)}]
+        messages += [{'role': role, 'content': rng.choice(BODIES)} for role in ('user', 'assistant')]
         if rng.random() < .1: messages[-1]['reasoning_content'] = rng.choice(BODIES)
         if rng.random() < .1: messages[-1]['train'] = rng.choice([True, False])
     return messages
+
+
+def question_and_answer(question, answer):
+    return {'messages': [{'role': 'user', 'content': question}, {'role': 'assistant', 'content': answer}]}
 
 
 def turns_or_reason(row, dataset, tokenizer):
@@ -64,12 +69,13 @@ def test_most_templates_have_shapes(): assert len(SHAPED) > .7 * len(texts())
 
 
 def test_shapes_are_used(monkeypatch):
-    tokenizer, dataset = small_tokenizer(), DatasetConfig(path='rows.jsonl', type='chat_template', chat_template='alpaca')
-    rows = [{'messages': [{'role': 'user', 'content': f'What is {n}?'}, {'role': 'assistant', 'content': f'It is {n}.'}]}
-            for n in range(5)]
+    tokenizer = small_tokenizer()
+    dataset = DatasetConfig(path='rows.jsonl', type='chat_template', chat_template='alpaca')
+    rows = [question_and_answer(f'What is {n}?', f'It is {n}.') for n in range(5)]
     for row in rows[:2]: row_to_turns(row, dataset, tokenizer)
     monkeypatch.setattr(chat, '_RenderedChat', None) # nothing is rendered any more
-    for n, row in enumerate(rows): assert f'It is {n}.' in ''.join(t.text for t in row_to_turns(row, dataset, tokenizer))
+    for n, row in enumerate(rows):
+        assert f'It is {n}.' in ''.join(t.text for t in row_to_turns(row, dataset, tokenizer))
     dataset.train_on_eos = 'none' # another setting is another key
     with pytest.raises(TypeError): row_to_turns(rows[0], dataset, tokenizer)
 
@@ -82,3 +88,12 @@ def test_fill_shape_gives_the_conversation_back():
         template = "{% for m in messages %}{{ m.content.split('</think>')[-1] }}{% endfor %}"
         shape, bodies = conversation_shape(messages, template, ('END',))
         assert fill_shape(shape, bodies) == messages
+
+
+def test_a_template_that_refuses_other_texts(tmp_path):
+    "What is found out about a shape never makes a row unusable."
+    template = ("{% for m in messages %}{% if '漢' in m.content|string|replace('a', 'a') %}{{ raise_exception('no') }}"
+                "{% endif %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}")
+    dataset = DatasetConfig(path='', type='chat_template', chat_template='jinja', chat_template_jinja=template)
+    rows = [question_and_answer(f'{n}', 'b') for n in range(4)]
+    assert [type(turns_or_reason(row, dataset, small_tokenizer())) for row in rows] == [tuple] * 4
