@@ -13,7 +13,7 @@ from statistics import median
 
 from fastcore.basics import patch
 
-from ..core import UserError, check_writable, reason_line, user_path
+from ..core import UserError, check_writable, user_path
 from ..plots import _axes, _colour_cycle, _label, _series, figure_style, smooth
 from .run import Run, Table
 
@@ -22,9 +22,7 @@ def _open_run(folder): # `Run`; a `UserError` if the folder is none of a run
     run = folder if isinstance(folder, Run) else Run(user_path(folder))
     if not (run.path/'config_completed.yml').is_file():
         raise UserError(f'{run.path}: this is not the folder of a run, it has no config_completed.yml.')
-    try: _ = [line['step'] for line in run.metrics]
-    except (OSError, ValueError, TypeError, LookupError) as e:
-        raise UserError(f'{run.path}/metrics.jsonl cannot be read: {reason_line(e)}. Leave this run out.') from None
+    run.metrics # a `UserError` if they cannot be read
     return run
 
 def _short_names(runs): # names of the folders; paths, where two have the same name

@@ -7,6 +7,7 @@ __all__ = ['in_jupyter', 'plot_training', 'duration', 'log_line', 'Pace', 'Windo
 
 # %% ../../nbs/training/05_watch.ipynb #a353e40d
 import base64, math, sys, time
+from uuid import uuid4
 
 from fastcore.basics import patch
 
@@ -95,19 +96,19 @@ class Pace:
 # %% ../../nbs/training/05_watch.ipynb #232d825d
 class Window:
     "A picture in a notebook, redrawn in place."
-    def __init__(self): self.handle, self.failed = None, False
+    def __init__(self): self.id, self.failed = None, False
 
     def show(self,
         draw, # function without arguments that makes a `Figure`
         text, # what stands there where no picture can be shown
     ):
         if self.failed: return
-        from IPython.display import display
         try:
             png = base64.b64encode(_small_png(draw(), dpi=90, colours=64)).decode()
-            bundle = {'image/png': png, 'text/plain': text}
-            if self.handle is None: self.handle = display(bundle, raw=True, display_id=True)
-            else: self.handle.update(bundle, raw=True)
+            shell, update = sys.modules['IPython'].get_ipython(), self.id is not None
+            self.id = self.id or uuid4().hex
+            shell.display_pub.publish(
+                {'image/png': png, 'text/plain': text}, transient={'display_id': self.id}, update=update)
         except Exception as e: # training matters more than its picture
             self.failed = True
             print(f'The picture cannot be drawn, the run goes on without it: {reason_line(e)}.')
