@@ -35,6 +35,7 @@ _PUBLIC = {
     'export.merge': 'merge_adapter',
     'training.run': 'Run',
     'training.train': 'finetune make_trainer',
+    'training.compare': 'compare_runs',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
     'plots': 'plot_loss plot_lengths plot_packing plot_scores use_small_figures',

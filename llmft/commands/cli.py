@@ -229,6 +229,20 @@ def _merge(
     from llmft.export.merge import merge_adapter
     _print(f'merged model: {merge_adapter(run, out, overwrite=overwrite, trust_remote_code=trust)}')
 
+# %% ../../nbs/commands/03_cli.ipynb #744668eb
+@app.command('compare', epilog=_examples('compare runs/first runs/second', 'compare runs/* --picture curves.png'))
+def _compare(
+    runs: Annotated[list[Path], typer.Argument(metavar='RUN', help='Run folders, two or more.')],
+    picture: Annotated[Path | None, typer.Option(metavar='FILE',
+        help='Write the curves of the loss to this file (.png, .svg or .pdf).')] = None,
+):
+    "What differs in the settings of several runs, and how they went."
+    log.info('reading the runs')
+    from llmft.training.compare import compare_runs
+    comparison = compare_runs(runs)
+    _print(str(comparison))
+    if picture: _print(f'written: {comparison.save_picture(picture)}')
+
 # %% ../../nbs/commands/03_cli.ipynb #50de265a
 def main(
     args=None, # list of arguments; default: those of the process

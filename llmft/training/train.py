@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch_size', 'ConstantBatch', 'NamedCheckpoint',
-           'TokenMeanEval', 'trainer_class', 'make_trainer', 'compute_eval_loss', 'callback_class', 'check_finite',
-           'Progress', 'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'check_checkpoint_weights',
+           'TokenMeanEval', 'Throughput', 'trainer_class', 'make_trainer', 'compute_eval_loss', 'callback_class',
+           'check_finite', 'Progress', 'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'check_checkpoint_weights',
            'push_run_to_hub', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
@@ -32,6 +32,7 @@ from .arguments import check_training_options, run_notes, tracker_env_vars, trai
 from .run import (
     Run, SampleAnswers, check_output, checkpoint_errors, find_resume_checkpoint, resume_text, truncate_metrics,
     finish_run, start_run)
+from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
 
 # %% ../../nbs/training/03_train.ipynb #d35f9876
 def _restarting_positions(lengths): # of texts -> positions that start again at 0 in each text
@@ -178,13 +179,32 @@ class TokenMeanEval:
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+# %% ../../nbs/training/03_train.ipynb #63b57639
+class Throughput:
+    "Part of the trainer: `tokens_per_second` and `peak_memory_gib` beside each loss."
+    n_trained, counted_since = 0, None
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        if self.counted_since is None: self.n_trained, self.counted_since = 0, time.time()
+        self.n_trained += _count_trained(inputs)
+        return super().training_step(model, inputs, *args, **kwargs)
+
+    def log(self, logs, *args, **kwargs):
+        if 'loss' in logs and self.counted_since is not None:
+            n = int(self.n_trained) * self.accelerator.num_processes
+            logs['tokens_per_second'] = round(n/max(time.time() - self.counted_since, 1e-6), 1)
+            if peak := peak_memory_gib(): logs['peak_memory_gib'] = round(peak, 3)
+            self.counted_since = None
+        elif 'eval_runtime' in logs and self.counted_since is not None: self.counted_since += logs['eval_runtime']
+        return super().log(logs, *args, **kwargs)
+
 # %% ../../nbs/training/03_train.ipynb #a8361690
 def trainer_class(
     config, # `Config`
 ): # a subclass of `trl.SFTTrainer`
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
-    parts = NamedCheckpoint, ChunkedLoss, LoraPlus, ConstantBatch, TokenMeanEval
+    parts = NamedCheckpoint, ChunkedLoss, LoraPlus, ConstantBatch, TokenMeanEval, Throughput
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config})
 
 # %% ../../nbs/training/03_train.ipynb #62208ef7
@@ -268,15 +288,18 @@ class Progress:
         # what a first try with larger batches wrote
         if state.global_step == 0: self.path.unlink(missing_ok=True)
         self.start = time.time() - self.seconds
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc='Training', unit='step')
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc='Training', unit='step', disable=in_jupyter())
 
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
 # %% ../../nbs/training/03_train.ipynb #6e5316f3
+_IN_BAR = {'loss': '{:.3f}', 'eval_loss': '{:.3f}', 'learning_rate': '{:.1e}', 'tokens_per_second': '{:,.0f}'}
+
 @patch
 def on_log(self: Progress, args, state, control, logs=None, **kwargs):
     _append_metrics(self.path, state.global_step, time.time() - self.start, logs)
-    self.postfix |= {key: f'{logs[key]:.3f}' for key in ('loss', 'eval_loss') if key in logs}
+    self.postfix |= {key: text.format(logs[key]) for key, text in _IN_BAR.items() if key in logs}
     if self.bar is not None: self.bar.set_postfix(self.postfix, refresh=False)
     check_finite(logs, state.global_step, args.fp16)
 
@@ -335,6 +358,10 @@ def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in th
     callbacks = [callback_class(Progress)(run.path/'metrics.jsonl', seconds), watchdog]
     if config.save_first_step: callbacks.append(callback_class(SaveFirstStep)())
     return callbacks
+
+# %% ../../nbs/training/03_train.ipynb #fcb18f0c
+def _window(config, run, say): # a list of no or one callback
+    return [callback_class(Watch)(run.metrics, planned_gib(config), say)] if in_jupyter() else []
 
 # %% ../../nbs/training/03_train.ipynb #a48fa9fd
 def _check_run(config, overwrite, resume, force, say): # (run folder, checkpoint to go on from or None)
@@ -442,7 +469,7 @@ def _finetune(config, overwrite, resume, say, force): # -> `Run`
     data.report.save(out)
     callbacks = _make_callbacks(config, run, checkpoint)
     progress, watchdog, *_ = callbacks
-    trainer = make_trainer(config, model, data, out/'checkpoints', hw, callbacks)
+    trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress):
         samples.generate_before(trainer.model, data.tokenizer)
