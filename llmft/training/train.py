@@ -288,8 +288,8 @@ class Progress:
         # what a first try with larger batches wrote
         if state.global_step == 0: self.path.unlink(missing_ok=True)
         self.start = time.time() - self.seconds
-        self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc='Training', unit='step', disable=in_jupyter())
+        hidden = {'disable': True} if in_jupyter() else {} # there is the window
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc='Training', unit='step', **hidden)
 
     def on_train_end(self, args, state, control, **kwargs): self.bar.close()
 
