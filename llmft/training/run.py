@@ -63,7 +63,7 @@ def _broken_metrics(where, exc): # -> `UserError`
 def _read_measured(line, where): # a line of `metrics.jsonl` -> dict
     try:
         measured = json.loads(line)
-        sum([measured['step'], measured['seconds'], measured.get('loss', 0), measured.get('eval_loss', 0)])
+        sum([measured['step'], measured.get('seconds', 0), measured.get('loss', 0), measured.get('eval_loss', 0)])
         return measured
     except (ValueError, TypeError, LookupError, RecursionError) as e: raise _broken_metrics(where, e) from None
 
@@ -367,7 +367,7 @@ def truncate_metrics(
     last_step = _step_of(checkpoint)
     kept = [m for m in run.metrics if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
     write_atomic(run.path/'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in kept))
-    return max((m['seconds'] for m in kept), default=0)
+    return max((m.get('seconds', 0) for m in kept), default=0)
 
 # %% ../../nbs/training/02_run.ipynb #ac053542
 class SampleAnswers:
