@@ -79,8 +79,9 @@ def _recipes(
 @app.command('check', epilog=_examples('check run.yml', 'check smollm2-135m --set num_epochs=2'))
 def _check(source: Source, set_: Set = None):
     "Find everything that can be wrong before a GPU minute is spent."
+    config = _config(source, set_) # before all imports, so that the command says at once what it does
     from llmft.commands.check import check_run
-    check = check_run(_config(source, set_))
+    check = check_run(config)
     _print(str(check))
     check.report.check()
 
@@ -88,9 +89,9 @@ def _check(source: Source, set_: Set = None):
 @app.command('preview', epilog=_examples('preview run.yml', 'preview run.yml -n 10'))
 def _preview(source: Source, n: Annotated[int, typer.Option('-n', min=1, help='How many rows.')] = 3, set_: Set = None):
     "Show rows as text, with what is learned in colour, and the head of the data report."
+    config = _config(source, set_)
     from llmft.commands.check import preview_rows
     from llmft.tokens.report import data_report
-    config = _config(source, set_)
     for mask in preview_rows(config, n):
         _print(mask)
         _print('')
@@ -111,9 +112,9 @@ def _plan(
         help='With `--fit`: write these settings to a new YAML file.')] = None,
 ):
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
+    config = _config(source, set_, needs_weights=False)
     from llmft.memory.fit import fit_to_gpu, save_fitted_config
     from llmft.memory.plan import plan_memory
-    config = _config(source, set_, needs_weights=False)
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
     _print(str(plan_memory(config, gpu, place=place)))
     if out: _print(f'written: {save_fitted_config(config, out)}')
@@ -146,8 +147,8 @@ def _train(
         help='Train even where the memory plan says that it cannot fit.')] = False,
 ):
     "Train as the YAML says."
-    from llmft.training.train import finetune
     config = _config(source, set_, out)
+    from llmft.training.train import finetune
     run = finetune(config, overwrite=overwrite, resume=resume, force=force, say=lambda x: _print(str(x)))
     if run.interrupted:
         print(f'Stopped. What was trained so far is saved in {run.path}; go on with --resume.', file=sys.stderr)
