@@ -21,7 +21,7 @@ from ..config.config import _did_you_mean
 from ..core import UserError, user_path
 from .messages import CHAT_TYPE_DEFAULTS, _get_key, _read_tools, _trained_roles, _unread_remark
 from .messages import chat_messages, conversation_remarks
-from .shapes import ShapeTurns, conversation_shape
+from .shapes import ShapeTurns, _merge_spans, _read_number, _write_number, conversation_shape
 from .turns import _ESCAPE, RowError, Turn, Turns, control_tokens, escape_special_tokens
 from .turns import find_format, register_format
 
@@ -153,19 +153,18 @@ class _RenderedChat:
 
 # %% ../../nbs/prompts/03_chat.ipynb #34c84f36
 _OPEN, _CLOSE = '\ufdd2', '\ufdd3' # around a content; noncharacters of Unicode, kept for such uses
-_DIGIT_ZERO = 0xfde0               # from here on: the digits of the message's number
 _MARKERS = re.compile('([\ufdd2\ufdd3])([\ufde0-\ufde9]+)')
 
 def _add_markers(text, i): # the text of message `i` between its markers, white space around it left outside
     stripped, start = text.strip(), len(text) - len(text.lstrip())
-    number = ''.join(chr(_DIGIT_ZERO + int(digit)) for digit in str(i))
+    number = _write_number(i)
     return f'{text[:start]}{_OPEN}{number}{stripped}{_CLOSE}{number}{text[start + len(stripped):]}'
 
 # %% ../../nbs/prompts/03_chat.ipynb #a4b67a4d
 def _marker_spans(marked): # a text with markers -> {message: (start, stop)} in the text without them
     found, removed_chars = {}, 0 # {message: [(marker, position), …]}
     for m in _MARKERS.finditer(marked):
-        i = int(''.join(str(ord(digit) - _DIGIT_ZERO) for digit in m[2]))
+        i = _read_number(m[2])
         found.setdefault(i, []).append((m[1], m.start() - removed_chars))
         removed_chars += len(m[0])
     spans = {}
@@ -265,7 +264,7 @@ _LABELS = {'role', 'tool_calls', 'tool_call_id', 'id', 'name', 'type', 'index'} 
 
 def _mark_end(text, n): # the text with the number `n` behind it
     stripped = text.rstrip()
-    return f'{stripped}{_CLOSE}{"".join(chr(_DIGIT_ZERO + int(d)) for d in str(n))}{text[len(stripped):]}'
+    return f'{stripped}{_CLOSE}{_write_number(n)}{text[len(stripped):]}'
 
 def _unwritten(chat): # [(message, property)] that the template leaves out
     places = [(i, k) for i, m in enumerate(chat.messages) for k, v in m.items() if k not in _LABELS and v]
@@ -274,9 +273,9 @@ def _unwritten(chat): # [(message, property)] that the template leaves out
     for n, (i, k) in enumerate(texts): marked[i][k] = _mark_end(marked[i][k], n)
     try: text = chat.renderer.text(marked)
     except RowError: text = ''
-    found = {''.join(str(ord(d) - _DIGIT_ZERO) for d in m[2]) for m in _MARKERS.finditer(text)}
+    found = {_read_number(m[2]) for m in _MARKERS.finditer(text)}
     is_clean = _MARKERS.sub('', text) == chat.text
-    if is_clean: unwritten = [place for n, place in enumerate(texts) if str(n) not in found]
+    if is_clean: unwritten = [place for n, place in enumerate(texts) if n not in found]
     tried = [p for p in places if p not in texts] if is_clean else [p for p in places if p[1] != 'content']
     return (unwritten if is_clean else []) + [place for place in tried if _same_without(chat, *place)]
 
@@ -442,14 +441,6 @@ def _learned_parts(chat, messages, message_spans, dataset): # of the learned mes
         thoughts = [t for span in message_spans.values() for t in _only_read_thoughts(chat.text, span, dataset)]
         parts = _subtract_spans(parts, thoughts)
     return parts + (_generation_prompt_spans(chat, message_spans) if dataset.train_on_generation_prompt else [])
-
-# %% ../../nbs/prompts/03_chat.ipynb #8f9caaaf
-def _merge_spans(spans): # sorted, and one where they touch
-    merged = []
-    for start, stop in sorted(s for s in spans if s[0] < s[1]):
-        if merged and start <= merged[-1][1]: merged[-1][1] = max(stop, merged[-1][1])
-        else: merged.append([start, stop])
-    return merged
 
 # %% ../../nbs/prompts/03_chat.ipynb #3a1c7c54
 def _spans_to_turns(text, spans): # `spans`: what is learned -> list of `Turn`

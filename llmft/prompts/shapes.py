@@ -100,14 +100,17 @@ def _asked_pattern(parts): # finds, at each place of a text, what may be asked f
     longest_first = sorted({*parts, *_THOUGHT_TAGS}, key=len, reverse=True)
     return re.compile(rf'(?=(\s*(?:{"|".join(map(re.escape, longest_first))})\s*))')
 
+def _merge_spans(spans): # sorted, and one where they touch
+    merged = []
+    for start, stop in sorted(s for s in spans if s[0] < s[1]):
+        if merged and start <= merged[-1][1]: merged[-1][1] = max(stop, merged[-1][1])
+        else: merged.append([start, stop])
+    return merged
+
 def _asked_spans(text, parts): # [(start, stop)] of these places and of the white space at both ends, merged
     found = [(m.start(), m.end(1)) for m in _asked_pattern(parts).finditer(text)]
     found += [(0, len(text) - len(text.lstrip())), (len(text.rstrip()), len(text))]
-    merged = []
-    for start, stop in sorted(found):
-        if merged and start <= merged[-1][1]: merged[-1][1] = max(stop, merged[-1][1])
-        elif start < stop: merged.append([start, stop])
-    return merged
+    return _merge_spans(found)
 
 # %% ../../nbs/prompts/06_shapes.ipynb #7a5d28bc
 def cut_text(
@@ -151,12 +154,16 @@ def conversation_shape(
     return tuple(shape), bodies
 
 # %% ../../nbs/prompts/06_shapes.ipynb #62324275
-_OPEN, _CLOSE, _DIGIT_ZERO = '\ufdd5', '\ufdd6', 0xfde0 # noncharacters of Unicode, kept for such uses
+_DIGIT_ZERO = 0xfde0 # from here on: the digits of a number that a template takes for text
+def _write_number(n): return ''.join(chr(_DIGIT_ZERO + int(digit)) for digit in str(n))
+def _read_number(digits): return int(''.join(str(ord(digit) - _DIGIT_ZERO) for digit in digits))
+
+_PLACE_OPEN, _PLACE_CLOSE = '\ufdd5', '\ufdd6' # around it; noncharacters of Unicode, kept for such uses
 _PLACE = re.compile('\ufdd5([\ufde0-\ufde9]+)\ufdd6')
 _PROBES = ('\u00e9', '"Qu\u00e4" \\n <b>&amp;</b> {x} {{ y }} %s \u6f22\u5b57\n\n\tWord 0.5 '
            + 'and so on ' * 500 + "'end'")
 
-def _place(n): return f'{_OPEN}{"".join(chr(_DIGIT_ZERO + int(digit)) for digit in str(n))}{_CLOSE}'
+def _place(n): return f'{_PLACE_OPEN}{_write_number(n)}{_PLACE_CLOSE}'
 
 def fill_shape(
     shape,  # from `conversation_shape`
@@ -179,7 +186,7 @@ def text_pieces(
     "What a template writes around the bodies."
     def check(bodies): return _fill(pieces, bodies) == render(fill_shape(shape, bodies))
     split = _PLACE.split(render(fill_shape(shape, map(_place, range(len(bodies))))))
-    pieces = [int(''.join(str(ord(digit) - _DIGIT_ZERO) for digit in s)) if n % 2 else s for n, s in enumerate(split)]
+    pieces = [_read_number(s) if n % 2 else s for n, s in enumerate(split)]
     if any(isinstance(p, int) and p >= len(bodies) for p in pieces): return None
     return pieces if all(map(check, [bodies, *([probe] * len(bodies) for probe in _PROBES)])) else None
 
