@@ -283,6 +283,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'llmft.core._open_to_all': ('core.html#_open_to_all', 'llmft/core.py'),
                             'llmft.core._write_errors': ('core.html#_write_errors', 'llmft/core.py'),
                             'llmft.core.cache_dir': ('core.html#cache_dir', 'llmft/core.py'),
+                            'llmft.core.check_weights_unchanged': ('core.html#check_weights_unchanged', 'llmft/core.py'),
                             'llmft.core.check_writable': ('core.html#check_writable', 'llmft/core.py'),
                             'llmft.core.drop_none': ('core.html#drop_none', 'llmft/core.py'),
                             'llmft.core.escape_markdown': ('core.html#escape_markdown', 'llmft/core.py'),

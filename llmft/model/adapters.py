@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError, markdown_table, user_path
+from ..core import UserError, check_weights_unchanged, markdown_table, user_path
 from ..hub import is_local_path, model_errors, resolve_model
 from .architectures import bypassed_parts, describe_layers_read_directly, describe_parts
 from .base import keep_layout
@@ -226,6 +226,7 @@ def _check_base_model(saved, model, adapter, advice): # `saved`: its `LoraConfig
 def _check_adapter_weights(model, file, name): # `model` carries the adapter called `name`, whose weights are in `file`
     from peft.utils.save_and_load import get_peft_model_state_dict
     from safetensors import safe_open
+    check_weights_unchanged(Path(file).parent)
     required = {*get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)}
     with safe_open(file, 'pt') as weights:
         saved = {*weights.keys()}
