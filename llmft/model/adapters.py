@@ -226,7 +226,6 @@ def _check_base_model(saved, model, adapter, advice): # `saved`: its `LoraConfig
 def _check_adapter_weights(model, file, name): # `model` carries the adapter called `name`, whose weights are in `file`
     from peft.utils.save_and_load import get_peft_model_state_dict
     from safetensors import safe_open
-    check_weights_unchanged(Path(file).parent)
     required = {*get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)}
     with safe_open(file, 'pt') as weights:
         saved = {*weights.keys()}
@@ -248,6 +247,7 @@ def load_saved_adapter(
     if path.is_dir() and not file.is_file():
         raise UserError(f'{folder}: there is no adapter_model.safetensors, so the adapter has no weights. '
                         '(A .bin file is not read, because loading one can run code that is hidden in it.)')
+    check_weights_unchanged(folder)
     with model_errors(folder, 'adapter'), _peft_errors():
         tuned = import_peft().PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         if path.is_dir(): _check_adapter_weights(tuned, file, 'default')
@@ -340,6 +340,7 @@ def load_extra_adapter(
         raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, '
                         'so it cannot share it. Open it by itself.')
     try:
+        check_weights_unchanged(folder)
         with model_errors(folder, 'adapter'), _peft_errors():
             model.load_adapter(folder, name)
             _check_adapter_weights(model, Path(folder)/'adapter_model.safetensors', name)

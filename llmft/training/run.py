@@ -387,7 +387,7 @@ def machine_changes(
 ) -> list[str]: # a line each
     "What is not as it was when the run was last written."
     try: old = _machine_facts(_read_json(out/'environment.json'))
-    except (LookupError, TypeError): return []
+    except (UserError, LookupError, TypeError): return [] # it decides nothing
     new = _machine_facts(environment_info(hw))
     return [f'{key}: {new[key]}, before it was {value}.' for key, value in old.items() if new.get(key, value) != value]
 
@@ -402,7 +402,7 @@ def truncate_metrics(
     lines = file.read_bytes().decode(errors='replace').splitlines(keepends=True) if file.is_file() else []
     for n, line in enumerate(lines, 1):
         try: kept.append(_read_measured(line, f'{file}:{n}'))
-        except UserError: broken += line.endswith('\n') # the last line may have been cut off
+        except UserError: broken += line.endswith('\n') or '\0' in line # the last line may have been cut off
     last_step = step_of(checkpoint)
     kept = [m for m in kept if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
     if broken:

@@ -10,7 +10,7 @@ __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
 import json, math, os, signal, sys, threading, time, traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from fastcore.basics import patch
@@ -460,7 +460,8 @@ def _released(config, goes_on=False): # the block trains; when it ends or fails,
 def _noted_failure(run):
     try: yield
     except Exception as e:
-        if run.path.is_dir(): write_status(run, 'failed', message=reason_line(e))
+        with suppress(UserError): # the disk may be full
+            if run.path.is_dir(): write_status(run, 'failed', message=reason_line(e))
         raise
 
 # %% ../../nbs/training/03_train.ipynb #e14b8293
