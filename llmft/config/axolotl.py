@@ -44,7 +44,7 @@ _SAME = _keys('honoured', {_SAME_HERE: '''
 
 # %% ../../nbs/config/03_axolotl.ipynb #11bc7cbd
 _SAME |= _keys('honoured', {_SAME_HERE: '''
-    micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps
+    micro_batch_size gradient_accumulation_steps eval_batch_size num_epochs max_steps
     learning_rate lr_scheduler lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio
     optimizer optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm
     neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
@@ -63,6 +63,7 @@ RENAMED_KEYS = {
     'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
     'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy',
     'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation',
+    'auto_find_batch_size': 'auto_micro_batch',
 }
 _TRANSLATED = {old: AxolotlKey('honoured', f'becomes `{new}`') for old, new in RENAMED_KEYS.items()}
 _TRANSLATED |= _keys('honoured', {

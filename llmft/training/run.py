@@ -26,6 +26,7 @@ from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.special import align_special_tokens
+from .trouble import metrics_line, read_metrics_line
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
 _PACKAGES = 'llmft torch transformers trl peft bitsandbytes datasets accelerate tokenizers'.split()
@@ -62,7 +63,7 @@ def _broken_metrics(where, exc): # -> `UserError`
 
 def _read_measured(line, where): # a line of `metrics.jsonl` -> dict
     try:
-        measured = json.loads(line)
+        measured = read_metrics_line(line)
         sum([measured['step'], measured.get('seconds', 0), measured.get('loss', 0), measured.get('eval_loss', 0)])
         return measured
     except (ValueError, TypeError, LookupError, RecursionError) as e: raise _broken_metrics(where, e) from None
@@ -253,7 +254,7 @@ def start_run(
 # %% ../../nbs/training/02_run.ipynb #82af22f9
 _MAY_CHANGE = { # keys that may be different when a run is continued
     *OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields,
-    'num_epochs', 'max_steps', 'eval_batch_size', 'auto_find_batch_size', 'gradient_checkpointing',
+    'num_epochs', 'max_steps', 'eval_batch_size', 'auto_micro_batch', 'on_nan', 'loss_watchdog', 'gradient_checkpointing',
     'activation_offloading', 'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers',
 }
 
@@ -366,7 +367,7 @@ def truncate_metrics(
     "Remove the metrics of steps that will be made again."
     last_step = _step_of(checkpoint)
     kept = [m for m in run.metrics if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
-    write_atomic(run.path/'metrics.jsonl', ''.join(json.dumps(m) + '\n' for m in kept))
+    write_atomic(run.path/'metrics.jsonl', ''.join(metrics_line(m) + '\n' for m in kept))
     return max((m.get('seconds', 0) for m in kept), default=0)
 
 # %% ../../nbs/training/02_run.ipynb #ac053542
