@@ -2034,6 +2034,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'llmft.training.trouble._other_texts': ( 'training/trouble.html#_other_texts',
                                                                                  'llmft/training/trouble.py'),
                                         'llmft.training.trouble._part': ('training/trouble.html#_part', 'llmft/training/trouble.py'),
+                                        'llmft.training.trouble._sum_in_parts': ( 'training/trouble.html#_sum_in_parts',
+                                                                                  'llmft/training/trouble.py'),
                                         'llmft.training.trouble._trained_mean': ( 'training/trouble.html#_trained_mean',
                                                                                   'llmft/training/trouble.py'),
                                         'llmft.training.trouble._trim': ('training/trouble.html#_trim', 'llmft/training/trouble.py'),

@@ -59,11 +59,12 @@ _SAME |= _keys('honoured', {_SAME_HERE: '''
     hub_model_id hub_strategy hub_revision'''})
 
 # %% ../../nbs/config/03_axolotl.ipynb #730b5f0b
-RENAMED_KEYS = {
+_FORMER_KEYS = {'auto_find_batch_size': 'auto_micro_batch'} # Axolotl has them too
+
+RENAMED_KEYS = _FORMER_KEYS | {
     'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
     'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy',
     'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation',
-    'auto_find_batch_size': 'auto_micro_batch',
 }
 _TRANSLATED = {old: AxolotlKey('honoured', f'becomes `{new}`') for old, new in RENAMED_KEYS.items()}
 _TRANSLATED |= _keys('honoured', {
@@ -262,7 +263,7 @@ OFF_VALUES = (None, False, 0, '', [], {}, 'none', 'None', 'false', 'False')
 def _is_axolotl_only(name):
     "Is `name` a key of Axolotl that llmft writes otherwise or not at all?"
     key = find_key(name)
-    return key is not None and key.message != _SAME_HERE
+    return key is not None and key.message != _SAME_HERE and name not in _FORMER_KEYS
 
 def is_axolotl(
     values, # names and values of a file

@@ -258,6 +258,7 @@ def bad_texts(
     "The texts whose loss alone is no number."
     was_training = trainer.model.training
     trainer.model.eval()
+    if gradients: trainer.model.zero_grad() # those of the step
     try: return [text for text in texts if not _is_finite_alone(trainer, text, gradients)]
     finally:
         trainer.model.train(was_training)
@@ -340,14 +341,18 @@ def in_parts(
     _halve(trainer, batch, what)
 
 # %% ../../nbs/training/04_trouble.ipynb #f58c4543
+def _sum_in_parts(trainer, batch): # of an evaluation
+    total = None
+    while total is None: total = in_parts(trainer, batch, trainer.loss_sum, 'evaluation')
+    return total
+
 def careful_sum(
     trainer, # with `trouble`, and `loss_sum` of a batch: a tensor of (sum of the loss, number of trained tokens)
     batch,   # of an evaluation
 ):
     "The same sum, whatever happens on the way."
     trainer.trouble.clean(batch)
-    total = None
-    while total is None: total = in_parts(trainer, batch, trainer.loss_sum, 'evaluation')
+    total = _sum_in_parts(trainer, batch)
     if total[0].isfinite(): return total
     leave_out(trainer, [batch], 'eval_loss', total[0].item(), trainer.state.global_step)
     return total if trainer.trouble.why else careful_sum(trainer, batch)
@@ -365,13 +370,12 @@ class Step:
     def loss(self): return float(sum(self.losses))
 
 def _trained_mean(trainer, batch): # the loss per token, without dropout
-    import torch
-    was_training, n = trainer.model.training, (batch['labels'][:, 1:] != IGNORE_INDEX).sum()
+    was_training = trainer.model.training
     trainer.model.eval()
-    with torch.no_grad(): loss = trainer.compute_loss(trainer.model, dict(batch), num_items_in_batch=n)
+    loss, n_tokens = _sum_in_parts(trainer, batch).tolist()
     trainer.model.train(was_training)
     trainer._metrics['eval'].clear()
-    return loss.item()
+    return loss/n_tokens
 
 # %% ../../nbs/training/04_trouble.ipynb #7476167d
 class CarefulSteps:

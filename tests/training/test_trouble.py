@@ -30,7 +30,7 @@ def one_bad_token(model, folder):
     [*_, token] = small_tokenizer()(BAD)['input_ids']
     return spoil(model, folder/'bad', [token], float('nan'))
 
-def rows_with(*bad, n=24): # numbers of the rows that are bad, counted from 0
+def rows_with(*bad, n=20): # numbers of the rows that are bad, counted from 0
     rows = [alpaca_row(i) for i in range(n)]
     for i in bad: rows[i]['output'] += f' # {BAD}'
     return rows
@@ -64,9 +64,8 @@ def add_callback(monkeypatch, event, function):
 
 # -- rows that make the loss no number
 
-@pytest.mark.parametrize('keys', [{}, dict(micro_batch_size=1, gradient_accumulation_steps=3),
-    dict(sample_packing=True), dict(sample_packing=True, gradient_checkpointing=True),
-    dict(chunked_cross_entropy=False), dict(group_by_length=True)], ids=str)
+@pytest.mark.parametrize('keys', [dict(micro_batch_size=1, gradient_accumulation_steps=3),
+    dict(sample_packing=True, gradient_checkpointing=True), dict(chunked_cross_entropy=False)], ids=str)
 def test_the_row_is_named(keys, settings, one_bad_token, folder):
     data = save_rows(folder/'one.jsonl', rows_with(9))
     with pytest.raises(UserError) as e: finetune(settings(one_bad_token, data, **keys), say=None)
@@ -86,7 +85,7 @@ def test_nothing_is_lost(settings, one_bad_token, bad_rows):
     assert run.table().rows and 'nan' in str(run)
 
 
-@pytest.mark.parametrize('keys', [{}, dict(micro_batch_size=4, gradient_accumulation_steps=2, num_epochs=2),
+@pytest.mark.parametrize('keys', [dict(micro_batch_size=4, gradient_accumulation_steps=2, num_epochs=2),
     dict(sample_packing=True), dict(adapter='qlora', load_in_4bit=True, bf16=None)], ids=str)
 def test_bad_rows_are_left_out(keys, settings, one_bad_token, bad_rows, model):
     said = []
@@ -97,7 +96,7 @@ def test_bad_rows_are_left_out(keys, settings, one_bad_token, bad_rows, model):
     assert run.last('rows_left_out') == 2 and all(map(math.isfinite, losses(run).values()))
     readme = (run.path/'README.md').read_text()
     assert f'{bad_rows}:10' in readme and f'{bad_rows}:18' in readme
-    steps = math.ceil(24*config.num_epochs/config.micro_batch_size/config.gradient_accumulation_steps)
+    steps = config.num_epochs*math.ceil(20/config.micro_batch_size/config.gradient_accumulation_steps)
     assert run.last('step') == (steps if not config.sample_packing else max(losses(run)))
 
 
@@ -116,7 +115,7 @@ def test_left_out_is_as_never_there(settings, one_bad_token, model, tmp_path):
 def test_held_out_rows_are_named_and_left_out(settings, one_bad_token, rows, bad_rows, tmp_path):
     keys = dict(base=one_bad_token, test_datasets=[{'path': bad_rows}], leakage='keep', max_steps=2)
     with pytest.raises(UserError, match='the eval_loss is nan at step 0') as e: finetune(settings(**keys), say=None)
-    assert f'{bad_rows}:10; {bad_rows}:18' in str(e.value)
+    assert f'alone it is so for {bad_rows}:1' in str(e.value)
     run = finetune(settings(**keys, on_nan='skip', output_dir=str(tmp_path/'other')), say=None)
     measured = [m['eval_loss'] for m in run.metrics if 'eval_loss' in m]
     assert len(measured) == 2 and all(map(math.isfinite, measured))
@@ -164,7 +163,7 @@ def test_broken_weights_are_never_saved(adapter, settings, monkeypatch):
     assert not (out/'adapter').exists() and not (out/'model').exists()
     config = settings(**keys, save_strategy='steps', save_steps=2)
     with pytest.raises(UserError, match='after step 4 hold'): finetune(config, overwrite=True, say=None)
-    assert [p.name for p in (out/'checkpoints').iterdir()] == ['checkpoint-2']
+    assert [p.name for p in (out/'checkpoints').glob('*-*')] == ['checkpoint-2']
     monkeypatch.undo()
     assert finetune(config, resume=True, say=None).last('step') == 4
 
@@ -187,7 +186,6 @@ def test_the_trial_changes_nothing(keys, settings, tmp_path, monkeypatch):
 
 
 def test_a_long_row_fails_before_the_first_step(settings, monkeypatch, folder):
-    longest = max(range(24), key=lambda i: len(alpaca_row(i)['output']))
     true_loss = train.chunked_cross_entropy
     def small_memory(model, batch, **kw):
         if batch['input_ids'].shape[1] > 80: raise torch.OutOfMemoryError('CUDA out of memory.')
@@ -197,24 +195,25 @@ def test_a_long_row_fails_before_the_first_step(settings, monkeypatch, folder):
     long = save_rows(folder/'long.jsonl', rows_with() + [alpaca_row(3) | {'output': 'x = 1\n'*20}])
     config = settings(data=long, curriculum_sampling=True)
     with pytest.raises(UserError, match='Memory ran out while training'): finetune(config, say=None)
-    assert not train.user_path(config.output_dir).exists() and longest < 24
+    assert not train.user_path(config.output_dir).exists()
 
 
 def test_a_loss_of_nothing_stops(settings, model, tmp_path):
-    "A model that knows every answer for certain: its output layer says nothing but the one token of the data."
-    certain = AutoModelForCausalLM.from_pretrained(model)
-    certain.model.embed_tokens.weight.data[:] = 1
-    certain.lm_head.weight.data[:] = -10
-    for name, p in certain.named_parameters():
-        if 'layers' in name and 'norm' not in name: p.data[:] = 0
-    tokenizer = small_tokenizer()
-    certain.lm_head.weight.data[tokenizer('a')['input_ids'][-1]] = 10
-    certain.save_pretrained(tmp_path/'model'); tokenizer.save_pretrained(tmp_path/'model')
+    "A model that knows each next token of the answers for certain."
     data = save_rows(tmp_path/'rows.jsonl', [{'instruction': f'Say {i}', 'output': 'a'} for i in range(8)])
-    config = settings(tmp_path/'model', data)
-    config.max_steps = 1
-    try: finetune(config, say=None) # the end of the answer is learned too, and it is not certain
-    except UserError as e: pytest.fail(str(e))
+    certain = AutoModelForCausalLM.from_pretrained(model)
+    for p in certain.parameters(): p.data[:] = 0
+    for name, p in certain.named_parameters():
+        if 'norm' in name: p.data[:] = 1
+    row = train.prepare_data(settings(data=data)).train[0]
+    learned = [i for i, label in enumerate(row['labels']) if i and label != -100]
+    for k, i in enumerate(learned):
+        certain.model.embed_tokens.weight.data[row['input_ids'][i - 1], k] = 1
+        certain.lm_head.weight.data[row['labels'][i], k] = 1000
+    certain.save_pretrained(tmp_path/'model')
+    small_tokenizer().save_pretrained(tmp_path/'model')
+    with pytest.raises(UserError, match='The loss of the first step is exactly 0'):
+        finetune(settings(tmp_path/'model', data), say=None)
 
 
 # -- divergence
@@ -235,7 +234,7 @@ def test_a_short_run_that_diverged_is_not_saved(settings):
 
 def test_the_watchdog_sleeps_if_it_should(settings):
     run = finetune(settings(adapter='full', learning_rate=1, max_steps=20, loss_watchdog=False), say=None)
-    assert run.last('step') == 20 and run.last('loss') > 2*run.first('loss')
+    assert run.last('step') == 20 and run.last('loss') > run.first('loss') + 2
 
 
 @pytest.mark.parametrize('keys', [dict(learning_rate=1e-2), dict(learning_rate=3e-2, warmup_steps=1),
@@ -243,7 +242,7 @@ def test_the_watchdog_sleeps_if_it_should(settings):
     ids=str)
 def test_usual_runs_do_not_diverge(keys, settings):
     run = finetune(settings(micro_batch_size=1, num_epochs=2, **keys), say=None)
-    assert run.last('step') == 48
+    assert run.last('step') == 40
 
 
 # -- float16
@@ -274,7 +273,7 @@ def test_a_run_that_only_skips_steps_is_no_success(settings, monkeypatch, float1
 
 
 def test_skipped_steps_are_counted(settings, monkeypatch, float16):
-    scale_with(monkeypatch, 2.**130)
+    scale_with(monkeypatch, 2.**24)
     run = finetune(settings(max_steps=12), say=None)
     assert 2 <= run.last('skipped_steps') < 12
     assert f'{run.last("skipped_steps")} steps were skipped' in (run.path/'README.md').read_text()
@@ -305,11 +304,10 @@ def small_memory(monkeypatch, most, from_call=0, training=True):
 
 @pytest.mark.parametrize('keys', [dict(micro_batch_size=4), dict(micro_batch_size=4, gradient_accumulation_steps=3),
     dict(micro_batch_size=4, sample_packing=True), dict(micro_batch_size=3, group_by_length=True)], ids=str)
-@pytest.mark.parametrize('from_call', [0, 4])
-def test_smaller_batches_go_on_from_the_step(keys, from_call, settings, tmp_path, monkeypatch):
-    keys |= dict(num_epochs=3, sequence_len=128)
+def test_smaller_batches_go_on_from_the_step(keys, settings, tmp_path, monkeypatch):
+    keys |= dict(num_epochs=2, sequence_len=128)
     expected, said = finetune(settings(output_dir=str(tmp_path/'expected'), **keys), say=None), []
-    seen = small_memory(monkeypatch, most=2, from_call=from_call)
+    seen = small_memory(monkeypatch, most=2, from_call=4)
     run = finetune(settings(**keys), say=lambda text: said.append(str(text)))
     assert losses(run) == pytest.approx(losses(expected), abs=1e-5)
     assert max(seen[-2:]) <= 2 and len([text for text in said if text.startswith('Memory ran out in the training')]) == 1
