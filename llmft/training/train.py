@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'NamedCheckpoint', 'TokenMeanEval', 'Throughput',
-           'trainer_class', 'make_trainer', 'compute_eval_loss', 'callback_class', 'Progress', 'stop_on_signals',
+           'trainer_class', 'callback_class', 'make_trainer', 'compute_eval_loss', 'Progress', 'stop_on_signals',
            'SaveFirstStep', 'LossWatchdog', 'check_checkpoint_weights', 'push_run_to_hub', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
@@ -178,6 +178,14 @@ def trainer_class(
     parts = NamedCheckpoint, ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, CarefulSteps
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config, 'loss_sum': _loss_sum})
 
+# %% ../../nbs/training/03_train.ipynb #4675d151
+def callback_class(
+    events, # a class with some of the methods of `transformers.TrainerCallback`
+): # the same class as one of transformers
+    "Make `events` a callback of transformers, which has an empty method for every other moment."
+    from transformers import TrainerCallback
+    return type(events.__name__, (events, TrainerCallback), {})
+
 # %% ../../nbs/training/03_train.ipynb #62208ef7
 def make_trainer(
     config,       # `Config`
@@ -213,14 +221,6 @@ def compute_eval_loss(
 ) -> float: # mean over all trained tokens, in nats
     "The loss on rows that are not trained on."
     return trainer.evaluate(dataset)['eval_loss']
-
-# %% ../../nbs/training/03_train.ipynb #4675d151
-def callback_class(
-    events, # a class with some of the methods of `transformers.TrainerCallback`
-): # the same class as one of transformers
-    "Make `events` a callback of transformers, which has an empty method for every other moment."
-    from transformers import TrainerCallback
-    return type(events.__name__, (events, TrainerCallback), {})
 
 # %% ../../nbs/training/03_train.ipynb #ee8a9b0f
 def _append_metrics(path, step, seconds, logs): # a line of `metrics.jsonl`

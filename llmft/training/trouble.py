@@ -135,6 +135,7 @@ def split_batch(
     halvings, # how often it is cut into halves
 ) -> list: # of batches
     "A batch in parts."
+    if not halvings: return [batch] # as nearly always
     parts = [batch]
     for _ in range(halvings): parts = [half for part in parts for half in halve_batch(part)]
     return [part for part in parts if batch_texts(part)] or [batch]
