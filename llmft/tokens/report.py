@@ -407,7 +407,7 @@ class PreparedData:
     report: object             # `DataReport`
     stream: object = None        # with `streaming`: the rows to learn from; `train` are the first of them
     stream_counts: object = None # and what became of those that were read
-    encoded: tuple = ()          # from `encode_rows`, of the training rows and of the held-out ones: where a row is from
+    encoded: tuple = ()          # from `encode_rows`: where the training rows and the held-out ones are from
 
 # %% ../../nbs/tokens/07_report.ipynb #c6cf0700
 @patch(as_prop=True)

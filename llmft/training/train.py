@@ -33,7 +33,7 @@ from .run import (
     Run, SampleAnswers, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes,
     remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
 from .trouble import (
-    CarefulSteps, SkippedSteps, Trouble, careful_sum, check_end, metrics_line)
+    CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
 
 # %% ../../nbs/training/03_train.ipynb #d35f9876
@@ -171,7 +171,7 @@ def trainer_class(
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
     parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, SameOrder, EndsAtLastStep,
-             ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, CarefulSteps)
+             ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows, CarefulSteps)
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config, 'loss_sum': _loss_sum})
 
 # %% ../../nbs/training/03_train.ipynb #4675d151
@@ -420,17 +420,19 @@ def _noted_failure(run):
 
 # %% ../../nbs/training/03_train.ipynb #c65569a2
 @contextmanager
-def _curve_saved(trainer, run, progress): # also when the block ends with a `UserError`
-    try: yield
+def _looked_after(trainer, run, progress): # the block trains; its curve is saved also if it ends with a `UserError`
+    try:
+        yield
+        check_end(trainer)
     except UserError:
         if progress.bar is not None: trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
         if run.metrics: _save_plot(run)
         raise
 
-def _save_memory(config, run): # what was planned and what was measured, both in GiB or None
+def _trouble_summary(config, run, trainer): # for the README; the memory also in a file, in GiB or None
     planned, peak = planned_gib(config), run.last('peak_memory_gib')
     write_atomic(run.path/'memory.json', json.dumps({'planned_gib': planned, 'peak_gib': peak}) + '\n')
-    return planned, peak
+    return f'\n\n{trainer.trouble.summary(planned, peak)}'
 
 # %% ../../nbs/training/03_train.ipynb #e14b8293
 def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, data, hardware, model, summary of them)
@@ -454,14 +456,11 @@ def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress), _noted_failure(run):
         trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
-        trainer.trouble.say = say
-        trainer.trouble.continue_from(run)
+        trainer.trouble.continue_from(run, say)
         samples.generate_before(trainer.model, data.tokenizer)
-        with _curve_saved(trainer, run, progress):
-            _train(trainer, run, progress, checkpoint)
-            check_end(trainer)
+        with _looked_after(trainer, run, progress): _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
-        summary += f'\n\n{trainer.trouble.summary(*_save_memory(config, run))}'
+        summary += _trouble_summary(config, run, trainer)
         finish_run(run, trainer.model, data.tokenizer, summary, samples)
         facts = {'signal': int(progress.signal)} if run.interrupted else {}
         write_status(run, 'stopped' if run.interrupted else 'finished', step=trainer.state.global_step, **facts)

@@ -103,7 +103,8 @@ def test_bad_rows_are_left_out(keys, settings, one_bad_token, bad_rows, model):
 def test_left_out_is_as_never_there(settings, one_bad_token, model, tmp_path):
     "The same losses as with rows in which nothing else is different, where they are left out of the same batches."
     bad = save_rows(tmp_path/'bad.jsonl', rows_with(9))
-    def train_it(name, **keys): return finetune(settings(output_dir=str(tmp_path/name), micro_batch_size=4, **keys), say=None)
+    def train_it(name, **keys):
+        return finetune(settings(output_dir=str(tmp_path/name), micro_batch_size=4, **keys), say=None)
     skipped = train_it('skipped', base=one_bad_token, data=bad, on_nan='skip')
     whole = train_it('whole', data=bad) # the token is like any other here
     step = next(m['step'] for m in skipped.metrics if m.get('rows_left_out'))
@@ -124,7 +125,8 @@ def test_held_out_rows_are_named_and_left_out(settings, one_bad_token, rows, bad
 @pytest.mark.parametrize('on_nan', ['stop', 'skip'])
 def test_no_row_is_blamed_for_weights(on_nan, settings, model, folder, tmp_path):
     broken = spoil(model, tmp_path/'model', slice(None), float('inf'))
-    with pytest.raises(UserError, match='the cause is in the weights'): finetune(settings(broken, on_nan=on_nan), say=None)
+    with pytest.raises(UserError, match='the cause is in the weights'):
+        finetune(settings(broken, on_nan=on_nan), say=None)
 
 
 def test_trained_weights_that_broke_are_named(settings, monkeypatch):
@@ -170,14 +172,14 @@ def test_broken_weights_are_never_saved(adapter, settings, monkeypatch):
 
 # -- before the first step
 
-@pytest.mark.parametrize('keys', [dict(lora_dropout=.1), dict(sample_packing=True), dict(val_set_size=4, evals_per_epoch=1),
+@pytest.mark.parametrize('keys', [dict(sample_packing=True), dict(lora_dropout=.1, val_set_size=4, evals_per_epoch=1),
     dict(gradient_checkpointing=True, neftune_noise_alpha=5)], ids=str)
 def test_the_trial_changes_nothing(keys, settings, tmp_path, monkeypatch):
-    tried, try_rows = [], trouble.CarefulSteps.try_longest_rows
+    tried, try_rows = [], trouble.TriesLongestRows.try_longest_rows
     def noting(self, model):
         tried.append(self)
         return try_rows(self, model)
-    monkeypatch.setattr(trouble.CarefulSteps, 'try_longest_rows', noting)
+    monkeypatch.setattr(trouble.TriesLongestRows, 'try_longest_rows', noting)
     def train_it(name, tried_from):
         monkeypatch.setattr(trouble, 'TRIED_FROM', tried_from)
         return finetune(settings(output_dir=str(tmp_path/name), max_steps=5, **keys), say=None)
@@ -238,8 +240,7 @@ def test_the_watchdog_sleeps_if_it_should(settings):
 
 
 @pytest.mark.parametrize('keys', [dict(learning_rate=1e-2), dict(learning_rate=3e-2, warmup_steps=1),
-    dict(adapter='full', learning_rate=1e-3, lr_scheduler='cosine_with_restarts', lr_scheduler_kwargs={'num_cycles': 3})],
-    ids=str)
+    dict(adapter='full', learning_rate=1e-3, lr_scheduler='cosine_with_restarts')], ids=str)
 def test_usual_runs_do_not_diverge(keys, settings):
     run = finetune(settings(micro_batch_size=1, num_epochs=2, **keys), say=None)
     assert run.last('step') == 40
@@ -296,7 +297,7 @@ def small_memory(monkeypatch, most, from_call=0, training=True):
         return true_loss(model, batch, **kw)
     def check_backward(n, call):
         def hook(gradient):
-            if n > most and call > from_call: raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB')
+            if n > most and call > from_call: raise torch.OutOfMemoryError('CUDA out of memory.')
         return hook
     monkeypatch.setattr(train, 'chunked_cross_entropy', loss)
     return seen
@@ -310,7 +311,7 @@ def test_smaller_batches_go_on_from_the_step(keys, settings, tmp_path, monkeypat
     seen = small_memory(monkeypatch, most=2, from_call=4)
     run = finetune(settings(**keys), say=lambda text: said.append(str(text)))
     assert losses(run) == pytest.approx(losses(expected), abs=1e-5)
-    assert max(seen[-2:]) <= 2 and len([text for text in said if text.startswith('Memory ran out in the training')]) == 1
+    assert max(seen[-2:]) <= 2 and sum(text.startswith('Memory ran out in the training') for text in said) == 1
     assert 'Memory ran out in the training' in (run.path/'README.md').read_text()
 
 
@@ -350,4 +351,5 @@ def test_the_plan_stands_beside_what_was_measured(settings):
 
 
 def test_the_older_name_is_known(model, rows, tmp_path):
-    assert load_config(dict(base_model=str(model), datasets=[{'path': rows}], auto_find_batch_size=False)).auto_micro_batch is False
+    config = load_config(dict(base_model=str(model), datasets=[{'path': rows}], auto_find_batch_size=False))
+    assert config.auto_micro_batch is False
