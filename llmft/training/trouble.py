@@ -194,7 +194,7 @@ class Divergence:
     n_steps: int = 0
     n_bad: int = 0            # how often it was far too high, one after the other
 
-    def begin(self, measure): self.measure, self.first = measure, measure()
+    def begin(self, measure, first=None): self.measure, self.first = measure, measure() if first is None else first
 
     def is_far(self): # are the first rows far worse than they were
         if not self.losses or sum(self.losses)/len(self.losses) < self.first + 1: return False
@@ -474,9 +474,11 @@ def look_at_loss(self: CarefulSteps):
     if step == loss == 0 and not self.trouble.left_out: raise UserError(_NO_LOSS)
     if not self.trouble.config.loss_watchdog or self.accelerator.num_processes > 1: return
     if divergence.first is None:
-        batch = next((batch for batch in self.step.batches if batch_texts(batch)), None)
-        if batch is None: return
-        divergence.begin(lambda: _trained_mean(self, batch))
+        i = next((i for i, batch in enumerate(self.step.done) if batch_texts(batch)), None)
+        if i is None: return
+        batch, n_items = self.step.done[i], self.step.n_items
+        share = None if n_items is None else (batch['labels'][:, 1:] != IGNORE_INDEX).sum()/n_items
+        divergence.begin(lambda: _trained_mean(self, batch), share and float(self.step.losses[i]/share))
     if divergence.add(loss): raise divergence.diverged(step + 1)
 
 # %% ../../nbs/training/04_trouble.ipynb #c8db3e16
