@@ -29,6 +29,7 @@ from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
 from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
+from .mirror import Mirror, open_mirror, restore_from_mirror
 from .run import (
     Run, SampleAnswers, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes,
     remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
@@ -418,6 +419,13 @@ def _noted_failure(run):
             if run.path.is_dir(): write_status(run, 'failed', message=reason_line(e))
         raise
 
+# %% ../../nbs/training/03_train.ipynb #918ae710
+def _mirror(config, run, checkpoint, say): # a list of no or one callback
+    place = open_mirror(config)
+    if place is None: return []
+    if checkpoint is None and place.has_run(): place.make_room()
+    return [callback_class(Mirror)(run.path, place, say)]
+
 # %% ../../nbs/training/03_train.ipynb #c65569a2
 @contextmanager
 def _looked_after(trainer, run, progress): # the block trains; its curve is saved also if it ends with a `UserError`
@@ -426,7 +434,8 @@ def _looked_after(trainer, run, progress): # the block trains; its curve is save
         check_end(trainer)
     except UserError:
         if progress.bar is not None: trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
-        if run.metrics: _save_plot(run)
+        with suppress(UserError): # the disk may be full
+            if run.metrics: _save_plot(run)
         raise
 
 def _trouble_summary(config, run, trainer): # for the README; the memory also in a file, in GiB or None
@@ -451,7 +460,8 @@ def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, da
 
 def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
     run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force)
-    callbacks = _make_callbacks(config, run, checkpoint, say)
+    mirror = _mirror(config, run, checkpoint, say)
+    callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
     progress, watchdog, *_ = callbacks
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress), _noted_failure(run):
@@ -464,6 +474,7 @@ def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
         finish_run(run, trainer.model, data.tokenizer, summary, samples)
         facts = {'signal': int(progress.signal)} if run.interrupted else {}
         write_status(run, 'stopped' if run.interrupted else 'finished', step=trainer.state.global_step, **facts)
+    for callback in mirror: callback.finish()
     return run
 
 # %% ../../nbs/training/03_train.ipynb #ba07a4cb
@@ -477,8 +488,10 @@ def finetune(
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
     say = say or (lambda *_: None)
     config = config if isinstance(config, Config) else load_config(config)
-    out = check_output(config, overwrite, resume)
+    out = user_path(config.output_dir, 'output_dir: ')
     with folder_lock(out):
+        if resume and not overwrite: restore_from_mirror(open_mirror(config), out, say)
+        check_output(config, overwrite, resume)
         if _goes_on(out, overwrite) and (run := finished_run(out, config)):
             say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
             return run

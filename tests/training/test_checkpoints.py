@@ -321,3 +321,28 @@ def test_another_machine_is_told(config):
     said = '\n'.join(told(lambda say: finetune(config, say=say)))
     for part in ('before it was Tesla T4', 'before it was 1.0.0', 'number format: float32, before it was float16'):
         assert part in said
+
+
+# -- a mirror
+
+def test_the_next_session_goes_on_from_the_mirror(home, tmp_path):
+    config = make(tmp_path, mirror_to=str(tmp_path/'drive'))
+    finetune(config, say=None)
+    there = tmp_path/'drive'/'run'
+    assert (there/'adapter'/'manifest.json').is_file() and checkpoint_damage(newest(config)) is None
+    shutil.rmtree(run_of(config)) # the machine is gone; its run had reached step 3
+    shutil.rmtree(there/'checkpoints'/'checkpoint-4')
+    write_status(Run(there), 'running')
+    said = told(lambda say: finetune(config, say=say))
+    assert 'is copied from' in said[0] and 'goes on after step 3' in said[1]
+    assert result(run_of(config)) == result(home/'run') == result(there)
+    assert [p.name for p in checkpoint_folders(there/'checkpoints')] == ['checkpoint-3', 'checkpoint-4']
+    finetune(config, overwrite=True, say=None)
+    assert (tmp_path/'drive'/'run.replaced'/'adapter').is_dir()
+
+def test_a_mirror_that_fails_stops_nothing(tmp_path):
+    (tmp_path/'drive').write_text('a file')
+    config = make(tmp_path, mirror_to=str(tmp_path/'drive'))
+    said = told(lambda say: finetune(config, say=say))
+    told_of_it = [line for line in said if line.startswith('mirror_to:')]
+    assert 1 <= len(told_of_it) <= 3 and Run(run_of(config)).status['state'] == 'finished'
