@@ -428,8 +428,9 @@ def _mirror(config, run, checkpoint, say): # a list of no or one callback
 
 # %% ../../nbs/training/03_train.ipynb #c65569a2
 @contextmanager
-def _looked_after(trainer, run, progress): # the block trains; its curve is saved also if it ends with a `UserError`
+def _looked_after(trainer, run, progress, say): # the block trains; its curve is saved also if it ends with an error
     try:
+        trainer.trouble.continue_from(run, say)
         yield
         check_end(trainer)
     except UserError:
@@ -466,12 +467,10 @@ def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress), _noted_failure(run):
         trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
-        trainer.trouble.continue_from(run, say)
         samples.generate_before(trainer.model, data.tokenizer)
-        with _looked_after(trainer, run, progress): _train(trainer, run, progress, checkpoint)
+        with _looked_after(trainer, run, progress, say): _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
-        summary += _trouble_summary(config, run, trainer)
-        finish_run(run, trainer.model, data.tokenizer, summary, samples)
+        finish_run(run, trainer.model, data.tokenizer, summary + _trouble_summary(config, run, trainer), samples)
         facts = {'signal': int(progress.signal)} if run.interrupted else {}
         write_status(run, 'stopped' if run.interrupted else 'finished', step=trainer.state.global_step, **facts)
     for callback in mirror: callback.finish()
