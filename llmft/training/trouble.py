@@ -463,7 +463,7 @@ _NO_LOSS = ('The loss of the first step is exactly 0, so nothing can be learned:
 _DIVERGED = (
     'The run has diverged: the rows of the first step had a loss of {first:.3g} then and have one of {now:.3g} at step '
     '{step}. The run was stopped; the weights are worse than before training. Lower `learning_rate`, or make '
-    '`warmup_steps` more; `loss_watchdog: false` lets a run go on in any case.')
+    '`warmup_steps` more, and train anew (`--overwrite`); `loss_watchdog: false` lets a run go on in any case.')
 
 @patch
 def diverged(self: Divergence, step): return UserError(_DIVERGED.format(first=self.first, now=self.now, step=step))
