@@ -309,7 +309,7 @@ def is_out_of_memory(
     "Whether memory that ran out, of the GPU or of the machine, is the reason or behind it."
     while exc is not None:
         if isinstance(exc, MemoryError): return True
-        if re.search(r"(?i)out of memory|can't allocate|bad_alloc", str(exc)): return True
+        if re.search(r"(?i)out of memory|can't allocate|bad_alloc|ALLOC_FAILED", str(exc)): return True
         exc = exc.__cause__ or exc.__context__
     return False
 

@@ -44,7 +44,7 @@ _SAME = _keys('honoured', {_SAME_HERE: '''
 
 # %% ../../nbs/config/03_axolotl.ipynb #11bc7cbd
 _SAME |= _keys('honoured', {_SAME_HERE: '''
-    micro_batch_size gradient_accumulation_steps eval_batch_size auto_find_batch_size num_epochs max_steps
+    micro_batch_size gradient_accumulation_steps eval_batch_size num_epochs max_steps
     learning_rate lr_scheduler lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio
     optimizer optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm
     neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
@@ -59,7 +59,9 @@ _SAME |= _keys('honoured', {_SAME_HERE: '''
     hub_model_id hub_strategy hub_revision'''})
 
 # %% ../../nbs/config/03_axolotl.ipynb #730b5f0b
-RENAMED_KEYS = {
+_FORMER_KEYS = {'auto_find_batch_size': 'auto_micro_batch'} # Axolotl has them too
+
+RENAMED_KEYS = _FORMER_KEYS | {
     'model_revision': 'revision_of_model', 'model_config': 'overrides_of_model_config', 'type_of_model': 'model_type',
     'noisy_embedding_alpha': 'neftune_noise_alpha', 'evaluation_strategy': 'eval_strategy',
     'exact_deduplication': 'dataset_exact_deduplication', 'attention': 'attn_implementation',
@@ -261,7 +263,7 @@ OFF_VALUES = (None, False, 0, '', [], {}, 'none', 'None', 'false', 'False')
 def _is_axolotl_only(name):
     "Is `name` a key of Axolotl that llmft writes otherwise or not at all?"
     key = find_key(name)
-    return key is not None and key.message != _SAME_HERE
+    return key is not None and key.message != _SAME_HERE and name not in _FORMER_KEYS
 
 def is_axolotl(
     values, # names and values of a file

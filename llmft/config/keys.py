@@ -330,8 +330,8 @@ class StepKeys(_Strict):
     gradient_accumulation_steps: int = _key(1, 'Forward passes before the weights change.', 'Training', gt=0)
     eval_batch_size: int | None = _key(None,
         'Rows in one pass of an evaluation; as `micro_batch_size` if not given.', 'Training', gt=0)
-    auto_find_batch_size: bool = _key(False,
-        'When memory runs out, start again with a smaller `micro_batch_size` and more accumulation.', 'Training')
+    auto_micro_batch: bool = _key(True,
+        'When memory runs out, go on from that step with half as many rows at a time, twice as often.', 'Training')
     num_epochs: float = _key(1.0, 'How often each row is seen.', 'Training', gt=0)
     max_steps: int | None = _key(None,
         'Stop after so many changes of the weights, whatever `num_epochs` says.', 'Training', gt=0)
@@ -378,6 +378,10 @@ class OptimizerKeys(_Strict):
         'Compute the loss a piece at a time. `false` makes the scores of all tokens at once, as most programs do: the '
         'same loss, with much more memory.', 'Training')
     curriculum_sampling: bool = _key(False, 'Learn the rows in the order in which they stand.', 'Training')
+    on_nan: Literal['stop', 'skip'] = _key('stop',
+        'What happens when the loss is no number: an end that names the rows, or on without them.', 'Training')
+    loss_watchdog: bool = _key(True,
+        'Stop a run that diverges: the rows of its first step are far worse than they were.', 'Training')
     loss_watchdog_threshold: float | None = _key(None, 'Stop the run when the loss stays above this.', 'Training', gt=0)
     loss_watchdog_patience: int = _key(3, 'For so many logged steps one after the other.', 'Training', gt=0)
     dataloader_num_workers: int | None = _key(None,

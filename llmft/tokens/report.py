@@ -407,6 +407,7 @@ class PreparedData:
     report: object             # `DataReport`
     stream: object = None        # with `streaming`: the rows to learn from; `train` are the first of them
     stream_counts: object = None # and what became of those that were read
+    encoded: tuple = ()          # from `encode_rows`: where the training rows and the held-out ones are from
 
 # %% ../../nbs/tokens/07_report.ipynb #c6cf0700
 @patch(as_prop=True)
@@ -618,9 +619,9 @@ def prepare_data(
         report.check()
         for part in parts: usable_rows(part, config)
     heldout_counts = count_rows(encoded_heldout) if encoded_heldout else None
-    stream = stream_tokens(tokenizer, config, rows.heldout) if config.streaming else ()
+    stream = stream_tokens(tokenizer, config, rows.heldout) if config.streaming else (None, None)
     return PreparedData(tokenizer, train, heldout, rows.heldout, _length_stats(table, len(encoded), config),
-                        count_rows(encoded), heldout_counts, report, *stream)
+                        count_rows(encoded), heldout_counts, report, *stream, encoded=parts)
 
 # %% ../../nbs/tokens/07_report.ipynb #10293bd9
 def data_report(

@@ -26,7 +26,7 @@ _RENAMED_ARGS = { # key of the YAML -> argument of `SFTConfig`
     'trackio_project_name': 'project',
 }
 _SAME_ARGS = [
-    *'gradient_accumulation_steps auto_find_batch_size learning_rate weight_decay max_grad_norm seed'.split(),
+    *'gradient_accumulation_steps learning_rate weight_decay max_grad_norm seed'.split(),
     *'adam_beta1 adam_beta2 adam_epsilon optim_target_modules neftune_noise_alpha'.split(),
     *'gradient_checkpointing_kwargs save_total_limit save_only_model load_best_model_at_end'.split(),
     *'hub_model_id hub_strategy hub_revision trackio_space_id'.split(),

@@ -25,6 +25,7 @@ from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.special import align_special_tokens
+from .trouble import metrics_line, read_metrics_line
 from .checkpoints import newest_whole_checkpoint, step_of
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
@@ -62,7 +63,7 @@ def _broken_metrics(where, exc): # -> `UserError`
 
 def _read_measured(line, where): # a line of `metrics.jsonl` -> dict
     try:
-        measured = json.loads(line)
+        measured = read_metrics_line(line)
         sum([measured['step'], measured.get('seconds', 0), measured.get('loss', 0), measured.get('eval_loss', 0)])
         return measured
     except (ValueError, TypeError, LookupError, RecursionError) as e: raise _broken_metrics(where, e) from None
@@ -327,7 +328,7 @@ def start_run(
 _LENGTH = {'num_epochs', 'max_steps'}
 _MAY_CHANGE = { # keys that may be different when a run is continued
     *OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields,
-    'eval_batch_size', 'auto_find_batch_size', 'gradient_checkpointing', 'activation_offloading',
+    'eval_batch_size', 'auto_micro_batch', 'on_nan', 'loss_watchdog', 'gradient_checkpointing', 'activation_offloading',
     'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers',
 }
 
@@ -412,7 +413,7 @@ def truncate_metrics(
     kept = [m for m in kept if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
     if broken:
         say(f'{file}: {broken} of its {len(lines)} lines cannot be read and are left out; only the curve has a gap.')
-    write_atomic(file, ''.join(json.dumps(m) + '\n' for m in kept))
+    write_atomic(file, ''.join(metrics_line(m) + '\n' for m in kept))
     return max((m.get('seconds', 0) for m in kept), default=0)
 
 # %% ../../nbs/training/02_run.ipynb #ac053542

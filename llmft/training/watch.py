@@ -6,7 +6,7 @@
 __all__ = ['in_jupyter', 'plot_training', 'duration', 'log_line', 'Pace', 'Window', 'Watch', 'peak_memory_gib', 'planned_gib']
 
 # %% ../../nbs/training/05_watch.ipynb #a353e40d
-import base64, math, sys, time
+import base64, sys, time
 from uuid import uuid4
 
 from fastcore.basics import patch
@@ -139,7 +139,7 @@ class Watch:
 @patch
 def on_train_begin(self: Watch, args, state, control, **kwargs):
     self.start, self.first_step, self.ended = time.monotonic(), state.global_step, False
-    if state.global_step == 0: self.metrics.clear() # of a first try with larger batches
+    if state.global_step == 0: self.metrics.clear() # of a run that had no checkpoint yet
     self.draw(state)
 
 @patch
@@ -156,8 +156,7 @@ def on_log(self: Watch, args, state, control, logs=None, **kwargs):
     if not {'loss', 'eval_loss'} & {*logs}: return # the totals at the end
     self.say(log_line(logs, state.global_step, state.max_steps))
     self.metrics.append({'step': state.global_step} | logs)
-    is_finite = math.isfinite(logs.get('loss', 0)) and math.isfinite(logs.get('eval_loss', 0))
-    if self.ended or not is_finite: self.draw(state)
+    if self.ended: self.draw(state)
 
 # %% ../../nbs/training/05_watch.ipynb #017f57ba
 def peak_memory_gib(): # `None` where it cannot be known, as on Windows without a GPU
