@@ -18,8 +18,8 @@ from pydantic import ValidationError, model_validator
 from .axolotl import (
     AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, find_key, is_axolotl, says_axolotl, translate_axolotl)
 from .keys import (
-    _Loader, _is_text_only, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
-    PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
+    _Loader, _is_text_only, AdapterKeys, AnswerKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys,
+    OutputKeys, PrecisionKeys, SweepKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
 from ..core import UserError, markdown_table, reason_line, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
@@ -147,7 +147,7 @@ def read_yaml(
     return document.values, document.lines
 
 # %% ../../nbs/config/02_config.ipynb #7ec659c3
-class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
+class Config(SweepKeys, TrackerKeys, AnswerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
              VariantKeys, AdapterKeys, TokenKeys, PrecisionKeys, ModelKeys): # fields come out in the opposite order
     "One run: everything that decides what it does."
 
@@ -259,9 +259,16 @@ def _size_conflicts(c):
                 f'{getattr(c, key):,} rows of {c.sequence_len:,} tokens in one forward pass are more than any GPU '
                 f'holds. Lower `{key}` or `sequence_len`.')
 
+# %% ../../nbs/config/02_config.ipynb #17446a02
+def _answer_conflicts(c):
+    if c.eval_generate and c.eval_generate_metric == 'pass_at_1' and not c.eval_run_code:
+        yield 'eval_generate_metric', ('`pass_at_1` runs the code that the model writes, in a sandbox. '
+            'Allow it with `eval_run_code: true`.')
+
 # %% ../../nbs/config/02_config.ipynb #f0ac91a5
 _CONFLICTS = (_quantization_conflicts, _adapter_conflicts, _precision_conflicts, _warmup_conflicts,
-    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts)
+    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts,
+    _answer_conflicts)
 
 # %% ../../nbs/config/02_config.ipynb #5dc33422
 class _Dumper(yaml.SafeDumper):

@@ -457,9 +457,9 @@ def _released(config, resume): # the block trains; when it ends or fails, nothin
     finally: free_memory()
 
 # %% ../../nbs/training/03_train.ipynb #e14b8293
-def _finetune(config, overwrite, resume, say, force): # -> `Run`
+def _finetune(config, overwrite, resume, say, force, data=None, window=True): # -> `Run`
     out, checkpoint = _check_run(config, overwrite, resume, force, say)
-    data, hw = prepare_data(config), detect_hardware(config)
+    data, hw = data or prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     model = _load_model(config, hw, data.tokenizer, say)
     if checkpoint: check_checkpoint_weights(model, checkpoint)
@@ -469,7 +469,8 @@ def _finetune(config, overwrite, resume, say, force): # -> `Run`
     data.report.save(out)
     callbacks = _make_callbacks(config, run, checkpoint)
     progress, watchdog, *_ = callbacks
-    trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
+    trainer = make_trainer(config, model, data, out/'checkpoints', hw,
+        [*(_window(config, run, say) if window else ()), *callbacks])
     samples = SampleAnswers(config, data.raw_heldout)
     with stop_on_signals(progress):
         samples.generate_before(trainer.model, data.tokenizer)
@@ -485,11 +486,13 @@ def finetune(
     resume=False,    # continue the run in `output_dir` from its last checkpoint
     say=print,       # where messages go; `None` for silence
     force=False,     # train even where the memory plan says that it cannot fit
+    data=None,       # rows that are ready, from `prepare_data` of a configuration with the same data
+    window=True,     # in a notebook: show the picture of the run while it goes on
 ) -> Run:
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
     say = say or (lambda *_: None)
     config = config if isinstance(config, Config) else load_config(config)
-    with _released(config, resume): run = _finetune(config, overwrite, resume, say, force)
+    with _released(config, resume): run = _finetune(config, overwrite, resume, say, force, data, window)
     if config.hub_model_id: push_run_to_hub(run, config)
     say(run)
     return run
