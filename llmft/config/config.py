@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES_DIR', 'Document', 'read_yaml', 'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config',
-           'save_config', 'parse_overrides', 'reference_tables', 'config_reference']
+           'save_config', 'parse_overrides', 'parse_axes', 'reference_tables', 'config_reference']
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
 import difflib, json, re
@@ -547,6 +547,23 @@ def parse_overrides(
         except Exception:
             raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
     return overrides
+
+# %% ../../nbs/config/02_config.ipynb #dfd691c9
+def parse_axes(
+    items, # texts of the form `key=value` or `key=value,value`
+) -> tuple[dict, dict]: # ({key: the value of all runs}, {key: [values]})
+    "The `--set` of `llmft sweep`: several values, with commas between them, are tried; a single one is set."
+    keys = [item.partition('=')[0].strip() for item in items]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f'--set: `{key}` is given twice. Write its values with commas: --set {key}=1,2.')
+    lists = {}
+    for item in items:
+        key, equals, values = item.partition('=')
+        try: lists |= parse_overrides([f'{key}=[{values}]' if equals else item])
+        except UserError as e: raise UserError(str(e).replace(f'=[{values}]', f'={values}')) from None
+    single = {key: values[0] if values else None for key, values in lists.items() if len(values) < 2}
+    return single, {key: values for key, values in lists.items() if key not in single}
 
 # %% ../../nbs/config/02_config.ipynb #835752df
 def _reference_rows(model, group=None): # -> rows of key, default, meaning

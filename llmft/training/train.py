@@ -30,8 +30,8 @@ from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
 from .run import (
-    Run, SampleAnswers, check_output, checkpoint_errors, find_resume_checkpoint, resume_text, truncate_metrics,
-    finish_run, start_run)
+    Run, check_output, checkpoint_errors, find_resume_checkpoint, resume_text, truncate_metrics, finish_run, start_run)
+from .samples import SampleAnswers
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
 
 # %% ../../nbs/training/03_train.ipynb #d35f9876
@@ -461,6 +461,7 @@ def _finetune(config, overwrite, resume, say, force, data=None, window=True): # 
     out, checkpoint = _check_run(config, overwrite, resume, force, say)
     data, hw = data or prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
+    samples = callback_class(SampleAnswers)(config, data.raw_heldout, data.tokenizer, out)
     model = _load_model(config, hw, data.tokenizer, say)
     if checkpoint: check_checkpoint_weights(model, checkpoint)
     report = parameter_report(model)
@@ -470,10 +471,9 @@ def _finetune(config, overwrite, resume, say, force, data=None, window=True): # 
     callbacks = _make_callbacks(config, run, checkpoint)
     progress, watchdog, *_ = callbacks
     trainer = make_trainer(config, model, data, out/'checkpoints', hw,
-        [*(_window(config, run, say) if window else ()), *callbacks])
-    samples = SampleAnswers(config, data.raw_heldout)
+        [samples, *(_window(config, run, say) if window else ()), *callbacks])
+    samples.trainer = trainer
     with stop_on_signals(progress):
-        samples.generate_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
         finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples)
@@ -492,6 +492,9 @@ def finetune(
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
     say = say or (lambda *_: None)
     config = config if isinstance(config, Config) else load_config(config)
+    if config.sweep:
+        raise UserError('sweep: this file describes several runs. `llmft sweep` makes them; '
+                        '`llmft train … --set sweep=` makes the one that the other keys describe.')
     with _released(config, resume): run = _finetune(config, overwrite, resume, say, force, data, window)
     if config.hub_model_id: push_run_to_hub(run, config)
     say(run)
