@@ -275,6 +275,26 @@ def _compare(
     _print(str(comparison))
     if picture: _print(f'written: {comparison.save_picture(picture)}')
 
+# %% ../../nbs/commands/03_cli.ipynb #d5f030dc
+@app.command('find-lr', epilog=_examples('find-lr run.yml', 'find-lr run.yml --steps 50 --picture rates.png'))
+def _find_lr(
+    source: Source,
+    set_: Set = None,
+    start: Annotated[float, typer.Option(help='The first learning rate.')] = 1e-6,
+    end: Annotated[float, typer.Option(help='The last one.')] = 0.1,
+    steps: Annotated[int, typer.Option(help='Steps from the one to the other.')] = 100,
+    picture: Annotated[Path | None, typer.Option(metavar='FILE',
+        help='Write the curve to this file (.png, .svg or .pdf).')] = None,
+    force: Annotated[bool, typer.Option('--force',
+        help='Try it even where the memory plan says that it cannot fit.')] = False,
+):
+    "Suggest a learning rate: some steps in which it rises, and where the loss is lowest. Nothing is kept."
+    config = _config(source, set_)
+    from llmft.training.find_lr import check_picture, find_lr
+    if picture: check_picture(picture)
+    found = find_lr(config, start, end, steps, say=lambda x: _print(str(x)), force=force)
+    if picture: _print(f'written: {found.save_picture(picture)}')
+
 # %% ../../nbs/commands/03_cli.ipynb #50de265a
 def main(
     args=None, # list of arguments; default: those of the process

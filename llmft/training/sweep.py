@@ -103,7 +103,7 @@ def _load_all(config, runs, folder): # `Config` of each run; one `UserError` wit
         seen[values] = run
     return configs
 
-def _check_all(configs, force): # a `UserError` that names the run whose settings the libraries refuse, or that is too large
+def _check_all(configs, force): # a `UserError` that names the run that the libraries refuse, or that is too large
     for config in configs:
         try:
             check_training_options(config)
@@ -161,18 +161,18 @@ def _check_same_runs(path, old, new): # a `UserError` if a run of the sweep in `
 
 # %% ../../nbs/training/08_sweep.ipynb #df6f4ca9
 def _start_sweep(config, folder, runs): # -> `Sweep`, new or one that is gone on with
-    sweep, names = Sweep(folder), run_names(runs)
+    sweep, values = Sweep(folder), hide_secrets(runs)
+    fresh = [{'name': name, 'values': run, 'status': 'waiting'} for name, run in zip(run_names(runs), values)]
     if not (folder/'sweep.json').is_file():
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f'{folder} is not the folder of a sweep and not empty. Take another one with --out DIR.')
         check_writable(folder, 'sweep: ', 'Take another folder with --out DIR.')
         save_config(_public_config(load_config(config, sweep=None)), folder/'base.yml')
-        sweep._write([{'name': name, 'values': run, 'status': 'waiting'} for name, run in zip(names, hide_secrets(runs))])
+        sweep._write(fresh)
         return sweep
     _check_same_base(folder, config, {key for run in runs for key in run})
     old = {json.dumps(entry['values'], sort_keys=True): entry for entry in sweep.entries}
-    _check_same_runs(folder, [entry['values'] for entry in old.values()], hide_secrets(runs))
-    fresh = [{'name': name, 'values': run, 'status': 'waiting'} for name, run in zip(names, hide_secrets(runs))]
+    _check_same_runs(folder, [entry['values'] for entry in old.values()], values)
     sweep._write([old.get(json.dumps(entry['values'], sort_keys=True), entry) for entry in fresh])
     return sweep
 
@@ -300,7 +300,8 @@ def table(self: Sweep) -> Table:
 def plot(self: Sweep): # the `Figure`
     "A line for one key, a heat map for two, several for three, else points; the best run is marked."
     entries, name = self.entries, _loss_name(self)
-    return plot_grid([e['values'] for e in entries], self.losses(), name[0].upper() + name[1:], [e['name'] for e in entries])
+    title, names = name[0].upper() + name[1:], [entry['name'] for entry in entries]
+    return plot_grid([entry['values'] for entry in entries], self.losses(), title, names)
 
 # %% ../../nbs/training/08_sweep.ipynb #7498f07c
 def _edge_notes(entries, best): # a line for each key whose best value is the smallest or the largest that was tried

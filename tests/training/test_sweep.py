@@ -102,7 +102,8 @@ def test_what_the_shell_sets_replaces_what_the_file_tries(base, tmp_path, monkey
         sweep_values(config, {key: v for key, v in k.items() if key not in ('say', 'force')})) or Sweep(tmp_path))
     for items in (['seed=7', 'max_steps=2'], ['lora_r=8,16', 'seed=3']):
         main_exit(['sweep', str(file), *(part for item in items for part in ('--set', item))])
-    assert asked == [[{'lora_r': 2, 'seed': 7}, {'lora_r': 4, 'seed': 7}], [{'lora_r': 8, 'seed': 3}, {'lora_r': 16, 'seed': 3}]]
+    assert asked == [[{'lora_r': 2, 'seed': 7}, {'lora_r': 4, 'seed': 7}],
+                     [{'lora_r': 8, 'seed': 3}, {'lora_r': 16, 'seed': 3}]]
     file.write_text(yaml.safe_dump(text | {'sweep': [{'lora_r': 2}, {'lora_r': 4}]}))
     main_exit(['sweep', str(file), '--set', 'lora_r=8'], 2)
     assert 'lists its runs' in capsys.readouterr().err
@@ -194,9 +195,16 @@ def test_best_at_the_edge(best, tried, word):
 class Killed(BaseException): pass
 
 
-@pytest.mark.parametrize('run, step', [(0, 1), (0, 3), (1, 2), (2, 1)])
-def test_goes_on_as_if_never_stopped(base, tmp_path, monkeypatch, run, step):
-    whole, started = silent(base, tmp_path/'whole', lora_r=[2, 4, 8]), []
+@pytest.fixture(scope='module')
+def whole(folder): # a sweep that was never stopped
+    config = tiny_config(folder/'model', folder/'rows.jsonl', folder/'run', adapter='lora', bf16=False, max_steps=3,
+                         val_set_size=4, logging_steps=1, save_steps=1)
+    return silent(config, folder/'whole', lora_r=[2, 4, 8])
+
+
+@pytest.mark.parametrize('run, step', [(0, 1), (1, 2), (2, 3)])
+def test_goes_on_as_if_never_stopped(base, whole, tmp_path, monkeypatch, run, step):
+    started = []
     def die(self, args, state, control, **kwargs):
         self.bar.update(1)
         if state.global_step == 1: started.append(1)
@@ -212,6 +220,7 @@ def test_goes_on_as_if_never_stopped(base, tmp_path, monkeypatch, run, step):
     assert made.losses() == whole.losses()
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments(base, tmp_path):
     "SIGKILL, again and again, while the command does whatever it does."
     base = load_config(base, max_steps=6)
@@ -230,10 +239,8 @@ def test_killed_at_random_moments(base, tmp_path):
     assert statuses(made) == ['finished']*2 and made.losses() == whole.losses()
     assert [weights(made.path/e['name']) for e in made.entries] == [weights(whole.path/e['name']) for e in whole.entries]
 
-test_killed_at_random_moments = pytest.mark.slow(test_killed_at_random_moments)
 
-
-def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, tmp_path, monkeypatch):
+def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, whole, tmp_path, monkeypatch):
     original = train.Progress.on_step_end
     def stop(self, args, state, control, **kwargs):
         if state.global_step == 2: self.stop_requested = True
@@ -244,7 +251,7 @@ def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, tmp_path, monkeypatch)
     assert made.interrupted and statuses(made) == ['waiting']*2 and '2 of 2 runs are still to be made' in str(made)
     made = silent(base, tmp_path/'sweep', lora_r=[2, 4])
     assert statuses(made) == ['finished']*2 and not made.interrupted
-    assert weights(made.path/'lora_r=2') == weights(silent(base, tmp_path/'whole', lora_r=[2, 4]).path/'lora_r=2')
+    assert weights(made.path/'lora_r=2') == weights(whole.path/'lora_r=2')
 
 
 @pytest.mark.parametrize('keys, values, message', [
