@@ -163,8 +163,9 @@ def write_answers(self: SampleAnswers, model, step, is_writer=True, progress=Non
     "Ask the questions, unless that was done at this step, and append the answers to `samples.jsonl`."
     if not self.prompts or step in self.answered: return
     self.answered.add(step)
-    lines = [{'step': step, 'row': i, 'question': _question_text(question), 'answer': answer} for i, ((question, _), answer)
-             in enumerate(zip(self.questions, self.generate(model, self.prompts, progress)), 1)]
+    answers = zip(self.questions, self.generate(model, self.prompts, progress))
+    lines = [{'step': step, 'row': i, 'question': _question_text(question), 'answer': answer}
+             for i, ((question, _), answer) in enumerate(answers, 1)]
     if not is_writer: return
     with open(self.file, 'a', encoding='utf-8') as f: f.writelines(json.dumps(line) + '\n' for line in lines)
 
@@ -254,10 +255,11 @@ class Samples(list):
 
     def _repr_html_(self):
         steps, style = self.steps(5), 'style="text-align:left;vertical-align:top;white-space:pre-wrap;font-size:85%"'
+        if not self: return 'no answers'
         def line(cells, tag): return f'<tr>{"".join(f"<{tag} {style}>{escape(cell)}</{tag}>" for cell in cells)}</tr>'
-        rows = [[a[min(a)]['question'], *(a[s]['answer'] if s in a else '' for s in steps)] for a in _by_row(self).values()]
-        header = ['question', *(_step_name(step, max(steps)) for step in steps)]
-        return f'<table>{line(header, "th")}{"".join(line(row, "td") for row in rows)}</table>' if self else 'no answers'
+        def cells(row): return [row[min(row)]['question'], *(row[s]['answer'] if s in row else '' for s in steps)]
+        header = line(['question', *(_step_name(step, max(steps)) for step in steps)], 'th')
+        return f'<table>{header}{"".join(line(cells(row), "td") for row in _by_row(self).values())}</table>'
 
 @patch(as_prop=True)
 def samples(self: Run) -> Samples:
@@ -276,7 +278,8 @@ def _draw_score(ax, metrics, key):
     ax.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
 
 def _measured(metrics, step): # the numbers of a step in words
-    found = {k: v for m in metrics if m['step'] == step for k, v in m.items() if k == 'eval_loss' or k in _score_keys([m])}
+    keys = ['eval_loss', *_score_keys(metrics)]
+    found = {k: v for m in metrics if m['step'] == step for k, v in m.items() if k in keys}
     return ', '.join(f'{k.removeprefix("eval_").replace("_", " ")} {v:.3g}' for k, v in found.items())
 
 def _shortened(text, width, lines): # as many lines as there is room for

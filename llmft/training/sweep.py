@@ -98,8 +98,8 @@ def _load_all(config, runs, folder): # `Config` of each run; one `UserError` wit
     seen = {}
     for run, c in zip(runs, configs):
         values = json.dumps(c.model_dump(mode='json', exclude={'output_dir'}), sort_keys=True)
-        if values in seen: raise UserError(f'sweep: the runs with {seen[values]} and with {run} would be the same one. '
-                                           'Remove one of them.')
+        if values in seen:
+            raise UserError(f'sweep: the runs with {seen[values]} and with {run} would be the same one. Remove one.')
         seen[values] = run
     return configs
 
@@ -111,7 +111,7 @@ def _check_all(configs, force): # a `UserError` that names the run that the libr
         except UserError as e: raise UserError(f'sweep: {Path(config.output_dir).name}: {e}') from None
 
 # %% ../../nbs/training/08_sweep.ipynb #0b3f973b
-_ABOUT = ('A sweep of llmft: each entry of `runs` is a folder beside this file. `values` are the keys in which the runs '
+_ABOUT = ('A sweep of llmft: each entry of `runs` is a folder beside this file. `values` are the keys in which they '
           'differ, base.yml has all others. The command that started the sweep goes on with it.')
 
 @dataclass(repr=False)
@@ -311,7 +311,7 @@ def _edge_notes(entries, best): # a line for each key whose best value is the sm
         if len(tried) < 2 or value not in (tried[0], tried[-1]): continue
         end = 'smallest' if value == tried[0] else 'largest'
         yield (f'The best {key}, {value_label(value)}, is the {end} that was tried. '
-               f'A {"smaller" if end == "smallest" else "larger"} one may be better: add it and give the command again.')
+               f'A {end[:-3]}er one may be better: add it and give the command again.')
 
 @patch
 def notes(self: Sweep): # list of lines: what failed, what is still to do, what to try

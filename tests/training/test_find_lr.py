@@ -40,7 +40,8 @@ def test_a_third_of_the_largest_that_works(lowest, noise):
 
 
 @pytest.mark.parametrize('losses, rate, words', [
-    ([2.]*100, None, 'did not fall'), ([2 + i/10 for i in range(100)], None, 'did not fall'), ([], None, 'did not fall'),
+    ([2.]*100, None, 'did not fall'), ([2 + i/10 for i in range(100)], None, 'did not fall'),
+    ([], None, 'did not fall'),
     ([2 - i/100 for i in range(100)], .033, 'low to the end')])
 def test_curves_that_say_little(losses, rate, words):
     found, reason = suggest_rate(RATES[:len(losses)], losses)
@@ -50,7 +51,8 @@ def test_curves_that_say_little(losses, rate, words):
 
 @pytest.mark.parametrize('keys', [dict(), dict(adapter='full', learning_rate=1e-5), dict(
     eval_steps=2, save_steps=2, val_set_size=4, lr_scheduler='linear', warmup_ratio=.5, early_stopping_patience=2,
-    sample_prompts=['Hi'], eval_generate=True, sweep={'lora_r': [2, 4]}), dict(loraplus_lr_ratio=4, optimizer='sgd')], ids=str)
+    sample_prompts=['Hi'], eval_generate=True, sweep={'lora_r': [2, 4]}),
+    dict(loraplus_lr_ratio=4, optimizer='sgd')], ids=str)
 def test_nothing_is_left(make, tmp_path, monkeypatch, keys):
     monkeypatch.chdir(tmp_path)
     before, said = tree(tmp_path), []
@@ -83,7 +85,8 @@ def test_rows_that_come_again_are_told(make):
 
 @pytest.mark.parametrize('keys, message', [
     (dict(start=0), 'between 0 and 1'), (dict(start=.1, end=.1), 'between 0 and 1'), (dict(end=2), 'between 0 and 1'),
-    (dict(start=float('nan')), 'between 0 and 1'), (dict(steps=9), '10 to 10,000'), (dict(steps=10**6), '10 to 10,000')])
+    (dict(start=float('nan')), 'between 0 and 1'), (dict(steps=9), '10 to 10,000'),
+    (dict(steps=10**6), '10 to 10,000')])
 def test_ranges_that_make_no_sense(make, keys, message):
     with pytest.raises(UserError, match=message): find_lr(make(), **keys)
 

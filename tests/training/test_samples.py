@@ -50,7 +50,8 @@ def test_training_is_bit_for_bit_the_same(make, keys):
 def test_answers_at_each_evaluation(make):
     run = finetune(make(), say=None)
     assert steps(run) == [0, 2, 4, 6] and len(run.samples) == 4*3
-    assert {*run.samples[0]} == {'step', 'row', 'question', 'answer'} and run.samples[0]['question'].startswith('instruc')
+    assert {*run.samples[0]} == {'step', 'row', 'question', 'answer'}
+    assert run.samples[0]['question'].startswith('instruc')
     text = (run.path/'samples.md').read_text()
     assert [text.count(f'**{name}**') for name in ('Before', 'Step 2', 'Step 4', 'After step 6')] == [3]*4
     html = run.samples._repr_html_()
@@ -59,7 +60,8 @@ def test_answers_at_each_evaluation(make):
 
 
 def test_own_questions_need_no_held_out_rows(make):
-    run = finetune(make(sample_prompts=['Name a <fruit>.', {'instruction': 'x', 'input': ''}], val_set_size=0), say=None)
+    questions = ['Name a <fruit>.', {'instruction': 'x', 'input': ''}]
+    run = finetune(make(sample_prompts=questions, val_set_size=0), say=None)
     assert steps(run) == [0, 6] and run.samples[0]['question'] == 'Name a <fruit>.'
     assert '&lt;fruit&gt;' in run.samples._repr_html_() and '<fruit>' not in run.samples._repr_html_()
 
@@ -106,7 +108,8 @@ def test_code_is_run_only_where_that_is_allowed(make, monkeypatch):
     def refuse(*_, **__): raise AssertionError('code was run')
     monkeypatch.setattr(samples, 'run_code_batch', refuse)
     finetune(make(eval_generate=True), say=None)
-    with pytest.raises(UserError, match='eval_run_code: true'): make(eval_generate=True, eval_generate_metric='pass_at_1')
+    with pytest.raises(UserError, match='eval_run_code: true'):
+        make(eval_generate=True, eval_generate_metric='pass_at_1')
     with pytest.raises(AssertionError, match='code was run'):
         finetune(make('allowed', eval_generate=True, eval_run_code=True), say=None)
 

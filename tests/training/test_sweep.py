@@ -30,6 +30,8 @@ def base(folder, tmp_path):
 
 def weights(path): return hashlib.sha256((Path(path)/'adapter'/'adapter_model.safetensors').read_bytes()).hexdigest()
 
+def all_weights(made): return [weights(made.path/entry['name']) for entry in made.entries]
+
 def statuses(made): return [entry['status'] for entry in made.entries]
 
 def silent(*args, **kwargs): return sweep(*args, say=None, **kwargs)
@@ -81,7 +83,8 @@ def test_all_mistakes_at_once(base, tmp_path):
 
 
 @pytest.mark.parametrize('listed, message', [
-    ({'lora_r': 4}, 'lists of values'), ({'lora_r': []}, 'lists of values'), ([4], 'list of runs'), ([{}], 'list of runs'),
+    ({'lora_r': 4}, 'lists of values'), ({'lora_r': []}, 'lists of values'),
+    ([4], 'list of runs'), ([{}], 'list of runs'),
     ('lora_r', 'must be a mapping')])
 def test_wrong_blocks_in_the_file(base, listed, message):
     with pytest.raises(UserError, match=message): load_config(base, sweep=listed)
@@ -129,7 +132,8 @@ def test_each_run_is_the_one_that_train_would_make(base, tmp_path, monkeypatch):
     assert {p.name for p in made.path.iterdir()} == {*losses, 'sweep.json', 'base.yml', 'sweep.png', 'README.md'}
     text = str(made)
     assert '(best)' in text and f'llmft chat {made.path/made.best["name"]}' in text
-    assert '](data:image/png;base64,' in made._repr_markdown_() and '](sweep.png)' in (made.path/'README.md').read_text()
+    assert '](data:image/png;base64,' in made._repr_markdown_()
+    assert '](sweep.png)' in (made.path/'README.md').read_text()
     assert len(made.compare().runs) == 4 and not [*made.path.glob('*/samples.md')]
 
 
@@ -216,7 +220,7 @@ def test_goes_on_as_if_never_stopped(base, whole, tmp_path, monkeypatch, run, st
     said = []
     made = sweep(base, tmp_path/'sweep', say=lambda x: said.append(str(x)), lora_r=[2, 4, 8])
     assert [line for line in said if line.startswith('run ')][0].startswith(f'run {run + 1} of 3')
-    assert [weights(made.path/e['name']) for e in made.entries] == [weights(whole.path/e['name']) for e in whole.entries]
+    assert all_weights(made) == all_weights(whole)
     assert made.losses() == whole.losses()
 
 
@@ -237,7 +241,7 @@ def test_killed_at_random_moments(base, tmp_path):
     made = silent(base, tmp_path/'sweep', lora_r=[2, 4])
     whole = silent(base, tmp_path/'whole', lora_r=[2, 4])
     assert statuses(made) == ['finished']*2 and made.losses() == whole.losses()
-    assert [weights(made.path/e['name']) for e in made.entries] == [weights(whole.path/e['name']) for e in whole.entries]
+    assert all_weights(made) == all_weights(whole)
 
 
 def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, whole, tmp_path, monkeypatch):
@@ -257,7 +261,8 @@ def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, whole, tmp_path, monke
 @pytest.mark.parametrize('keys, values, message', [
     (dict(max_steps=4), {}, '`max_steps` was 1 and is 4'), (dict(seed=3), {}, '`seed` was 42 and is 3'),
     ({}, dict(lora_r=[2, 8]), 'were|was started with other values: lora_r: 2, 4. Now they are lora_r: 2, 8'),
-    ({}, dict(lora_r=[2]), 'Now they are lora_r: 2'), ({}, dict(learning_rate=[1e-3, 1e-2]), 'Now they are learning_rate')])
+    ({}, dict(lora_r=[2]), 'Now they are lora_r: 2'),
+    ({}, dict(learning_rate=[1e-3, 1e-2]), 'Now they are learning_rate')])
 def test_another_sweep_in_the_same_folder(base, tmp_path, keys, values, message):
     base = load_config(base, max_steps=1)
     silent(base, tmp_path/'sweep', lora_r=[2, 4])
@@ -273,7 +278,8 @@ def test_values_can_be_added(base, tmp_path):
     old = {e['name']: weights(first.path/e['name']) for e in first.entries}
     said = []
     made = sweep(base, tmp_path/'sweep', say=lambda x: said.append(str(x)), lora_r=[8, 2, 4])
-    assert [e['name'] for e in made.entries] == ['lora_r=8', 'lora_r=2', 'lora_r=4'] and '2 of 3 runs were made before.' in said
+    assert [e['name'] for e in made.entries] == ['lora_r=8', 'lora_r=2', 'lora_r=4']
+    assert '2 of 3 runs were made before.' in said
     assert {name: weights(made.path/name) for name in old} == old
 
 
