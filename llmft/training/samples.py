@@ -307,6 +307,7 @@ def _write_headings(ax, metrics, steps): # what was measured at each of them
 
 _MOST_LINES = 9 # of an answer
 
+# %% ../../nbs/training/04_samples.ipynb #cf326d4c
 @patch
 @figure_style()
 def plot_samples(self: Run,
