@@ -36,6 +36,8 @@ _PUBLIC = {
     'training.run': 'Run',
     'training.train': 'finetune make_trainer',
     'training.compare': 'compare_runs',
+    'training.sweep': 'sweep Sweep',
+    'training.find_lr': 'find_lr',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
     'plots': 'plot_loss plot_lengths plot_packing plot_scores use_small_figures',

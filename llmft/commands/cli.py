@@ -155,6 +155,37 @@ def _train(
         print(f'Stopped. What was trained so far is saved in {run.path}; go on with --resume.', file=sys.stderr)
         raise typer.Exit(128 + run.status.get('signal', 2)) # as shells do for a process that a signal ended
 
+# %% ../../nbs/commands/03_cli.ipynb #51d1be0d
+def _set_and_tried(source, set_): # -> (`Config` with what is set, {key: the values that are tried})
+    from llmft.config.config import parse_axes
+    single, axes = parse_axes(set_ or [])
+    config = _config(source, [item for item in set_ or [] if item.partition('=')[0].strip() in single])
+    listed = config.sweep or {}
+    in_file = {*listed} if isinstance(listed, dict) else {key for run in listed for key in run}
+    return config, axes | {key: [value] for key, value in single.items() if key in in_file}
+
+# %% ../../nbs/commands/03_cli.ipynb #d2dd0a6b
+@app.command('sweep', epilog=_examples(
+    'sweep run.yml --set lora_r=4,16,64 --set learning_rate=1e-4,1e-3 --out sweeps/rank',
+    'sweep run.yml --set "lora_target_modules=[q_proj],[q_proj,v_proj]"'))
+def _sweep(
+    source: Source,
+    set_: Annotated[list[str] | None, typer.Option('--set', metavar='KEY=VALUE,VALUE',
+        help='Values of a key that are tried, with commas between them; a single one is set for all runs. A value that '
+             'is a list has brackets of its own. May be repeated: every combination is a run.')] = None,
+    out: Annotated[Path | None, typer.Option(
+        help='The folder of the sweep; default: `output_dir` of the YAML.')] = None,
+    force: Annotated[bool, typer.Option('--force',
+        help='Train even where the memory plan says that it cannot fit.')] = False,
+):
+    "Several runs that differ in a few keys. The same command goes on with a sweep that was stopped."
+    config, tried = _set_and_tried(source, set_)
+    from llmft.training.sweep import sweep
+    made = sweep(config, out or config.output_dir, say=lambda x: _print(str(x)), force=force, **tried)
+    if made.interrupted:
+        print('Stopped. The same command goes on.', file=sys.stderr)
+        raise typer.Exit(130)
+
 # %% ../../nbs/commands/03_cli.ipynb #841f29bf
 @app.command('demo', epilog=_examples('demo', 'demo --out runs/again'))
 def _demo(
@@ -244,6 +275,26 @@ def _compare(
     comparison = compare_runs(runs)
     _print(str(comparison))
     if picture: _print(f'written: {comparison.save_picture(picture)}')
+
+# %% ../../nbs/commands/03_cli.ipynb #d5f030dc
+@app.command('find-lr', epilog=_examples('find-lr run.yml', 'find-lr run.yml --steps 50 --picture rates.png'))
+def _find_lr(
+    source: Source,
+    set_: Set = None,
+    start: Annotated[float, typer.Option(help='The first learning rate.')] = 1e-6,
+    end: Annotated[float, typer.Option(help='The last one.')] = 0.1,
+    steps: Annotated[int, typer.Option(help='Steps from the one to the other.')] = 100,
+    picture: Annotated[Path | None, typer.Option(metavar='FILE',
+        help='Write the curve to this file (.png, .svg or .pdf).')] = None,
+    force: Annotated[bool, typer.Option('--force',
+        help='Try it even where the memory plan says that it cannot fit.')] = False,
+):
+    "Suggest a learning rate: some steps in which it rises, and where the loss is lowest. Nothing is kept."
+    config = _config(source, set_)
+    from llmft.training.find_lr import check_picture, find_lr
+    if picture: check_picture(picture)
+    found = find_lr(config, start, end, steps, say=lambda x: _print(str(x)), force=force)
+    if picture: _print(f'written: {found.save_picture(picture)}')
 
 # %% ../../nbs/commands/03_cli.ipynb #50de265a
 def main(

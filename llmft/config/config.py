@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECIPES_DIR', 'Document', 'read_yaml', 'Config', 'dump_yaml', 'list_recipes', 'find_config', 'load_config',
-           'save_config', 'parse_overrides', 'reference_tables', 'config_reference']
+           'save_config', 'parse_overrides', 'parse_axes', 'reference_tables', 'config_reference']
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
 import difflib, json, re
@@ -18,8 +18,8 @@ from pydantic import ValidationError, model_validator
 from .axolotl import (
     AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, find_key, is_axolotl, says_axolotl, translate_axolotl)
 from .keys import (
-    _Loader, _is_text_only, AdapterKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys, OutputKeys,
-    PrecisionKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
+    _Loader, _is_text_only, AdapterKeys, AnswerKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys,
+    OutputKeys, PrecisionKeys, SweepKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
 from ..core import UserError, markdown_table, reason_line, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
@@ -147,7 +147,7 @@ def read_yaml(
     return document.values, document.lines
 
 # %% ../../nbs/config/02_config.ipynb #7ec659c3
-class Config(TrackerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
+class Config(SweepKeys, TrackerKeys, AnswerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
              VariantKeys, AdapterKeys, TokenKeys, PrecisionKeys, ModelKeys): # fields come out in the opposite order
     "One run: everything that decides what it does."
 
@@ -259,9 +259,16 @@ def _size_conflicts(c):
                 f'{getattr(c, key):,} rows of {c.sequence_len:,} tokens in one forward pass are more than any GPU '
                 f'holds. Lower `{key}` or `sequence_len`.')
 
+# %% ../../nbs/config/02_config.ipynb #17446a02
+def _answer_conflicts(c):
+    if c.eval_generate and c.eval_generate_metric == 'pass_at_1' and not c.eval_run_code:
+        yield 'eval_generate_metric', ('`pass_at_1` runs the code that the model writes, in a sandbox. '
+            'Allow it with `eval_run_code: true`.')
+
 # %% ../../nbs/config/02_config.ipynb #f0ac91a5
 _CONFLICTS = (_quantization_conflicts, _adapter_conflicts, _precision_conflicts, _warmup_conflicts,
-    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts)
+    _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts,
+    _answer_conflicts)
 
 # %% ../../nbs/config/02_config.ipynb #5dc33422
 class _Dumper(yaml.SafeDumper):
@@ -540,6 +547,23 @@ def parse_overrides(
         except Exception:
             raise UserError(f'{item!r}: the value is not valid YAML. Put quotes around it.') from None
     return overrides
+
+# %% ../../nbs/config/02_config.ipynb #dfd691c9
+def parse_axes(
+    items, # texts of the form `key=value` or `key=value,value`
+) -> tuple[dict, dict]: # ({key: the value of all runs}, {key: [values]})
+    "The `--set` of `llmft sweep`: several values, with commas between them, are tried; a single one is set."
+    keys = [item.partition('=')[0].strip() for item in items]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UserError(f'--set: `{key}` is given twice. Write its values with commas: --set {key}=1,2.')
+    lists = {}
+    for item in items:
+        key, equals, values = item.partition('=')
+        try: lists |= parse_overrides([f'{key}=[{values}]' if equals else item])
+        except UserError as e: raise UserError(str(e).replace(f'=[{values}]', f'={values}')) from None
+    single = {key: values[0] if values else None for key, values in lists.items() if len(values) < 2}
+    return single, {key: values for key, values in lists.items() if key not in single}
 
 # %% ../../nbs/config/02_config.ipynb #835752df
 def _reference_rows(model, group=None): # -> rows of key, default, meaning

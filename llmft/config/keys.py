@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig', 'ModelKeys', 'PrecisionKeys', 'TokenKeys',
            'AdapterKeys', 'VariantKeys', 'RowKeys', 'DataKeys', 'StepKeys', 'TrainingKeys', 'OptimizerKeys',
-           'DistributedKeys', 'OutputKeys', 'TrackerKeys']
+           'DistributedKeys', 'OutputKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
@@ -436,6 +436,48 @@ class OutputKeys(_Strict):
         'Stop when so many measurements in a row were no better, and keep the best weights.', 'Output', gt=0)
     metric_for_best_model: Literal['loss', 'eval_loss'] = _key('eval_loss', 'What is compared.', 'Output')
     greater_is_better: bool = _key(False, 'A loss is better when it is lower.', 'Output')
+
+# %% ../../nbs/config/01_keys.ipynb #0a6d9b79
+class AnswerKeys(_Strict):
+    "Answers of the model while it is trained. They change nothing in the training."
+    sample_prompts: int | list = _key(3,
+        'Questions that are answered before training, at each evaluation and at the end: so many held-out rows, or a '
+        'list of your own. `samples.md` of the run folder has the answers; 0 is none.', 'Answers')
+    eval_generate: bool | int = _key(False,
+        'Let the model answer held-out rows and score the answers: `true` at each evaluation, or a number: every so '
+        'many steps.', 'Answers', ge=0)
+    eval_generate_rows: int = _key(20, 'How many held-out rows `eval_generate` takes, the first ones.', 'Answers', gt=0)
+    eval_generate_metric: Literal['auto', 'exact_match', 'f1', 'pass_at_1'] = _key('auto',
+        'How the answers are scored: `exact_match`, the share that is the answer of the row (but for blanks at its '
+        'ends); `f1`, the words that both have; `pass_at_1`, the share that passes the `tests` of its row. `auto`: '
+        '`pass_at_1` where rows have `tests` and `eval_run_code` is on, else `exact_match`.', 'Answers')
+    eval_run_code: bool = _key(False,
+        'Allow running the code that the model writes, in a sandbox, for `pass_at_1`.', 'Answers')
+    max_new_tokens: int = _key(128, 'Most tokens of each of these answers.', 'Answers', gt=0, le=1_000_000)
+
+    @field_validator('sample_prompts')
+    @classmethod
+    def _check_questions(cls, value):
+        if not isinstance(value, list): is_right = value >= 0
+        else: is_right = all(isinstance(question, (str, dict)) and question for question in value)
+        if is_right: return value
+        raise ValueError('a number of rows, 0 or more, or a list of questions: texts, or rows as mappings.')
+
+# %% ../../nbs/config/01_keys.ipynb #d6f1c5a9
+class SweepKeys(_Strict):
+    "Several runs in one file."
+    sweep: dict | list | None = _key(None,
+        'For `llmft sweep`: the values of each key that are tried, as `lora_r: [4, 16]`, every combination of them; or '
+        'a list of runs, as `- {lora_r: 4, lora_alpha: 8}`.', 'Sweep')
+
+    @field_validator('sweep')
+    @classmethod
+    def _check_sweep(cls, sweep):
+        if isinstance(sweep, dict): is_right = all(isinstance(v, list) and v for v in sweep.values())
+        else: is_right = all(isinstance(run, dict) and run for run in sweep or ())
+        if sweep is None or (sweep and is_right): return sweep or None
+        raise ValueError('a mapping of keys to lists of values, as `lora_r: [4, 16]`, '
+                         'or a list of runs, as `- {lora_r: 4}`.')
 
 # %% ../../nbs/config/01_keys.ipynb #2a6473f7
 class TrackerKeys(_Strict):

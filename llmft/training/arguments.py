@@ -343,6 +343,7 @@ _UNUSED_BY_MACHINE = [
 _EVAL_KEYS = '''
     evals_per_epoch eval_steps eval_strategy eval_batch_size early_stopping_patience load_best_model_at_end
 '''.split()
+_SCORE_KEYS = 'eval_generate eval_generate_rows eval_generate_metric eval_run_code'.split()
 _LORA_KEYS = '''
     lora_r lora_alpha lora_dropout lora_target_linear lora_target_modules lora_modules_to_save
     peft_use_dora peft_use_rslora peft_init_lora_weights
@@ -350,8 +351,13 @@ _LORA_KEYS = '''
 
 # %% ../../nbs/training/01_arguments.ipynb #aba5cda7
 _UNUSED_BY_KEYS = [
-    (_EVAL_KEYS, lambda config: not (config.val_set_size or config.test_datasets),
+    ([*_EVAL_KEYS, *_SCORE_KEYS], lambda config: not (config.val_set_size or config.test_datasets),
         'for held-out rows, and there are none (`val_set_size`)'),
+    (['sample_prompts'], lambda config: not (isinstance(config.sample_prompts, list) or config.sample_prompts == 0
+        or config.val_set_size or config.test_datasets), 'for held-out rows, and there are none (`val_set_size`)'),
+    (_SCORE_KEYS, lambda config: not config.eval_generate, 'for `eval_generate`'),
+    (['eval_generate'], lambda config: config.eval_generate is True and config.eval_strategy == 'no',
+        'for evaluations, and `eval_strategy: no` makes none'),
     (['early_stopping_patience', 'load_best_model_at_end'], lambda config: config.eval_strategy == 'no',
         'for evaluations, and `eval_strategy: no` makes none'),
     (['group_by_length'], lambda config: config.sample_packing and config.group_by_length,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['environment_info', 'Run', 'Table', 'check_output', 'write_status', 'put_aside', 'remove_replaced', 'restore_replaced',
            'start_run', 'finished_run', 'find_resume_checkpoint', 'resume_text', 'machine_changes', 'truncate_metrics',
-           'SampleAnswers', 'samples_markdown', 'run_readme', 'finish_run']
+           'run_readme', 'finish_run']
 
 # %% ../../nbs/training/02_run.ipynb #6ac354b5
 import base64, io, json, os, platform, shutil
@@ -16,12 +16,11 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import dump_yaml, load_config, save_config
-from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
+from ..config.keys import AnswerKeys, DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import (
     UserError, check_writable, escape_markdown, folder_atomic, hide_secrets, markdown_table, reason_line,
     remove_leftovers, text_table, user_path, write_atomic, write_manifest)
 from ..data.sources import _all_entries
-from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.special import align_special_tokens
@@ -146,12 +145,16 @@ _COLUMNS = { # key of `metrics.jsonl` -> title and format of its column
     'step': ('step', '{}'), 'seconds': ('seconds', '{:.0f}'), 'loss': ('loss', '{:.3f}'),
     'eval_loss': ('held-out loss', '{:.3f}'), 'learning_rate': ('learning rate', '{:.2e}'),
     'grad_norm': ('gradient norm', '{:.3g}'), 'tokens_per_second': ('tokens/s', '{:,.0f}'),
-    'peak_memory_gib': ('peak memory (GiB)', '{:.2f}')}
+    'peak_memory_gib': ('peak memory (GiB)', '{:.2f}'), 'eval_pass_at_1': ('pass@1', '{:.1%}'),
+    'eval_exact_match': ('exact match', '{:.1%}'), 'eval_f1': ('f1', '{:.3f}')}
+
+def _is_measured(line): # of `metrics.jsonl`: is it of a step, not of the whole run
+    return any(key == 'loss' or key.startswith('eval_') for key in line)
 
 def _lines_by_step(metrics): # what was logged at the same step as one dict
     steps = {}
     for line in metrics:
-        if 'loss' in line or 'eval_loss' in line: steps.setdefault(line['step'], {}).update(line)
+        if _is_measured(line): steps.setdefault(line['step'], {}).update(line)
     return list(steps.values())
 
 # %% ../../nbs/training/02_run.ipynb #06976a2d
@@ -328,6 +331,7 @@ def start_run(
 _LENGTH = {'num_epochs', 'max_steps'}
 _MAY_CHANGE = { # keys that may be different when a run is continued
     *OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields,
+    *AnswerKeys.model_fields,
     'eval_batch_size', 'auto_micro_batch', 'on_nan', 'loss_watchdog', 'gradient_checkpointing', 'activation_offloading',
     'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers',
 }
@@ -410,49 +414,11 @@ def truncate_metrics(
         try: kept.append(_read_measured(line, f'{file}:{n}'))
         except UserError: broken += line.endswith('\n') or '\0' in line # the last line may have been cut off
     last_step = step_of(checkpoint)
-    kept = [m for m in kept if m['step'] <= last_step and ('loss' in m or 'eval_loss' in m)]
+    kept = [m for m in kept if m['step'] <= last_step and _is_measured(m)]
     if broken:
         say(f'{file}: {broken} of its {len(lines)} lines cannot be read and are left out; only the curve has a gap.')
     write_atomic(file, ''.join(metrics_line(m) + '\n' for m in kept))
     return max((m.get('seconds', 0) for m in kept), default=0)
-
-# %% ../../nbs/training/02_run.ipynb #ac053542
-class SampleAnswers:
-    "Answers to the first held-out questions, before and after training."
-    def __init__(self,
-        config, # `Config`
-        rows,   # the held-out rows as they were read, or None
-        n=3,    # how many
-    ):
-        self.dataset_configs = _all_entries(config)
-        self.rows = [] if rows is None else [rows[i] for i in range(min(n, len(rows)))]
-        self.answers_before = []
-
-    def generate(self, model, tokenizer): # -> list of answers
-        if not self.rows: return []
-        prompts = [prompt_ids(row, tokenizer, self.dataset_configs[row['source']]) for row in self.rows]
-        answers = generate_ids(model, tokenizer, prompts, max_new_tokens=128, progress='Sample answers')
-        return tokenizer.batch_decode(answers, skip_special_tokens=True)
-
-    def generate_before(self, model, tokenizer): self.answers_before = self.generate(model, tokenizer)
-
-    def generate_after(self, model, tokenizer): # -> list of (row, answer before, answer after)
-        return list(zip(self.rows, self.answers_before, self.generate(model, tokenizer)))
-
-# %% ../../nbs/training/02_run.ipynb #fd0d38e1
-_HIDDEN_COLUMNS = ('source', 'row', 'tests', 'family', 'group', 'evolved') # they are not part of a question
-
-def _fenced(text): return f'````\n{text}\n````'
-
-def samples_markdown(
-    samples, # list of (row, answer before, answer after)
-) -> str: # Markdown
-    "Questions with their answers before and after training."
-    parts = ['# Held-out questions, before and after']
-    for i, (row, before, after) in enumerate(samples, 1):
-        question = '\n\n'.join(f'{k}: {v}' for k, v in row.items() if k not in _HIDDEN_COLUMNS and v)
-        parts += [f'## {i}', _fenced(question), '**Before**', _fenced(before), '**After**', _fenced(after)]
-    return '\n\n'.join(parts) + '\n'
 
 # %% ../../nbs/training/02_run.ipynb #cbb95da0
 _README = '''# {name}
@@ -567,5 +533,4 @@ def finish_run(
     _save_model(run, model, tokenizer)
     _save_plot(run)
     write_atomic(run.path/'README.md', run_readme(run, summary))
-    answers = [] if run.interrupted else samples.generate_after(model, tokenizer) # a machine may be taken away soon
-    if answers: write_atomic(run.path/'samples.md', samples_markdown(answers))
+    samples.finish(run, model)

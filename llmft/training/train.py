@@ -31,8 +31,9 @@ from .arguments import check_training_options, run_notes, tracker_env_vars, trai
 from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
 from .mirror import Mirror, open_mirror, restore_from_mirror
 from .run import (
-    Run, SampleAnswers, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes,
-    remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
+    Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
+    restore_replaced, resume_text, start_run, truncate_metrics, write_status)
+from .samples import SampleAnswers
 from .trouble import (
     CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
@@ -445,9 +446,9 @@ def _trouble_summary(config, run, trainer): # for the README; the memory also in
     return f'\n\n{trainer.trouble.summary(planned, peak)}'
 
 # %% ../../nbs/training/03_train.ipynb #e14b8293
-def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, data, hardware, model, summary of them)
+def _prepare(config, out, overwrite, resume, say, force, data): # (run, checkpoint, data, hardware, model, summary)
     checkpoint = _check_run(config, out, overwrite, resume, force, say)
-    data, hw = prepare_data(config), detect_hardware(config)
+    data, hw = data or prepare_data(config), detect_hardware(config)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     model = _load_model(config, hw, data.tokenizer, say)
     report = parameter_report(model)
@@ -459,15 +460,16 @@ def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, da
     data.report.save(out)
     return run, checkpoint, data, hw, model, f'{data}\n\n{report}'
 
-def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
-    run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force)
+def _finetune(config, out, overwrite, resume, say, force, data=None, window=True): # -> `Run`
+    run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force, data)
     mirror = _mirror(config, run, checkpoint, say)
     callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
     progress, watchdog, *_ = callbacks
-    samples = SampleAnswers(config, data.raw_heldout)
+    samples = callback_class(SampleAnswers)(config, data.raw_heldout, data.tokenizer, out)
+    watch = _window(config, run, say) if window else []
     with stop_on_signals(progress), _noted_failure(run):
-        trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
-        samples.generate_before(trainer.model, data.tokenizer)
+        trainer = make_trainer(config, model, data, out/'checkpoints', hw, [samples, *watch, *callbacks])
+        samples.trainer = trainer
         with _looked_after(trainer, run, progress, say): _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
         finish_run(run, trainer.model, data.tokenizer, summary + _trouble_summary(config, run, trainer), samples)
@@ -483,10 +485,15 @@ def finetune(
     resume='auto',   # True: continue the run in `output_dir`; 'auto': where there is one that did not end; False: never
     say=print,       # where messages go; `None` for silence
     force=False,     # train even where the memory plan says that it cannot fit
+    data=None,       # rows that are ready, from `prepare_data` of a configuration with the same data
+    window=True,     # in a notebook: show the picture of the run while it goes on
 ) -> Run:
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
     say = say or (lambda *_: None)
     config = config if isinstance(config, Config) else load_config(config)
+    if config.sweep:
+        raise UserError('sweep: this file describes several runs. `llmft sweep` makes them; '
+                        '`llmft train … --set sweep=` makes the one that the other keys describe.')
     out = user_path(config.output_dir, 'output_dir: ')
     with folder_lock(out):
         if resume and not overwrite: restore_from_mirror(open_mirror(config), out, say)
@@ -494,7 +501,8 @@ def finetune(
         if _goes_on(out, overwrite) and (run := finished_run(out, config)):
             say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
             return run
-        with _released(config, _goes_on(out, overwrite)): run = _finetune(config, out, overwrite, resume, say, force)
+        with _released(config, _goes_on(out, overwrite)):
+            run = _finetune(config, out, overwrite, resume, say, force, data, window)
         if config.hub_model_id: push_run_to_hub(run, config)
         if not run.interrupted: remove_replaced(run, say)
     say(run)

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from llmft.commands.cli import app, main
 from llmft.config.config import list_recipes, load_config, save_config
 
-COMMANDS = 'demo train check preview chat generate score merge compare recipes'.split()
+COMMANDS = 'demo train check preview chat generate score merge compare recipes sweep find-lr'.split()
 
 
 @pytest.fixture

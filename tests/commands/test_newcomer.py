@@ -189,7 +189,7 @@ def test_stopped_before_the_first_checkpoint(config, monkeypatch):
     from llmft.training import train
     def stop(*_): raise KeyboardInterrupt
     with monkeypatch.context() as m:
-        m.setattr(train.SampleAnswers, 'generate_before', stop)
+        m.setattr(train.SampleAnswers, 'on_train_begin', stop)
         with pytest.raises(KeyboardInterrupt): train.finetune(config, say=None)
     assert not [*Path(config.output_dir).glob('checkpoints/*')]
     with pytest.raises(UserError, match='--resume.*--overwrite'): train.finetune(config, resume=False, say=None)
