@@ -425,9 +425,6 @@ class OutputKeys(_Strict):
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     save_only_model: bool = _key(False,
         'Checkpoints without the optimizer: smaller, but a run that goes on from one begins with a new one.', 'Output')
-    mirror_to: str | None = _key(None,
-        'Also copy checkpoints to this folder, as on a mounted drive, or to `hf://NAME/REPOSITORY`, while it trains.',
-        'Output')
     save_first_step: bool = _key(False,
         'Also keep a checkpoint after the first step, to see early that it can be written.', 'Output')
     load_best_model_at_end: bool = _key(False,
@@ -482,6 +479,9 @@ class SweepKeys(_Strict):
 # %% ../../nbs/config/01_keys.ipynb #2a6473f7
 class TrackerKeys(_Strict):
     "Who else gets metrics and checkpoints."
+    mirror_to: str | None = _key(None,
+        'Also copy checkpoints to this folder, as on a mounted drive, or to `hf://NAME/REPOSITORY`, while it trains.',
+        'Trackers')
     report_to: list[str] = _key([],
         'Trackers that also get the metrics: `tensorboard`, `wandb`, `trackio`. None by default.', 'Trackers')
     use_wandb: bool | None = _key(None, 'Weights & Biases; on if `wandb_project` is given.', 'Trackers')

@@ -460,6 +460,7 @@ def _prepare(config, out, overwrite, resume, say, force, data): # (run, checkpoi
     data.report.save(out)
     return run, checkpoint, data, hw, model, f'{data}\n\n{report}'
 
+# %% ../../nbs/training/03_train.ipynb #d3b776c8
 def _finetune(config, out, overwrite, resume, say, force, data=None, window=True): # -> `Run`
     run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force, data)
     mirror = _mirror(config, run, checkpoint, say)
