@@ -20,12 +20,14 @@ from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import (
     UserError, check_writable, escape_markdown, folder_atomic, hide_secrets, is_out_of_memory, markdown_table,
-    reason_line, text_table, user_path, write_atomic)
+    num_processes, reason_line, text_table, user_path, write_atomic)
 from ..data.sources import _all_entries
 from ..inference.chat import generate_ids, prompt_ids
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
+from ..tokens.report import rows_per_step
 from ..tokens.special import align_special_tokens
+from .processes import from_main
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
 _PACKAGES = 'llmft torch transformers trl peft bitsandbytes datasets accelerate tokenizers'.split()
@@ -225,7 +227,8 @@ def _write_start(folder, config, hw): # what may be different when a run is cont
     config = _public_config(config)
     write_atomic(folder/'config.yml', dump_yaml(config.model_dump(mode='json', exclude_unset=True)))
     save_config(config, folder/'config_completed.yml')
-    _write_json(folder/'environment.json', environment_info(hw))
+    step = {'processes': num_processes(), 'rows_per_step': rows_per_step(config)}
+    _write_json(folder/'environment.json', environment_info(hw) | step)
     write_atomic(folder/'settings.md', f'# What was chosen for this machine\n\n{hw._repr_markdown_()}\n')
 
 # %% ../../nbs/training/02_run.ipynb #a6db42e6
@@ -258,9 +261,14 @@ _MAY_CHANGE = { # keys that may be different when a run is continued
 }
 
 # %% ../../nbs/training/02_run.ipynb #d9a5412e
+def _same_rows_per_step(out, config): # keys that may differ, for together they say the same
+    rows = _read_json(out/'environment.json').get('rows_per_step')
+    return ('micro_batch_size', 'gradient_accumulation_steps') if rows == rows_per_step(config) else ()
+
 def _check_same_settings(out, config): # a `UserError` if the run in `out` would have learned something else
     old, new = Run(out).config.model_dump(), _public_config(config).model_dump()
-    changed = [key for key in new if key not in _MAY_CHANGE and old[key] != new[key]]
+    may_change = {*_MAY_CHANGE, *_same_rows_per_step(out, config)}
+    changed = [key for key in new if key not in may_change and old[key] != new[key]]
     if not changed: return
     changes = '; '.join(f'`{key}` was {old[key]!r} and is {new[key]!r}' for key in changed)
     raise UserError(f'{out} was started with other settings, so it cannot be continued: {changes}.')
@@ -489,12 +497,12 @@ def _repr_markdown_(self: Run):
         commands=_next_commands(self, path, usage['merge']))
 
 # %% ../../nbs/training/02_run.ipynb #950ff902
-def _save_model(run, model, tokenizer): # the adapter or the whole model, with all that is needed to use it
+def _save_model(run, model, tokenizer, weights=None): # the adapter or the whole model, with all that it needs
     from transformers import GenerationConfig
     is_full = not hasattr(model, 'peft_config')
     special = align_special_tokens(model, tokenizer, run.config).generation_config
     with folder_atomic(run.path/('model' if is_full else 'adapter'), overwrite=True) as tmp:
-        save_trained(model, tmp, detect_hardware(run.config).dtype)
+        save_trained(model, tmp, detect_hardware(run.config).dtype, weights)
         tokenizer.save_pretrained(tmp)
         if is_full: save_config(run.config, tmp/'llmft.yml')
         else:
@@ -514,10 +522,11 @@ def finish_run(
     run, model, tokenizer,
     summary, # text for the README
     samples, # `SampleAnswers`
+    weights=None, # from `whole_weights`
 ):
     "Write what is known after training, each file whole or not at all; the adapter first."
-    _save_model(run, model, tokenizer)
-    _save_plot(run)
-    write_atomic(run.path/'README.md', run_readme(run, summary))
-    answers = samples.generate_after(model, tokenizer)
-    if answers: write_atomic(run.path/'samples.md', samples_markdown(answers))
+    from_main(lambda: _save_model(run, model, tokenizer, weights))
+    from_main(lambda: _save_plot(run))
+    from_main(lambda: write_atomic(run.path/'README.md', run_readme(run, summary)))
+    answers = samples.generate_after(model, tokenizer) # by all processes, for each may hold a part of the model
+    if answers: from_main(lambda: write_atomic(run.path/'samples.md', samples_markdown(answers)))
