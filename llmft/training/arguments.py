@@ -77,7 +77,7 @@ def _try_optimizer(config):
     import torch
     from transformers import Trainer, TrainingArguments
     args = TrainingArguments(optim=config.optimizer, optim_args=_optim_args(config),
-        optim_target_modules=config.optim_target_modules, report_to='none')
+        optim_target_modules=config.optim_target_modules, report_to='none', use_cpu=not torch.cuda.is_available())
     with _asked_options() as asked:
         try: _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
         except (ImportError, ValueError, AttributeError) as e:
@@ -263,6 +263,7 @@ def _fsdp_settings(): # the names that transformers reads
     return sorted({name for names in found for name in names if name})
 
 def _check_fsdp(config):
+    import torch
     from accelerate import FullyShardedDataParallelPlugin
     from transformers import TrainingArguments
     from transformers.trainer_utils import FSDPOption
@@ -271,7 +272,8 @@ def _check_fsdp(config):
     words = args['fsdp'].split() if isinstance(args['fsdp'], str) else args['fsdp']
     for word in [] if words is True else words: _check_name('fsdp', word, [option.value for option in FSDPOption])
     for name in args['fsdp_config']: _check_name('fsdp_config', name, _fsdp_settings())
-    try: FullyShardedDataParallelPlugin(**TrainingArguments(report_to='none', **args).fsdp_plugin_args)
+    options = dict(report_to='none', use_cpu=not torch.cuda.is_available())
+    try: FullyShardedDataParallelPlugin(**TrainingArguments(**options, **args).fsdp_plugin_args)
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise UserError(f'`fsdp_config`: {reason_line(e)}.') from None
 

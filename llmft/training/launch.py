@@ -7,7 +7,6 @@ __all__ = ['Sender', 'started_callbacks', 'work', 'Bar', 'Listener', 'launch']
 
 # %% ../../nbs/training/07_launch.ipynb #60725a8a
 import json, os, signal, subprocess, sys, tempfile, threading, time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 

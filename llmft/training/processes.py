@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['local_rank', 'connect', 'is_connected', 'gather', 'FailedElsewhere', 'together', 'from_main', 'main_first', 'total',
-           'largest', 'one_voice', 'SharedRows', 'check_same_rows', 'whole_weights']
+           'largest', 'one_voice', 'SharedRows', 'check_same_rows', 'whole_weights', 'ShardedOnCPU']
 
 # %% ../../nbs/training/00_processes.ipynb #1e926342
 import hashlib, os, sys, traceback
@@ -222,3 +222,13 @@ def whole_weights(
     trained = {name for name, p in model.named_parameters() if p.requires_grad or not hasattr(model, 'peft_config')}
     weights = {name: w for name, w in model.state_dict().items() if name in trained}
     return {name: (w.full_tensor() if hasattr(w, 'full_tensor') else w).cpu() for name, w in weights.items()}
+
+# %% ../../nbs/training/00_processes.ipynb #2a9a6dbb
+class ShardedOnCPU:
+    "Part of the trainer: FSDP also without a GPU."
+    def create_accelerator_and_postprocess(self):
+        from accelerate.state import DistributedType, PartialState
+        state, asked = PartialState._shared_state, self.args.fsdp or os.environ.get('ACCELERATE_USE_FSDP') == 'true'
+        if asked and state.get('distributed_type') == DistributedType.MULTI_CPU:
+            state['distributed_type'] = DistributedType.MULTI_GPU # the accelerator makes FSDP of it
+        super().create_accelerator_and_postprocess()

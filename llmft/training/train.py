@@ -29,8 +29,9 @@ from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
-from .processes import (
-    SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total, whole_weights)
+from llmft.training.processes import (
+    ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
+    whole_weights)
 from .run import (
     Run, SampleAnswers, check_output, checkpoint_errors, find_resume_checkpoint, resume_text, truncate_metrics,
     finish_run, start_run)
@@ -226,7 +227,7 @@ def trainer_class(
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
     parts = NamedCheckpoint, ChunkedLoss, LoraPlus, ConstantBatch, TokenMeanEval, Throughput
-    if num_processes() > 1: parts = *parts, SharedRows
+    if num_processes() > 1: parts = *parts, SharedRows, ShardedOnCPU
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config})
 
 # %% ../../nbs/training/03_train.ipynb #62208ef7
