@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..config.config import RECIPES_DIR, _did_you_mean
-from ..core import UserError, num_processes, reason_line, silence_warnings, user_path
+from ..core import UserError, kept_environment, num_processes, reason_line, silence_warnings, user_path
 from ..model.adapters import _non_empty_args, import_peft
 from ..model.base import _check_model_kwargs, load_hf_config
 from ..model.gpus import unused_gpus
@@ -273,7 +273,9 @@ def _check_fsdp(config):
     for word in [] if words is True else words: _check_name('fsdp', word, [option.value for option in FSDPOption])
     for name in args['fsdp_config']: _check_name('fsdp_config', name, _fsdp_settings())
     options = dict(report_to='none', use_cpu=not torch.cuda.is_available())
-    try: FullyShardedDataParallelPlugin(**TrainingArguments(**options, **args).fsdp_plugin_args)
+    try:
+        with kept_environment('ACCELERATE_', 'FSDP_'):
+            FullyShardedDataParallelPlugin(**TrainingArguments(**options, **args).fsdp_plugin_args)
     except (ValueError, TypeError, AttributeError, KeyError) as e:
         raise UserError(f'`fsdp_config`: {reason_line(e)}.') from None
 

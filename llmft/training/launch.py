@@ -6,29 +6,33 @@
 __all__ = ['Sender', 'started_callbacks', 'work', 'Bar', 'Listener', 'launch']
 
 # %% ../../nbs/training/07_launch.ipynb #60725a8a
-import json, os, signal, subprocess, sys, tempfile, threading, time
+import json, logging, os, signal, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 from types import SimpleNamespace
 
 from fastcore.basics import patch
 
+from ..config.config import load_config
 from ..core import UserError, hide_secrets, log
 from .processes import is_main_process
 from .run import Run
 from .watch import Watch, in_jupyter, planned_gib
 
 # %% ../../nbs/training/07_launch.ipynb #6587b3da
-class Sender:
-    "In a process that was started: callback of transformers and way of messages to the one that started it."
+class Sender(logging.Handler):
+    "In a process that was started: what is said, logged and measured goes to the one that started it."
     def __init__(self,
         file, # where the lines go
-    ): self.file = file
+    ):
+        super().__init__(logging.INFO)
+        self.file = file
 
     def send(self, kind, **values):
         self.file.write(json.dumps({'llmft': kind, **values}) + '\n')
         self.file.flush()
 
     def say(self, text): self.send('say', text=str(text))
+    def emit(self, record): self.send('log', text=record.getMessage())
 
     def _event(self, name, state, **values):
         self.send('event', name=name, step=state.global_step, max_steps=state.max_steps, **values)
@@ -63,9 +67,15 @@ def work():
     global _sender
     from llmft.training.train import finetune
     _sender, sys.stdout = Sender(os.fdopen(os.dup(1), 'w', encoding='utf-8')), sys.stderr
+    if is_main_process():
+        log.addHandler(_sender)
+        log.setLevel(logging.INFO)
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_stop_when_alone, daemon=True).start()
-    try: run = finetune(job['config'], say=_sender.say, **job['options'])
+    try:
+        config = load_config(job['config'])
+        config.notes.extend(job['notes'])
+        run = finetune(config, say=_sender.say, **job['options'])
     except UserError as e:
         _sender.send('error', text=str(e))
         sys.exit(2)
@@ -100,6 +110,7 @@ class Listener:
         getattr(self, '_' + message.pop('llmft'))(**message)
 
     def _say(self, text): self.say(text)
+    def _log(self, text): log.info(text)
     def _error(self, text): self.error = text
     def _end(self, **values): self.end = values
     def _run(self, metrics, planned_gib):
@@ -178,7 +189,8 @@ def launch(
     **options,   # of `finetune`: `overwrite`, `resume`, `force`
 ) -> Run:
     "Train in several new processes, one for each GPU."
-    job, listener = {'config': config.model_dump(mode='json', exclude_unset=True), 'options': options}, Listener(say)
+    values, listener = config.model_dump(mode='json', exclude_unset=True), Listener(say)
+    job = {'config': values, 'notes': config.notes, 'options': options}
     log.info(f'starting {n_processes} processes')
     with tempfile.TemporaryDirectory() as folder:
         errors = Path(folder)/'errors'

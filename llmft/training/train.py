@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, free_memory, is_main_process, log, memory_errors, num_processes, user_path
+from ..core import (
+    UserError, free_memory, is_main_process, kept_environment, log, memory_errors, num_processes, user_path)
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
@@ -523,7 +524,7 @@ def finetune(
     if num_processes > 1:
         from llmft.training.launch import launch
         return launch(config, num_processes, say, overwrite=overwrite, resume=resume, force=force)
-    with one_voice():
+    with one_voice(), kept_environment('ACCELERATE_', 'FSDP_'):
         with _released(config, resume): run = _finetune(config, overwrite, resume, say, force)
         if config.hub_model_id: from_main(lambda: push_run_to_hub(run, config))
         if is_main_process(): say(run)
