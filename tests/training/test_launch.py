@@ -124,7 +124,7 @@ def test_one_message_if_a_setting_is_wrong(folder):
     file = folder/'wrong.yml'
     file.write_text((write(folder, 'wrong')).read_text().replace('adamw_torch', 'nope'))
     failed = torchrun('llmft', 'train', file)
-    assert failed.returncode == 1 and failed.stderr.count('Error: ') == 1 and 'exitcode: 2' in failed.stderr
+    assert failed.returncode == 1 and failed.stderr.count('\nError: ') == 1 and 'exitcode: 2' in failed.stderr
     assert '`optimizer`: there is none called `nope`' in failed.stderr and not (folder/'wrong').exists()
     assert 'UserError' not in failed.stderr
 
@@ -202,3 +202,68 @@ def test_recipes_are_known_to_accelerate():
     for name in ('zero2', 'zero3'): check_distributed(load_config({
         'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'builtin/python-evol-1k'}], 'adapter': 'lora',
         'deepspeed': name}))
+
+
+USED_BEFORE = '''
+import torch
+torch.randn(64, 64) @ torch.randn(64, 64)
+from unittest.mock import patch
+from llmft import finetune
+'''
+TRAIN = '''
+with patch('llmft.training.watch.Pace.is_due', lambda pace: True): run = finetune({file!r}, num_processes=2)
+print(run, run.interrupted)
+'''
+
+
+@pytest.fixture(scope='module')
+def kernel():
+    from jupyter_client.manager import start_new_kernel
+    manager, client = start_new_kernel()
+    yield manager, client
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+
+
+def execute(kernel, source, interrupt_at=None): # -> (what was printed, messages with a picture); may stop the cell
+    manager, client = kernel
+    printed, pictures = '', []
+    def hear(message):
+        nonlocal printed
+        kind, content = message['msg_type'], message['content']
+        if kind == 'stream': printed += content['text']
+        if kind == 'error': printed += f"{content['ename']}: {content['evalue']}"
+        if 'image/png' in content.get('data', {}): pictures.append(message)
+        if interrupt_at and interrupt_at in printed and not interrupted:
+            interrupted.append(True)
+            manager.interrupt_kernel()
+    interrupted = []
+    client.execute_interactive(source, timeout=200, output_hook=hear, allow_stdin=False)
+    return printed, pictures
+
+
+def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
+    execute(kernel, USED_BEFORE)
+    file = write(folder, 'cell', micro_batch_size=2, max_steps=6)
+    printed, pictures = execute(kernel, TRAIN.format(file=str(file)))
+    lines = [line for line in printed.splitlines() if ': loss' in line]
+    assert [line.split(':')[0] for line in lines] == [f'step {n}/6' for n in range(1, 7)] and 'tokens/s' in lines[0]
+    assert [m['msg_type'] for m in pictures] == ['display_data'] + ['update_display_data']*(len(pictures) - 1)
+    assert len(pictures) >= 6 and len({m['content']['transient']['display_id'] for m in pictures}) == 1
+    assert printed.count('91 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed
+
+
+def test_a_cell_that_is_interrupted_stops_both_and_saves(folder, kernel):
+    file = write(folder, 'interrupted', micro_batch_size=2, max_steps=3000)
+    execute(kernel, USED_BEFORE)
+    printed, _ = execute(kernel, TRAIN.format(file=str(file)), interrupt_at='step 3/')
+    assert 'Stopping after this step' in printed and printed.strip().endswith('True') and 'Error' not in printed
+    step = metrics(folder/'interrupted')[-1]['step']
+    assert 3 <= step < 3000 and (folder/'interrupted'/'checkpoints'/f'checkpoint-{step}').is_dir()
+    assert (folder/'interrupted'/'adapter').is_dir()
+
+
+def test_a_failure_in_a_cell_is_one_message(folder, kernel):
+    execute(kernel, USED_BEFORE)
+    printed, _ = execute(kernel, TRAIN.format(file=str(write(folder, 'refused', fsdp='nope'))))
+    assert 'UserError: `fsdp`: there is none called `nope`' in printed and not (folder/'refused').exists()
