@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'MANIFEST', 'log', 'UserError', 'reason_line', 'user_path', 'sync_to_disk', 'write_atomic', 'replace_folder',
            'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'cache_dir', 'hide_secrets',
-           'file_sha256', 'write_manifest', 'read_manifest', 'find_damage', 'drop_none', 'text_table', 'markdown_table',
-           'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown', 'silence_warnings',
-           'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
+           'file_sha256', 'write_manifest', 'read_manifest', 'find_damage', 'check_weights_unchanged', 'drop_none',
+           'text_table', 'markdown_table', 'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory',
+           'escape_markdown', 'silence_warnings', 'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
 
 # %% ../nbs/core.ipynb #6749d383
 import errno, hashlib, json, logging, os, re, shutil, stat, tempfile
@@ -250,6 +250,15 @@ def find_damage(
         try: problem = _file_damage(folder/name, entry)
         except OSError as e: problem = f'cannot be read: {reason_line(e)}'
         if problem: return f'{folder/name} {problem}'
+
+# %% ../nbs/core.ipynb #6413b220
+def check_weights_unchanged(
+    folder, # of a model or an adapter; without a manifest it is not looked at
+):
+    "A `UserError` if weights are not as they were when they were saved."
+    if not (Path(folder)/MANIFEST).exists(): return
+    problem = find_damage(Path(folder), '.safetensors')
+    if problem: raise UserError(f'{problem}. Copy the folder again, or make it again.')
 
 # %% ../nbs/core.ipynb #1ea2fb10
 def drop_none(value):

@@ -141,8 +141,8 @@ def _train(
     set_: Set = None,
     out: Annotated[Path | None, typer.Option(help='The run folder; default: `output_dir` of the YAML.')] = None,
     overwrite: Overwrite = False,
-    resume: Annotated[bool, typer.Option('--resume',
-        help='Continue from the last checkpoint in the run folder.')] = False,
+    resume: Annotated[bool | None, typer.Option('--resume/--no-resume', help='Continue the run in the folder, also '
+        'where it is to become longer; default: continue it where it did not end and has the same settings.')] = None,
     force: Annotated[bool, typer.Option('--force',
         help='Train even where the memory plan says that it cannot fit.')] = False,
     num_processes: Annotated[int, typer.Option('--num-processes', min=1,
@@ -153,11 +153,12 @@ def _train(
     with one_voice():
         config = _config(source, set_, out)
         from llmft.training.train import finetune
+        resume = 'auto' if resume is None else resume
         run = finetune(config, overwrite=overwrite, resume=resume, force=force, say=lambda x: _print(str(x)),
             num_processes=num_processes)
     if run.interrupted:
         print(f'Stopped. What was trained so far is saved in {run.path}; go on with --resume.', file=sys.stderr)
-        raise typer.Exit(130)
+        raise typer.Exit(128 + run.status.get('signal', 2)) # as shells do for a process that a signal ended
 
 # %% ../../nbs/commands/03_cli.ipynb #841f29bf
 @app.command('demo', epilog=_examples('demo', 'demo --out runs/again'))

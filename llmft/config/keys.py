@@ -420,7 +420,10 @@ class OutputKeys(_Strict):
         'The same as a number of steps, or below 1 as a share of all steps.', 'Output', ge=0)
     save_total_limit: int = _key(2, 'How many checkpoints are kept.', 'Output', gt=0)
     save_only_model: bool = _key(False,
-        'Checkpoints without the optimizer: smaller, but the run cannot go on from them.', 'Output')
+        'Checkpoints without the optimizer: smaller, but a run that goes on from one begins with a new one.', 'Output')
+    mirror_to: str | None = _key(None,
+        'Also copy checkpoints to this folder, as on a mounted drive, or to `hf://NAME/REPOSITORY`, while it trains.',
+        'Output')
     save_first_step: bool = _key(False,
         'Also keep a checkpoint after the first step, to see early that it can be written.', 'Output')
     load_best_model_at_end: bool = _key(False,

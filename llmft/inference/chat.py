@@ -18,7 +18,8 @@ from threading import Event, Thread
 from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
-from ..core import UserError, is_out_of_memory, log, memory_errors, reason_line, user_path
+from ..core import (
+    UserError, check_weights_unchanged, is_out_of_memory, log, memory_errors, reason_line, user_path)
 from ..data.files import file_format, read_file
 from ..data.sources import _column_checks, _value_problem
 from ..hub import check_json_files, model_errors
@@ -325,6 +326,7 @@ def use(self: Chat,
 # %% ../../nbs/inference/01_chat.ipynb #0a37fad9
 def _open_whole(path, config): # a `Chat`
     from llmft.model.base import load_base
+    check_weights_unchanged(path)
     model = load_base(load_config(config, base_model=str(path), revision_of_model=None), quantized=False)
     tokenizer = load_saved_tokenizer(path, config)
     return Chat(align_special_tokens(model, tokenizer, config).eval(), tokenizer, config, path)

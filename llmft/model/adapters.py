@@ -16,7 +16,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import _did_you_mean
-from ..core import UserError, markdown_table, user_path
+from ..core import UserError, check_weights_unchanged, markdown_table, user_path
 from ..hub import is_local_path, model_errors, resolve_model
 from .architectures import bypassed_parts, describe_layers_read_directly, describe_parts
 from .base import keep_layout
@@ -247,6 +247,7 @@ def load_saved_adapter(
     if path.is_dir() and not file.is_file():
         raise UserError(f'{folder}: there is no adapter_model.safetensors, so the adapter has no weights. '
                         '(A .bin file is not read, because loading one can run code that is hidden in it.)')
+    check_weights_unchanged(folder)
     with model_errors(folder, 'adapter'), _peft_errors():
         tuned = import_peft().PeftModel.from_pretrained(model, folder, is_trainable=trainable)
         if path.is_dir(): _check_adapter_weights(tuned, file, 'default')
@@ -340,6 +341,7 @@ def load_extra_adapter(
         raise UserError(f'{folder}: an adapter that repeats blocks (`peft_layer_replication`) changes the base, '
                         'so it cannot share it. Open it by itself.')
     try:
+        check_weights_unchanged(folder)
         with model_errors(folder, 'adapter'), _peft_errors():
             model.load_adapter(folder, name)
             _check_adapter_weights(model, Path(folder)/'adapter_model.safetensors', name)

@@ -4,25 +4,26 @@
 
 # %% auto #0
 __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'reduce_batch_size', 'ConstantBatch', 'keep_rows_per_step',
-           'NamedCheckpoint', 'TokenMeanEval', 'Throughput', 'trainer_class', 'make_trainer', 'compute_eval_loss',
+           'TokenMeanEval', 'EndsAtLastStep', 'Throughput', 'trainer_class', 'make_trainer', 'compute_eval_loss',
            'callback_class', 'check_finite', 'Progress', 'stop_on_signals', 'SaveFirstStep', 'LossWatchdog',
-           'check_checkpoint_weights', 'push_run_to_hub', 'finetune']
+           'push_run_to_hub', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
-import json, math, os, shutil, signal, sys, threading, time, traceback
-from contextlib import contextmanager
+import json, math, os, signal, sys, threading, time, traceback
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import (
-    UserError, free_memory, is_main_process, kept_environment, log, memory_errors, num_processes, user_path)
+from llmft.core import (
+    UserError, free_memory, is_main_process, kept_environment, log, memory_errors, num_processes, reason_line,
+    user_path)
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import (
-    _check_adapter_weights, cast_trainable_to_float32, add_adapter, model_notes, parameter_report)
+    cast_trainable_to_float32, add_adapter, model_notes, parameter_report)
 from ..model.architectures import check_packing
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
@@ -30,12 +31,14 @@ from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
+from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
+from .mirror import Mirror, open_mirror, restore_from_mirror
 from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
     whole_weights)
 from .run import (
-    Run, SampleAnswers, check_output, checkpoint_errors, find_resume_checkpoint, resume_text, truncate_metrics,
-    finish_run, start_run)
+    Run, SampleAnswers, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes,
+    remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
 
 # %% ../../nbs/training/03_train.ipynb #d35f9876
@@ -141,7 +144,7 @@ class ConstantBatch:
             batch_size, args.gradient_accumulation_steps = reduce_batch_size(rows_per_step, batch_size)
         return super()._inner_training_loop(batch_size, args, **kwargs)
 
-# %% ../../nbs/training/03_train.ipynb #1a8a87bc
+# %% ../../nbs/training/03_train.ipynb #386af7f1
 def keep_rows_per_step(
     config, # `Config` of a run that is continued
     say=print, # where it is told what changes
@@ -178,19 +181,6 @@ def _mean_loss(trainer, batches): # over all trained tokens
     loss, n_tokens = map(total, loss.tolist())
     return loss / max(n_tokens, 1)
 
-# %% ../../nbs/training/03_train.ipynb #15d15535
-class NamedCheckpoint:
-    "Part of the trainer: what is wrong with a checkpoint is told with its name."
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        with checkpoint_errors(resume_from_checkpoint):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        with checkpoint_errors(checkpoint): super()._load_optimizer_and_scheduler(checkpoint)
-
-    def _load_rng_state(self, checkpoint):
-        with checkpoint_errors(checkpoint): super()._load_rng_state(checkpoint)
-
 # %% ../../nbs/training/03_train.ipynb #f70e0a2d
 class TokenMeanEval:
     "Part of the trainer: the held-out loss is the mean over all trained tokens."
@@ -201,6 +191,13 @@ class TokenMeanEval:
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+# %% ../../nbs/training/03_train.ipynb #95b677dd
+class EndsAtLastStep:
+    "Part of the trainer: no step after the last one."
+    def _run_epoch(self, **kwargs):
+        if self.state.global_step < self.state.max_steps: return super()._run_epoch(**kwargs)
+        self.control.should_training_stop = True
 
 # %% ../../nbs/training/03_train.ipynb #63b57639
 class Throughput:
@@ -227,7 +224,8 @@ def trainer_class(
 ): # a subclass of `trl.SFTTrainer`
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
-    parts = NamedCheckpoint, ChunkedLoss, LoraPlus, ConstantBatch, TokenMeanEval, Throughput
+    parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, SameOrder, EndsAtLastStep,
+             ChunkedLoss, LoraPlus, ConstantBatch, TokenMeanEval, Throughput)
     if num_processes() > 1: parts = *parts, SharedRows, ShardedOnCPU
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config})
 
@@ -295,7 +293,11 @@ def check_finite(
 def _append_metrics(path, step, seconds, logs): # a line of `metrics.jsonl`
     numbers = {key: value for key, value in logs.items() if key != 'num_tokens'}
     line = json.dumps({'step': step, 'seconds': round(seconds, 2)} | numbers)
-    with open(path, 'a', encoding='utf-8') as f: f.write(line + '\n')
+    try:
+        with open(path, 'a', encoding='utf-8') as f: f.write(line + '\n')
+    except OSError as e:
+        raise UserError(f'{path} cannot be written: {reason_line(e)}. Make room for it and give the same command '
+                        'again: the run goes on from its last checkpoint.') from e
 
 # %% ../../nbs/training/03_train.ipynb #9bd47c1d
 class Progress:
@@ -304,14 +306,14 @@ class Progress:
         path,      # of `metrics.jsonl`
         seconds=0, # that the run took before it was interrupted
     ):
-        self.path, self.seconds, self.start = path, seconds, time.time()
-        self.bar, self.postfix, self.stop_requested = None, {}, False
+        self.path, self.seconds, self.start = path, seconds, time.monotonic()
+        self.bar, self.postfix, self.stop_requested, self.signal = None, {}, False, signal.SIGINT
 
     def on_train_begin(self, args, state, control, **kwargs):
         from tqdm.auto import tqdm
         # what a first try with larger batches wrote
         if state.global_step == 0 and is_main_process(): self.path.unlink(missing_ok=True)
-        self.start = time.time() - self.seconds
+        self.start = time.monotonic() - self.seconds
         hidden = {'disable': True} if in_jupyter() else {} # there is the window
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc='Training', unit='step', **hidden)
 
@@ -322,7 +324,7 @@ _IN_BAR = {'loss': '{:.3f}', 'eval_loss': '{:.3f}', 'learning_rate': '{:.1e}', '
 
 @patch
 def on_log(self: Progress, args, state, control, logs=None, **kwargs):
-    if is_main_process(): _append_metrics(self.path, state.global_step, time.time() - self.start, logs)
+    if is_main_process(): _append_metrics(self.path, state.global_step, time.monotonic() - self.start, logs)
     self.postfix |= {key: text.format(logs[key]) for key, text in _IN_BAR.items() if key in logs}
     if self.bar is not None: self.bar.set_postfix(self.postfix, refresh=False)
     check_finite(logs, state.global_step, args.fp16)
@@ -330,27 +332,43 @@ def on_log(self: Progress, args, state, control, logs=None, **kwargs):
 # %% ../../nbs/training/03_train.ipynb #5989d961
 @patch
 def request_stop(self: Progress, signum, frame): # a handler of signals
-    if self.stop_requested: raise KeyboardInterrupt
-    self.stop_requested = True
+    if self.stop_requested: raise KeyboardInterrupt if signum == signal.SIGINT else SystemExit(128 + signum)
+    self.stop_requested, self.signal = True, signum
+    # nothing can be written to a terminal that was closed
+    if signum == getattr(signal, 'SIGHUP', None): sys.stdout = sys.stderr = open(os.devnull, 'w')
     print('\nStopping after this step; what was trained is saved. Once more to quit at once.', file=sys.stderr)
 
 # %% ../../nbs/training/03_train.ipynb #46f8fc8d
+def _take_file(path): # was it there; it is removed
+    try: path.unlink()
+    except OSError: return False
+    return True
+
 @patch
 def on_step_end(self: Progress, args, state, control, **kwargs):
     self.bar.update(state.global_step - self.bar.n)
-    self.stop_requested = bool(largest(self.stop_requested)) # all processes stop at the same step
-    if self.stop_requested: control.should_training_stop = control.should_save = True
+    stop, save = (is_main_process() and _take_file(self.path.parent/name) for name in ('stop', 'save'))
+    wish = largest(2*(self.stop_requested or stop) + save) # all processes do the same
+    if wish >= 2: self.stop_requested = control.should_training_stop = True
+    if wish: control.should_save = True
+    control.should_log = control.should_log or control.should_save
+
+@patch
+def on_epoch_end(self: Progress, args, state, control, **kwargs):
+    control.should_log = control.should_log or control.should_save
 
 # %% ../../nbs/training/03_train.ipynb #9f35c433
 @contextmanager
 def stop_on_signals(
     progress, # `Progress`
 ):
-    "While the block runs, Ctrl-C and SIGTERM ask `progress` to stop; only the main thread can do that."
+    "While the block runs, Ctrl-C, SIGTERM and SIGHUP ask `progress` to stop; only the main thread can do that."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    original = {s: signal.signal(s, progress.request_stop) for s in (signal.SIGINT, signal.SIGTERM)}
+    signals = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+    original = {s: signal.getsignal(s) for s in signals if signal.getsignal(s) != signal.SIG_IGN} # as `nohup` does
+    for s in original: signal.signal(s, progress.request_stop)
     try: yield
     finally:
         for s, handler in original.items(): signal.signal(s, handler)
@@ -377,8 +395,8 @@ class LossWatchdog:
         control.should_training_stop = True
 
 # %% ../../nbs/training/03_train.ipynb #a0e8ec6e
-def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in the order in which they are called
-    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint))
+def _make_callbacks(config, run, checkpoint, say): # [progress, watchdog, …], in the order in which they are called
+    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint, say))
     watchdog = callback_class(LossWatchdog)(config.loss_watchdog_threshold, config.loss_watchdog_patience)
     callbacks = [callback_class(Progress)(run.path/'metrics.jsonl', seconds), watchdog]
     if config.save_first_step: callbacks.append(callback_class(SaveFirstStep)())
@@ -391,17 +409,19 @@ def _window(config, run, say): # a list of no or one callback
     return started_callbacks(run, config)
 
 # %% ../../nbs/training/03_train.ipynb #a48fa9fd
-def _check_run(config, overwrite, resume, force, say): # (run folder, checkpoint to go on from or None)
-    out = check_output(config, overwrite, resume)
-    checkpoint = find_resume_checkpoint(out, config) if resume else None
-    if resume: say(resume_text(out, checkpoint))
+def _goes_on(out, overwrite): return not overwrite and (out/'config_completed.yml').is_file()
+
+def _check_run(config, out, overwrite, resume, force, say): # the checkpoint to go on from, or None
+    goes_on = _goes_on(out, overwrite)
+    checkpoint = find_resume_checkpoint(out, config, resume, say) if goes_on else None
+    if goes_on: say(resume_text(out, checkpoint))
     log.info('looking at the data')
     check_sources(_all_entries(config))
     log.info('checking the settings and the memory')
     check_training_options(config)
     if not force: check_fits(config, say)
     log.info('reading the data')
-    return out, checkpoint
+    return checkpoint
 
 # %% ../../nbs/training/03_train.ipynb #d3bb0d93
 def _end_of_answer(model, tokenizer): # a line of the table of settings
@@ -417,24 +437,6 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
     model = add_adapter(base, config)
     hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))
     return model
-
-# %% ../../nbs/training/03_train.ipynb #adf40908
-def check_checkpoint_weights(
-    model,      # with the adapter that is trained
-    checkpoint, # from `find_resume_checkpoint`
-):
-    "A `UserError` if the adapter in a checkpoint is not that of the model."
-    from peft.utils.save_and_load import get_peft_model_state_dict
-    from safetensors import safe_open
-    file = checkpoint/'adapter_model.safetensors'
-    if not file.is_file(): return # all weights are trained
-    with checkpoint_errors(checkpoint, file.name):
-        _check_adapter_weights(model, file, 'default')
-        sizes = {name: list(p.shape) for name, p in get_peft_model_state_dict(model).items()}
-        with safe_open(file, 'pt') as weights:
-            saved = {name: weights.get_slice(name).get_shape() for name in weights.keys()}
-        wrong = next((name for name, size in saved.items() if sizes.get(name, size) != size), None)
-        if wrong: raise ValueError(f'{wrong} has the sizes {saved[wrong]}, not {sizes[wrong]}')
 
 # %% ../../nbs/training/03_train.ipynb #a88f62cc
 def _train(trainer, run, progress, checkpoint):
@@ -467,9 +469,8 @@ def _memory_advice(config): # what to do when memory ran out
             '`adapter: qlora`, or let `llmft plan … --fit` choose. Close what else uses the memory.')
 
 @contextmanager
-def _released(config, resume): # the block trains; when it ends or fails, nothing of it stays in memory
+def _released(config, goes_on=False): # the block trains; when it ends or fails, nothing of it stays in memory
     out = user_path(config.output_dir)
-    existed = out.exists() and resume
     try:
         with memory_errors('while training', lambda: _memory_advice(config)): yield
     except BaseException as e:
@@ -479,53 +480,92 @@ def _released(config, resume): # the block trains; when it ends or fails, nothin
             link = link.__cause__ or link.__context__
         saved = any(out.glob('checkpoints/checkpoint-*')) or (out/'adapter').exists() or (out/'model').exists()
         started = str(e).startswith('Memory ran out') and (out/'data.json').exists()
-        if started and not existed and not saved: shutil.rmtree(out, ignore_errors=True)
+        if started and not goes_on and not saved: restore_replaced(out)
         raise
     finally: free_memory()
 
+# %% ../../nbs/training/03_train.ipynb #9a4b8a72
+@contextmanager
+def _noted_failure(run):
+    try: yield
+    except Exception as e:
+        with suppress(UserError): # the disk may be full
+            if run.path.is_dir(): write_status(run, 'failed', message=reason_line(e))
+        raise
+
+# %% ../../nbs/training/03_train.ipynb #918ae710
+def _mirror(config, run, checkpoint, say): # a list of no or one callback
+    place = open_mirror(config) if is_main_process() else None
+    if place is None: return []
+    if checkpoint is None and place.has_run(): place.make_room()
+    return [callback_class(Mirror)(run.path, place, say)]
+
 # %% ../../nbs/training/03_train.ipynb #e14b8293
-def _finetune(config, overwrite, resume, say, force): # -> `Run`
-    connect(config.ddp_timeout)
-    if resume: config = from_main(lambda: keep_rows_per_step(config, say))
-    out, checkpoint = from_main(lambda: _check_run(config, overwrite, resume, force, say))
+def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, data, hardware, model, summary of them)
+    checkpoint = from_main(lambda: _check_run(config, out, overwrite, resume, force, say))
     data, hw = main_first(lambda: prepare_data(config)), detect_hardware(config)
     check_same_rows(data.train)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     model = together(lambda: _load_model(config, hw, data.tokenizer, say))
-    if checkpoint: together(lambda: check_checkpoint_weights(model, checkpoint))
     report = parameter_report(model)
     say(report)
-    run = from_main(lambda: start_run(config, hw, data_provenance(config, data), out, overwrite, resume))
+    goes_on = _goes_on(out, overwrite)
+    if goes_on:
+        for line in machine_changes(out, hw): say(line)
+    run = from_main(lambda: start_run(config, hw, data_provenance(config, data), out, overwrite, goes_on))
     from_main(lambda: data.report.save(out))
-    callbacks = _make_callbacks(config, run, checkpoint)
+    return run, checkpoint, data, hw, model, f'{data}\n\n{report}'
+
+def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
+    run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force)
+    mirror = _mirror(config, run, checkpoint, say)
+    callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
     progress, watchdog, *_ = callbacks
-    trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
     samples = SampleAnswers(config, data.raw_heldout)
-    with stop_on_signals(progress):
+    with stop_on_signals(progress), _noted_failure(run):
+        trainer = make_trainer(config, model, data, out/'checkpoints', hw, [*_window(config, run, say), *callbacks])
         samples.generate_before(trainer.model, data.tokenizer)
         _train(trainer, run, progress, checkpoint)
         for line in filter(None, (watchdog.stop_message, data.stream_counts)): say(line)
-        weights = whole_weights(trainer)
-        finish_run(run, trainer.model, data.tokenizer, f'{data}\n\n{report}', samples, weights)
+        finish_run(run, trainer.model, data.tokenizer, summary, samples, whole_weights(trainer))
+        facts = {'signal': int(progress.signal)} if run.interrupted else {}
+        state = 'stopped' if run.interrupted else 'finished'
+        from_main(lambda: write_status(run, state, step=trainer.state.global_step, **facts))
+    for callback in mirror: callback.finish()
+    return run
+
+# %% ../../nbs/training/03_train.ipynb #b71e9238
+def _finetune_locked(config, out, overwrite, resume, say, force): # while no other run writes to `out`
+    if resume and not overwrite: from_main(lambda: restore_from_mirror(open_mirror(config), out, say))
+    from_main(lambda: check_output(config, overwrite, resume))
+    goes_on = _goes_on(out, overwrite)
+    if goes_on: config = from_main(lambda: keep_rows_per_step(config, say))
+    if goes_on and (run := from_main(lambda: finished_run(out, config))):
+        say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
+        return run
+    with _released(config, goes_on): run = _finetune(config, out, overwrite, resume, say, force)
+    if config.hub_model_id: from_main(lambda: push_run_to_hub(run, config))
+    if not run.interrupted: from_main(lambda: remove_replaced(run, say))
+    say(run)
     return run
 
 # %% ../../nbs/training/03_train.ipynb #ba07a4cb
 def finetune(
     config,          # `Config`, or what `load_config` takes: a path, a recipe's name, a `dict`
     overwrite=False, # replace a run folder that exists
-    resume=False,    # continue the run in `output_dir` from its last checkpoint
+    resume='auto',   # True: continue the run in `output_dir`; 'auto': where there is one that did not end; False: never
     say=print,       # where messages go; `None` for silence
     force=False,     # train even where the memory plan says that it cannot fit
     num_processes=1, # start so many processes of this machine, one for each GPU
 ) -> Run:
     "Train as the configuration says; returns the run folder. Nothing is written before everything could be loaded."
-    if not (say and is_main_process()): say = lambda *_: None
-    config = config if isinstance(config, Config) else load_config(config)
+    say, config = say or (lambda *_: None), config if isinstance(config, Config) else load_config(config)
     if num_processes > 1:
         from llmft.training.launch import launch
         return launch(config, num_processes, say, overwrite=overwrite, resume=resume, force=force)
-    with one_voice(), kept_environment('ACCELERATE_', 'FSDP_'):
-        with _released(config, resume): run = _finetune(config, overwrite, resume, say, force)
-        if config.hub_model_id: from_main(lambda: push_run_to_hub(run, config))
-        if is_main_process(): say(run)
-    return run
+    if not is_main_process(): say = lambda *_: None
+    with one_voice(), kept_environment('ACCELERATE_', 'FSDP_'), ExitStack() as stack:
+        connect(config.ddp_timeout)
+        out = user_path(config.output_dir, 'output_dir: ')
+        from_main(lambda: stack.enter_context(folder_lock(out)))
+        return _finetune_locked(config, out, overwrite, resume, say, force)

@@ -192,14 +192,15 @@ def test_stopped_before_the_first_checkpoint(config, monkeypatch):
         m.setattr(train.SampleAnswers, 'generate_before', stop)
         with pytest.raises(KeyboardInterrupt): train.finetune(config, say=None)
     assert not [*Path(config.output_dir).glob('checkpoints/*')]
-    with pytest.raises(UserError, match='--resume.*--overwrite'): train.finetune(config, say=None)
+    with pytest.raises(UserError, match='--resume.*--overwrite'): train.finetune(config, resume=False, say=None)
     said = []
     run = train.finetune(config, resume=True, say=lambda line: said.append(str(line)))
     assert said[0] == f'{run.path} was stopped before its first checkpoint, so it begins again with the first step.'
     assert [m['step'] for m in run.metrics if 'loss' in m] == [1, 2]
     said.clear()
     train.finetune(config, resume=True, say=lambda line: said.append(str(line)))
-    assert said[0] == f'{run.path} goes on after step 2.'
+    assert said == [f'{run}. It is finished. Take another folder to train anew (--out DIR), '
+                    'or replace it (--overwrite).']
     assert train.finetune(config, overwrite=True, say=None).last('step') == 2
 
 

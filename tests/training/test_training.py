@@ -487,9 +487,11 @@ def test_killed_run_goes_on(config, tmp_path):
     until(process, tmp_path/'run', 3)
     process.kill()
     process.communicate()
-    with pytest.raises(UserError, match='exists already'): finetune(config, say=None)
+    with pytest.raises(UserError, match='exists already'): finetune(config, resume=False, say=None)
     newest = max((tmp_path/'run'/'checkpoints').glob('checkpoint-*'), key=lambda p: int(p.name.split('-')[-1]))
     (newest/'trainer_state.json').unlink(missing_ok=True) # as if it was killed while saving
-    run = finetune(config, resume=True, say=None)
+    said = []
+    run = finetune(config, say=lambda line: said.append(str(line)))
+    assert f'{newest/"trainer_state.json"} is missing' in said[0] and 'goes on after step' in said[1]
     assert list(losses(run)) == list(range(1, run.last('step') + 1)) and adapter(run).is_file()
     assert finetune(load_config(config, max_steps=1), overwrite=True, say=None).last('step') == 1
