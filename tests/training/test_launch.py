@@ -173,7 +173,7 @@ def test_start_from_python(folder, capsys):
     assert run.path == folder/'started' and not run.interrupted and run.last('step') == 4
     assert sum('91 rows are used.' in text for text in said) == 1 and not capsys.readouterr().out
     with pytest.raises(UserError, match='exists already'):
-        finetune(config_of(folder, 'started'), num_processes=2, say=None)
+        finetune(config_of(folder, 'started', lora_r=3), num_processes=2, say=None)
 
 
 @pytest.mark.parametrize('keys, message', [
