@@ -86,7 +86,8 @@ class Bar:
     "A bar of progress, as the callbacks of transformers feed it."
     def on_train_begin(self, args, state, control):
         from tqdm.auto import tqdm
-        self.bar, self.numbers = tqdm(total=state.max_steps, initial=state.global_step, desc='Training', unit='step'), {}
+        self.numbers = {}
+        self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc='Training', unit='step')
 
     def on_step_end(self, args, state, control): self.bar.update(state.global_step - self.bar.n)
     def on_train_end(self, args, state, control): self.bar.close()

@@ -212,7 +212,7 @@ def check_same_rows(
 # %% ../../nbs/training/00_processes.ipynb #87d7d3ad
 def whole_weights(
     trainer, # of transformers, after training
-) -> dict: # {name: tensor on the CPU}, of a model with adapter those that are trained; `None` where each process has all
+) -> dict: # {name: tensor on the CPU}; `None` where each process has all of them
     "Weights of which each process holds a part."
     if trainer.is_deepspeed_enabled:
         from transformers.integrations import is_deepspeed_zero3_enabled

@@ -154,8 +154,9 @@ def keep_rows_per_step(
     except (OSError, ValueError): return config
     n, rows, processes = num_processes(), before.get('rows_per_step'), before.get('processes')
     if not rows or processes == n: return config
-    if rows % n: raise UserError(f'output_dir: the run learned from {rows} rows in each step, which {n} processes cannot '
-        f'share evenly. Continue it with {processes}, or with another number that divides {rows}.')
+    if rows % n:
+        raise UserError(f'output_dir: the run learned from {rows} rows in each step, which {n} processes cannot share '
+                        f'evenly. Continue it with {processes}, or with another number that divides {rows}.')
     if rows_per_step(config) != rows:
         batch, passes = reduce_batch_size(rows//n, config.micro_batch_size)
         config = load_config(config, micro_batch_size=batch, gradient_accumulation_steps=passes)

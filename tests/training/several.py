@@ -1,7 +1,7 @@
 """Runs of several YAML files one after the other, in each of several processes.
 
-`torchrun --nproc-per-node 2 -m tests.training.several a.yml b.yml:resume`; LATE: seconds by which all but the first come
-late to each run; FAIL: a process, which then runs out of memory in its third forward pass."""
+`torchrun --nproc-per-node 2 -m tests.training.several a.yml b.yml:resume`; LATE: seconds by which all but the first
+come late to each run; FAIL: a process, which then runs out of memory in its third forward pass."""
 import os, sys, time
 from llmft.training import train
 

@@ -57,7 +57,8 @@ def assert_same_run(one, two):
     assert [n[2] for n in first] == pytest.approx([n[2] for n in second], abs=1e-4)
 
 
-def forget_after(run, step):
+def forget_after(run, step): # as if the run had been killed some steps later
+    (run/'status.json').unlink()
     for checkpoint in (run/'checkpoints').glob('checkpoint-*'):
         if int(checkpoint.name.split('-')[1]) > step: shutil.rmtree(checkpoint)
 
@@ -131,7 +132,8 @@ def test_one_message_if_a_setting_is_wrong(folder):
 
 @pytest.mark.parametrize('process', [0, 1])
 def test_one_message_if_one_process_fails_while_training(folder, process):
-    failed = torchrun('tests.training.several', write(folder, f'failing{process}', micro_batch_size=2), FAIL=str(process))
+    file = write(folder, f'failing{process}', micro_batch_size=2)
+    failed = torchrun('tests.training.several', file, FAIL=str(process))
     assert failed.returncode == 1 and failed.stderr.count('Memory ran out while training') == 1
     assert 'Connection closed' not in failed.stderr
 
@@ -191,14 +193,16 @@ def test_settings_of_several_processes_are_checked_in_one(folder, keys, message)
 @pytest.mark.parametrize('text, message', [('[1]', 'holds no settings'), ('{', 'cannot be read')])
 def test_broken_files_of_deepspeed(folder, text, message):
     (folder/'zero.json').write_text(text)
-    with pytest.raises(UserError, match=message): check_distributed(config_of(folder, 'x', deepspeed=str(folder/'zero.json')))
+    config = config_of(folder, 'x', deepspeed=str(folder/'zero.json'))
+    with pytest.raises(UserError, match=message): check_distributed(config)
 
 
 def test_recipes_are_known_to_accelerate():
     from accelerate.commands.config.config_args import load_config_from_file
     from llmft.config.config import RECIPES_DIR
     found = {p.stem: load_config_from_file(str(p)) for p in (RECIPES_DIR/'distributed').glob('*.yaml')}
-    assert {name: str(c.distributed_type).split('.')[-1] for name, c in found.items()} == {'ddp': 'MULTI_GPU', 'fsdp2': 'FSDP'}
+    kinds = {name: str(c.distributed_type).split('.')[-1] for name, c in found.items()}
+    assert kinds == {'ddp': 'MULTI_GPU', 'fsdp2': 'FSDP'}
     for name in ('zero2', 'zero3'): check_distributed(load_config({
         'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'builtin/python-evol-1k'}], 'adapter': 'lora',
         'deepspeed': name}))
