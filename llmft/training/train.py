@@ -22,8 +22,7 @@ from llmft.core import (
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
-from ..model.adapters import (
-    cast_trainable_to_float32, add_adapter, model_notes, parameter_report)
+from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
@@ -517,6 +516,7 @@ def _prepare(config, out, overwrite, resume, say, force): # (run, checkpoint, da
     from_main(lambda: data.report.save(out))
     return run, checkpoint, data, hw, model, f'{data}\n\n{report}'
 
+# %% ../../nbs/training/03_train.ipynb #dd82c82b
 def _finetune(config, out, overwrite, resume, say, force): # -> `Run`
     run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force)
     mirror = _mirror(config, run, checkpoint, say)
