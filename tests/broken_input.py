@@ -325,11 +325,17 @@ OUT += [(f'{folder}{" with " + option if option else ""} as output_dir', data_in
         for option in (None, '--overwrite')]
 
 
-# going on with a run: each file of its newest checkpoint, and of the run, broken in turn
+# going on with a run that has one checkpoint: each of its files, and of the run, broken in turn
 
 RESUME = [*TRAIN, '--set', 'max_steps=3', '--set', 'save_steps=1', '--set', 'logging_steps=1', '--out', 'trained',
           '--resume']
 NEWEST = 'trained/checkpoints/checkpoint-2'
+
+def alone(make): # the one before would be taken
+    def make_alone():
+        shutil.rmtree('trained/checkpoints/checkpoint-1')
+        make()
+    return make_alone
 
 def zeros(file): file.write_bytes(bytes(file.stat().st_size))
 def zeros_inside(file):
@@ -338,12 +344,13 @@ def zeros_inside(file):
 
 DAMAGE = {'missing': Path.unlink, 'cut off': cut, 'empty': WAYS['empty'], 'of random bytes': WAYS['of random bytes'],
           'of zeros': zeros, 'a folder': folder_instead}
-CHECKPOINT = [(f'the checkpoint\'s {name} is {way}', lambda name=name, way=way: DAMAGE[way](Path(NEWEST)/name),
+CHECKPOINT = [(f'the checkpoint\'s {name} is {way}', alone(lambda name=name, way=way: DAMAGE[way](Path(NEWEST)/name)),
                RESUME)
               for name in ('trainer_state.json', 'adapter_model.safetensors', 'optimizer.pt', 'scheduler.pt',
                            'rng_state.pth')
-              for way in DAMAGE if (name, way) != ('trainer_state.json', 'missing')] # then the one before is taken
-CHECKPOINT += [('the middle of optimizer.pt is zeros', lambda: zeros_inside(Path(NEWEST)/'optimizer.pt'), RESUME)]
+              for way in DAMAGE]
+CHECKPOINT += [('the middle of optimizer.pt is zeros', alone(lambda: zeros_inside(Path(NEWEST)/'optimizer.pt')),
+                RESUME)]
 
 def state(**changes): return json_keys(f'{NEWEST}/trainer_state.json', **changes)
 
@@ -358,7 +365,7 @@ def checkpoint_weights(change):
 
 def file_instead(folder): return lambda: (shutil.rmtree(folder), Path(folder).write_text(''))
 
-CHECKPOINT += [(what, make, RESUME) for what, make in {
+CHECKPOINT += [(what, alone(make), RESUME) for what, make in {
     'a state of another step': state(global_step=99), 'a state of a step in words': state(global_step='two'),
     'a state without steps': lambda: Path(NEWEST, 'trainer_state.json').write_text('{}'),
     'a state with a key of others': state(nope=1), 'a state whose history is text': state(log_history='a'),
@@ -376,10 +383,6 @@ CHECKPOINT += [(what, make, RESUME) for what, make in {
     'checkpoints in a file': file_instead('trained/checkpoints'), 'a checkpoint that is a file': file_instead(NEWEST),
     'checkpoints that lead to themselves': lambda: (shutil.rmtree('trained/checkpoints'),
         Path('trained/checkpoints').symlink_to('checkpoints')),
-    **{f'measurements that are {text!r}': lambda text=text: Path('trained/metrics.jsonl').write_text(text + '\n')
-       for text in ('\0' * 90, '{}', '[1]', 'null', '', '{"step": "a", "seconds": 1}', '{"step": 1, "seconds": null}',
-                    '{"step": 1, "seconds": 1, "loss": "low"}', '[' * 9000)},
-    'measurements of random bytes': lambda: WAYS['of random bytes'](Path('trained/metrics.jsonl')),
     'measurements in a folder': lambda: folder_instead(Path('trained/metrics.jsonl')),
     **{f'the run\'s {name} is {way}': lambda name=name, way=way: DAMAGE[way](Path('trained')/name)
        for name in ('data.json', 'config_completed.yml') for way in DAMAGE},

@@ -374,6 +374,8 @@ def find_resume_checkpoint(
 ) -> Path: # the checkpoint; `None` if the run was stopped before its first one
     "The newest whole checkpoint of a run; a `UserError` if the run has another configuration."
     _check_same_settings(out, config, resume)
+    if (out/'metrics.jsonl').is_dir():
+        raise UserError(f'{out}/metrics.jsonl is a folder, and measurements are written there. Remove it.')
     return newest_whole_checkpoint(out/'checkpoints', say)
 
 def resume_text(

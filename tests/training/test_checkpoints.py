@@ -346,3 +346,41 @@ def test_a_mirror_that_fails_stops_nothing(tmp_path):
     said = told(lambda say: finetune(config, say=say))
     told_of_it = [line for line in said if line.startswith('mirror_to:')]
     assert 1 <= len(told_of_it) <= 3 and Run(run_of(config)).status['state'] == 'finished'
+
+
+# -- from float16 to bfloat16 and back
+
+def train_until(step, config, with_scaler, monkeypatch):
+    "Train with or without a real gradient scaler, as float16 needs one, and stop at a step."
+    from transformers import TrainerCallback
+    class Stop(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == step - 1: (run_of(config)/'stop').touch()
+    class Scaled:
+        def _prepare_for_training(self, *args):
+            if with_scaler: self.accelerator.scaler = torch.amp.GradScaler('cpu', init_scale=2.**10)
+            return super()._prepare_for_training(*args)
+        def _clip_grad_norm(self, model): # accelerate does this where it chose float16 itself
+            if with_scaler: self.accelerator.scaler.unscale_(self.optimizer.optimizer)
+            return super()._clip_grad_norm(model)
+    make_trainer, trainer_class = train.make_trainer, train.trainer_class
+    def make(*args):
+        trainer = make_trainer(*args)
+        trainer.add_callback(Stop())
+        return trainer
+    with monkeypatch.context() as m:
+        m.setattr(train, 'trainer_class', lambda config: type('Trainer', (Scaled, trainer_class(config)), {}))
+        m.setattr(train, 'make_trainer', make)
+        return finetune(config, say=None)
+
+def test_a_scaler_comes_and_goes(tmp_path, monkeypatch):
+    config = make(tmp_path, max_steps=6)
+    losses = [m['loss'] for m in finetune(load_config(config, output_dir=str(tmp_path/'one')), say=None).metrics
+              if 'loss' in m]
+    assert train_until(2, config, True, monkeypatch).interrupted
+    assert (newest(config)/'scaler.pt').is_file()
+    assert train_until(4, config, False, monkeypatch).interrupted
+    assert not (newest(config)/'scaler.pt').exists()
+    run = train_until(99, config, True, monkeypatch)
+    assert [m['loss'] for m in run.metrics if 'loss' in m] == pytest.approx(losses, abs=1e-4)
+    assert run.status['state'] == 'finished' and (newest(config)/'scaler.pt').is_file()
