@@ -189,7 +189,8 @@ class SharedRows:
         loader = super()._get_dataloader(*args, **kwargs)
         for part in (loader.batch_sampler, loader.dataset):
             if shared := _shared_classes().get(type(part)): part.__class__ = shared
-        loader.collate_fn = partial(_collate, loader.collate_fn)
+        inner = getattr(loader, 'base_dataloader', loader) # which accelerate wraps
+        inner.collate_fn = partial(_collate, inner.collate_fn)
         self.accelerator.gather_for_metrics = self.accelerator.gather # no row is there twice
         return loader
 

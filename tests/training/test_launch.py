@@ -11,7 +11,7 @@ from tests.tiny import alpaca_row, alpaca_rows, save_rows, save_tiny, small_toke
 
 SETTINGS = dict(max_steps=20, logging_steps=1, evals_per_epoch=2, sequence_len=128, adapter='lora', load_in_4bit=False,
     save_steps=5, save_total_limit=9, micro_batch_size=4)
-CASES = { # name -> what is different; each has an odd number of rows, and some steps end in the middle of an epoch
+CASES = { # name -> what is different; rows and held-out rows make an odd number of batches, steps end in the middle of an epoch
     'packed': {}, 'unpacked': dict(sample_packing=False, num_epochs=1.2, max_steps=None),
     'accumulated': dict(gradient_accumulation_steps=3, num_epochs=3.5, max_steps=None)}
 SLOW_CASES = {
@@ -24,8 +24,8 @@ SLOW_CASES = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('launch')
     save_tiny(folder/'model', tokenizer=small_tokenizer())
-    save_rows(folder/'rows.jsonl', alpaca_rows(91))
-    save_rows(folder/'test.jsonl', [alpaca_row(i + 1000) for i in range(7)])
+    save_rows(folder/'rows.jsonl', alpaca_rows(93))
+    save_rows(folder/'test.jsonl', [alpaca_row(i + 1000) for i in range(9)])
     return folder
 
 
@@ -93,7 +93,7 @@ def test_files_are_written_once(both):
     folder, printed, _ = both
     one, two = (sorted(p.name for p in (folder/f'packed-{n}').iterdir()) for n in (1, 2))
     assert one == two and not [name for name in two if name.startswith('.')]
-    assert printed.count('91 rows are used.') == 5 # of five runs, each said it once
+    assert printed.count('93 rows are used.') == 5 # of five runs, each said it once
     assert (folder/'packed-2'/'samples.md').read_text() == (folder/'packed-1'/'samples.md').read_text()
 
 
@@ -116,8 +116,8 @@ def test_command(folder):
     "What torchrun starts is the command line; the schedule is counted with both processes."
     file = write(folder, 'command', micro_batch_size=2, max_steps=None, num_epochs=1, sample_packing=False)
     done = torchrun('llmft', 'train', file)
-    assert not done.returncode and done.stdout.count('91 rows are used.') == 1
-    assert [m['step'] for m in metrics(folder/'command') if 'loss' in m] == list(range(1, 24)) # 91 / (2 x 2)
+    assert not done.returncode and done.stdout.count('93 rows are used.') == 1
+    assert [m['step'] for m in metrics(folder/'command') if 'loss' in m] == list(range(1, 25)) # 93 / (2 x 2)
     assert json.loads((folder/'command'/'environment.json').read_text())['rows_per_step'] == 4
 
 
@@ -173,7 +173,7 @@ def test_start_from_python(folder, capsys):
     said = []
     run = finetune(config_of(folder, 'started', micro_batch_size=2, max_steps=4), num_processes=2, say=said.append)
     assert run.path == folder/'started' and not run.interrupted and run.last('step') == 4
-    assert sum('91 rows are used.' in text for text in said) == 1 and not capsys.readouterr().out
+    assert sum('93 rows are used.' in text for text in said) == 1 and not capsys.readouterr().out
     with pytest.raises(UserError, match='exists already'):
         finetune(config_of(folder, 'started', lora_r=3), num_processes=2, say=None)
 
@@ -254,7 +254,7 @@ def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
     assert [line.split(':')[0] for line in lines] == [f'step {n}/6' for n in range(1, 7)] and 'tokens/s' in lines[0]
     assert [m['msg_type'] for m in pictures] == ['display_data'] + ['update_display_data']*(len(pictures) - 1)
     assert len(pictures) >= 6 and len({m['content']['transient']['display_id'] for m in pictures}) == 1
-    assert printed.count('91 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed
+    assert printed.count('93 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed
 
 
 def test_a_cell_that_is_interrupted_stops_both_and_saves(folder, kernel):
