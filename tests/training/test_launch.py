@@ -11,7 +11,7 @@ from tests.tiny import alpaca_row, alpaca_rows, save_rows, save_tiny, small_toke
 
 SETTINGS = dict(max_steps=20, logging_steps=1, evals_per_epoch=2, sequence_len=128, adapter='lora', load_in_4bit=False,
     save_steps=5, save_total_limit=9, micro_batch_size=4)
-CASES = { # name -> what is different; rows and held-out rows make an odd number of batches, steps end in the middle of an epoch
+CASES = { # name -> what is different; the batches of rows and of held-out rows are odd in number
     'packed': {}, 'unpacked': dict(sample_packing=False, num_epochs=1.2, max_steps=None),
     'accumulated': dict(gradient_accumulation_steps=3, num_epochs=3.5, max_steps=None)}
 SLOW_CASES = {
