@@ -7,7 +7,7 @@ __all__ = ['HIDDEN', 'MANIFEST', 'log', 'UserError', 'reason_line', 'user_path',
            'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'cache_dir', 'hide_secrets',
            'file_sha256', 'write_manifest', 'read_manifest', 'find_damage', 'check_weights_unchanged', 'drop_none',
            'text_table', 'markdown_table', 'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory',
-           'escape_markdown', 'silence_warnings', 'share_cores']
+           'escape_markdown', 'silence_warnings', 'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
 
 # %% ../nbs/core.ipynb #6749d383
 import errno, hashlib, json, logging, os, re, shutil, stat, tempfile
@@ -362,3 +362,24 @@ def silence_warnings():
 def share_cores():
     "Let PyTorch's threads go to sleep soon while they wait for each other, unless the environment says how they wait."
     if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '1000')
+
+# %% ../nbs/core.ipynb #8eab789c
+def num_processes() -> int:
+    "How many processes train together; 1 where no launcher started several."
+    return int(os.environ.get('WORLD_SIZE') or 1)
+
+def is_main_process() -> bool:
+    "Is this the process that writes and speaks for all?"
+    return int(os.environ.get('RANK') or 0) == 0
+
+# %% ../nbs/core.ipynb #43e1ad5f
+@contextmanager
+def kept_environment(
+    *prefixes, # beginnings of names
+):
+    "Variables of the environment are after the block what they were before."
+    before = dict(os.environ)
+    try: yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(prefixes)]: del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if name.startswith(prefixes)})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, log
+from ..core import UserError, log, num_processes
 from ..data.sources import _all_entries, check_sources, load_rows
 from ..hub import model_errors, resolve_model
 from ..memory.plan import PlanError, plan_memory
@@ -55,6 +55,7 @@ def __str__(self: Check):
     if not isinstance(targets, str): targets = ', '.join(targets)
     epochs = f'{c.num_epochs:g} epoch{"s" * (c.num_epochs != 1)}'
     rows = f'{c.micro_batch_size} x {c.gradient_accumulation_steps} rows'
+    if num_processes() > 1: rows += f' in each of {num_processes()} processes'
     return '\n'.join([
         *c.notes,
         f'model: {c.base_model}, {self.n_params / 1e6:,.0f} million weights, '

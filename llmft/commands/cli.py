@@ -145,12 +145,17 @@ def _train(
         'where it is to become longer; default: continue it where it did not end and has the same settings.')] = None,
     force: Annotated[bool, typer.Option('--force',
         help='Train even where the memory plan says that it cannot fit.')] = False,
+    num_processes: Annotated[int, typer.Option('--num-processes', min=1,
+        help='Processes of this machine that train together, one for each GPU.')] = 1,
 ):
     "Train as the YAML says."
-    config = _config(source, set_, out)
-    from llmft.training.train import finetune
-    resume = 'auto' if resume is None else resume
-    run = finetune(config, overwrite=overwrite, resume=resume, force=force, say=lambda x: _print(str(x)))
+    from llmft.training.processes import one_voice
+    with one_voice():
+        config = _config(source, set_, out)
+        from llmft.training.train import finetune
+        resume = 'auto' if resume is None else resume
+        run = finetune(config, overwrite=overwrite, resume=resume, force=force, say=lambda x: _print(str(x)),
+            num_processes=num_processes)
     if run.interrupted:
         print(f'Stopped. What was trained so far is saved in {run.path}; go on with --resume.', file=sys.stderr)
         raise typer.Exit(128 + run.status.get('signal', 2)) # as shells do for a process that a signal ended

@@ -317,14 +317,15 @@ def save_trained(
     model,  # from `add_adapter`, trained
     folder, # where to write; it exists
     dtype=None, # number format of a whole model
+    weights=None, # {name: tensor}, where the model itself holds parts of them
 ):
     "Write what was trained: the adapter for peft, or the model for transformers."
     import shutil
     if not hasattr(model, 'peft_config'):
-        weights = {k: v.to(dtype or v.dtype) for k, v in model.state_dict().items()}
+        weights = {k: v.to(dtype or v.dtype) for k, v in (weights or model.state_dict()).items()}
         return model.save_pretrained(folder, state_dict=weights)
     kwargs = _save_initial_adapter(model, folder) if hasattr(model, 'initial_lora_weights') else {}
-    model.save_pretrained(folder, **kwargs)
+    model.save_pretrained(folder, state_dict=weights, **kwargs)
     shutil.rmtree(Path(folder)/'start', ignore_errors=True)
 
 # %% ../../nbs/model/03_adapters.ipynb #138f1852

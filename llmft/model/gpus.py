@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..config.config import _did_you_mean
-from ..core import UserError, existing_parent
+from ..core import UserError, existing_parent, num_processes
 
 # %% ../../nbs/model/01_gpus.ipynb #d90f269c
 GiB = 2**30
@@ -119,8 +119,8 @@ def check_architecture(
 # %% ../../nbs/model/01_gpus.ipynb #6d799ae2
 def _free_gpu_bytes(context): # what a run of this process can have; `context`: bytes of CUDA's own, which it has too
     import torch
-    free, total = torch.cuda.mem_get_info(0)
-    cached = torch.cuda.memory_reserved(0) - torch.cuda.memory_allocated(0)
+    free, total = torch.cuda.mem_get_info()
+    cached = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
     return min(total, free + cached + context)
 
 # %% ../../nbs/model/01_gpus.ipynb #23676536
@@ -128,11 +128,11 @@ def current_gpu() -> Gpu:
     "The GPU of this machine; the CPU where there is none."
     import torch
     if not torch.cuda.is_available(): return known_gpus()['Apple' if torch.backends.mps.is_available() else 'CPU']
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     capability = properties.major, properties.minor
     check_architecture(properties.name, capability, torch.cuda.get_arch_list())
-    n_processes, context = int(os.environ.get('WORLD_SIZE', 1)), cuda_context_bytes(capability) # `torchrun` sets it
-    return Gpu(properties.name, _free_gpu_bytes(context), capability, context, count=n_processes)
+    context = cuda_context_bytes(capability)
+    return Gpu(properties.name, _free_gpu_bytes(context), capability, context, count=num_processes())
 
 def unused_gpus() -> int:
     "How many GPUs of this machine a run leaves alone."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SourceSummary', 'summarize_source', 'prompt_mismatches', 'config_stop_token_ids', 'source_findings', 'DataReport',
-           'report_sections', 'steps_per_epoch', 'count_steps', 'PreparedData', 'source_names', 'build_data_report',
-           'prepare_data', 'data_report', 'data_provenance']
+           'report_sections', 'rows_per_step', 'steps_per_epoch', 'count_steps', 'PreparedData', 'source_names',
+           'build_data_report', 'prepare_data', 'data_report', 'data_provenance']
 
 # %% ../../nbs/tokens/07_report.ipynb #d3826959
 import json, math, re
@@ -17,7 +17,8 @@ import numpy as np
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, hide_secrets, html_table, markdown_table, text_table, write_atomic
+from ..core import (
+    UserError, hide_secrets, html_table, markdown_table, num_processes, text_table, write_atomic)
 from ..data.dedup import _first_same_source, _row_texts, find_near_duplicates, prepare_rows
 from ..data.sources import _all_entries, describe_sources, get_format_columns
 from ..hub import resolve_model
@@ -377,13 +378,20 @@ def plot(self: DataReport): # a figure of matplotlib
     trained = {s.source: (s.learned, s.tokens) for s in self.summaries}
     return plot_data(self.lengths, self.sequence_len, trained, self.packed_lengths)
 
+# %% ../../nbs/tokens/07_report.ipynb #2b096348
+def rows_per_step(
+    config, # `Config`
+) -> int:
+    "Rows (packed rows) that one change of the weights learns from, over all processes."
+    return config.micro_batch_size * config.gradient_accumulation_steps * num_processes()
+
 # %% ../../nbs/tokens/07_report.ipynb #242b7ec6
 def steps_per_epoch(
     n_rows, # rows (packed rows) to train on
     config, # `Config`
 ) -> int:
     "How many times the weights change while each row is seen once."
-    return math.ceil(n_rows / (config.micro_batch_size * config.gradient_accumulation_steps))
+    return math.ceil(n_rows / rows_per_step(config))
 
 # %% ../../nbs/tokens/07_report.ipynb #70550976
 def count_steps(

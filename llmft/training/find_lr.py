@@ -175,7 +175,7 @@ def find_lr(
     with tempfile.TemporaryDirectory() as folder:
         config = config if isinstance(config, Config) else load_config(config)
         config = _test_config(config, end, steps, Path(folder)/'run')
-        with _released(config, resume=False): losses = _losses_of_rates(config, start, end, steps, say, force, folder)
+        with _released(config): losses = _losses_of_rates(config, start, end, steps, say, force, folder)
     found = RateSearch(_rates(start, end, steps)[:len(losses)], losses, steps)
     say(found)
     return found

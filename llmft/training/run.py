@@ -18,14 +18,16 @@ from fastcore.basics import patch
 from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import AnswerKeys, DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import (
-    UserError, check_writable, escape_markdown, folder_atomic, hide_secrets, markdown_table, reason_line,
-    remove_leftovers, text_table, user_path, write_atomic, write_manifest)
+    UserError, check_writable, escape_markdown, folder_atomic, hide_secrets, markdown_table, num_processes,
+    reason_line, remove_leftovers, text_table, user_path, write_atomic, write_manifest)
 from ..data.sources import _all_entries
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
+from ..tokens.report import rows_per_step
 from ..tokens.special import align_special_tokens
 from .trouble import metrics_line, read_metrics_line
 from .checkpoints import newest_whole_checkpoint, step_of
+from .processes import from_main
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
 _PACKAGES = 'llmft torch transformers trl peft bitsandbytes datasets accelerate tokenizers'.split()
@@ -245,7 +247,8 @@ def _write_start(folder, config, hw): # what may be different when a run is cont
     config = _public_config(config)
     write_atomic(folder/'config.yml', dump_yaml(config.model_dump(mode='json', exclude_unset=True)))
     save_config(config, folder/'config_completed.yml')
-    _write_json(folder/'environment.json', environment_info(hw))
+    step = {'processes': num_processes(), 'rows_per_step': rows_per_step(config)}
+    _write_json(folder/'environment.json', environment_info(hw) | step)
     write_atomic(folder/'settings.md', f'# What was chosen for this machine\n\n{hw._repr_markdown_()}\n')
 
 # %% ../../nbs/training/02_run.ipynb #6d644602
@@ -262,7 +265,7 @@ def write_status(
 # %% ../../nbs/training/02_run.ipynb #73f773d0
 _RUN_FILES = {*'''
     config.yml config_completed.yml environment.json settings.md data.json report.md report.json metrics.jsonl loss.png
-    status.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
+    status.json memory.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
 '''.split()}
 
 def put_aside(
@@ -337,9 +340,15 @@ _MAY_CHANGE = { # keys that may be different when a run is continued
 }
 
 # %% ../../nbs/training/02_run.ipynb #d9a5412e
+def _same_rows_per_step(out, config): # keys that may differ, for together they say the same
+    try: rows = json.loads((out/'environment.json').read_text(encoding='utf-8')).get('rows_per_step')
+    except (OSError, ValueError, AttributeError): return ()
+    return ('micro_batch_size', 'gradient_accumulation_steps') if rows == rows_per_step(config) else ()
+
 def _changed_settings(out, config): # names of keys that decide what is learned
     old, new = Run(out).config.model_dump(), _public_config(config).model_dump()
-    return {key: (old[key], new[key]) for key in new if key not in _MAY_CHANGE and old[key] != new[key]}
+    may_change = {*_MAY_CHANGE, *_same_rows_per_step(out, config)}
+    return {key: (old[key], new[key]) for key in new if key not in may_change and old[key] != new[key]}
 
 def _check_same_settings(out, config, resume): # a `UserError` if the run in `out` would have learned something else
     changed = _changed_settings(out, config)
@@ -502,12 +511,12 @@ def _repr_markdown_(self: Run):
         commands=_next_commands(self, path, usage['merge']))
 
 # %% ../../nbs/training/02_run.ipynb #950ff902
-def _save_model(run, model, tokenizer): # the adapter or the whole model, with all that is needed to use it
+def _save_model(run, model, tokenizer, weights=None): # the adapter or the whole model, with all that it needs
     from transformers import GenerationConfig
     is_full = not hasattr(model, 'peft_config')
     special = align_special_tokens(model, tokenizer, run.config).generation_config
     with folder_atomic(run.path/('model' if is_full else 'adapter'), overwrite=True) as tmp:
-        save_trained(model, tmp, detect_hardware(run.config).dtype)
+        save_trained(model, tmp, detect_hardware(run.config).dtype, weights)
         tokenizer.save_pretrained(tmp)
         if is_full: save_config(run.config, tmp/'llmft.yml')
         else:
@@ -528,9 +537,10 @@ def finish_run(
     run, model, tokenizer,
     summary, # text for the README
     samples, # `SampleAnswers`
+    weights=None, # from `whole_weights`
 ):
     "Write what is known after training, each file whole or not at all; the adapter first."
-    _save_model(run, model, tokenizer)
-    _save_plot(run)
-    write_atomic(run.path/'README.md', run_readme(run, summary))
-    samples.finish(run, model)
+    from_main(lambda: _save_model(run, model, tokenizer, weights))
+    from_main(lambda: _save_plot(run))
+    from_main(lambda: write_atomic(run.path/'README.md', run_readme(run, summary)))
+    samples.finish(run, model) # by all processes, for each may hold a part of the model
