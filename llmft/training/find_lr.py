@@ -51,8 +51,9 @@ _QUIET = { # keys of a test
                     'early_stopping_patience loss_watchdog_threshold hub_model_id wandb_project '
                     'trackio_project_name'.split()),
     'lr_scheduler': 'constant', 'lr_scheduler_kwargs': {}, 'warmup_steps': 0, 'eval_strategy': 'no', 'logging_steps': 1,
-    'save_strategy': 'no', 'save_first_step': False, 'load_best_model_at_end': False, 'auto_find_batch_size': False,
-    'report_to': [], 'use_wandb': False, 'use_tensorboard': False, 'use_trackio': False, 'sample_prompts': 0,
+    'save_strategy': 'no', 'save_first_step': False, 'load_best_model_at_end': False, 'auto_micro_batch': False,
+    'loss_watchdog': False, 'report_to': [], 'use_wandb': False, 'use_tensorboard': False, 'use_trackio': False,
+    'sample_prompts': 0,
     'eval_generate': False, 'eval_generate_metric': 'auto'}
 
 def _test_config(config, end, steps, folder): # `Config` of the test; nothing of it is written but into `folder`

@@ -474,11 +474,12 @@ def _trouble_summary(config, run, trainer): # for the README; the memory also in
     return f'\n\n{trainer.trouble.summary(planned, peak)}'
 
 # %% ../../nbs/training/03_train.ipynb #e14b8293
-def _prepare(config, out, overwrite, resume, say, force, data): # (run, checkpoint, data, hardware, model, summary)
+def _prepare(config, out, overwrite, resume, say, force, data): # what `_finetune` needs
     checkpoint = from_main(lambda: _check_run(config, out, overwrite, resume, force, say))
     data, hw = data or main_first(lambda: prepare_data(config)), detect_hardware(config)
     check_same_rows(data.train)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
+    samples = callback_class(SampleAnswers)(config, data.raw_heldout, data.tokenizer, out)
     model = together(lambda: _load_model(config, hw, data.tokenizer, say))
     report = parameter_report(model)
     say(report)
@@ -487,15 +488,15 @@ def _prepare(config, out, overwrite, resume, say, force, data): # (run, checkpoi
         for line in machine_changes(out, hw): say(line)
     run = from_main(lambda: start_run(config, hw, data_provenance(config, data), out, overwrite, goes_on))
     from_main(lambda: data.report.save(out))
-    return run, checkpoint, data, hw, model, f'{data}\n\n{report}'
+    return run, checkpoint, data, hw, model, samples, f'{data}\n\n{report}'
 
 # %% ../../nbs/training/03_train.ipynb #d3b776c8
 def _finetune(config, out, overwrite, resume, say, force, data=None, window=True): # -> `Run`
-    run, checkpoint, data, hw, model, summary = _prepare(config, out, overwrite, resume, say, force, data)
+    prepared = _prepare(config, out, overwrite, resume, say, force, data)
+    run, checkpoint, data, hw, model, samples, summary = prepared
     mirror = _mirror(config, run, checkpoint, say)
     callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
     progress, watchdog, *_ = callbacks
-    samples = callback_class(SampleAnswers)(config, data.raw_heldout, data.tokenizer, out)
     watch = _window(config, run, say) if window else []
     with stop_on_signals(progress), _noted_failure(run):
         trainer = make_trainer(config, model, data, out/'checkpoints', hw, [samples, *watch, *callbacks])

@@ -118,7 +118,8 @@ def test_a_damaged_adapter_is_not_used(way, config):
     WAYS[way](file)
     with pytest.raises(UserError, match='adapter_model.safetensors'): load_run(run_of(config))
 
-@pytest.mark.parametrize('way', ['flipped', 'cut', 'emptied', 'of zeros', 'removed'])
+@pytest.mark.parametrize('way', ['flipped', 'removed', *(
+    pytest.param(way, marks=pytest.mark.slow) for way in ('cut', 'emptied', 'of zeros'))])
 @pytest.mark.parametrize('name', ['data.json', 'config_completed.yml', 'metrics.jsonl', 'environment.json',
                                   'status.json'])
 def test_damaged_files_of_a_run(name, way, config, home):
@@ -148,7 +149,7 @@ def test_the_best_one_may_be_damaged(tmp_path, monkeypatch):
 
 # -- the end
 
-@pytest.mark.parametrize('length', [{'max_steps': 3}, {'num_epochs': 1.5, 'max_steps': None}])
+@pytest.mark.parametrize('length', [pytest.param({'max_steps': 3}, marks=pytest.mark.slow), {'num_epochs': 1.5, 'max_steps': None}])
 def test_no_step_after_the_last(length, tmp_path):
     config = make(tmp_path, **length, save_steps=2)
     run = finetune(config, say=None)

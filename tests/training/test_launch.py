@@ -169,6 +169,7 @@ def test_ten_starts_with_a_late_process(folder):
         assert_same_run(folder/'early', folder/file.stem)
 
 
+@pytest.mark.slow
 def test_start_from_python(folder, capsys):
     said = []
     run = finetune(config_of(folder, 'started', micro_batch_size=2, max_steps=4), num_processes=2, say=said.append)
@@ -246,6 +247,7 @@ def execute(kernel, source, interrupt_at=None): # -> (what was printed, messages
     return printed, pictures
 
 
+@pytest.mark.slow
 def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
     execute(kernel, USED_BEFORE)
     file = write(folder, 'cell', micro_batch_size=2, max_steps=6)
@@ -257,6 +259,7 @@ def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
     assert printed.count('93 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed
 
 
+@pytest.mark.slow
 def test_a_cell_that_is_interrupted_stops_both_and_saves(folder, kernel):
     file = write(folder, 'interrupted', micro_batch_size=2, max_steps=3000)
     execute(kernel, USED_BEFORE)
@@ -267,6 +270,7 @@ def test_a_cell_that_is_interrupted_stops_both_and_saves(folder, kernel):
     assert (folder/'interrupted'/'adapter').is_dir()
 
 
+@pytest.mark.slow
 def test_a_failure_in_a_cell_is_one_message(folder, kernel):
     execute(kernel, USED_BEFORE)
     printed, _ = execute(kernel, TRAIN.format(file=str(write(folder, 'refused', fsdp='nope'))))

@@ -37,6 +37,7 @@ def steps(run): return sorted({sample['step'] for sample in run.samples})
 
 ANSWERED = dict(sample_prompts=2, eval_generate=1, eval_generate_rows=3)
 
+@pytest.mark.slow
 @pytest.mark.parametrize('keys', [
     ANSWERED, ANSWERED | dict(eval_generate=True, sample_packing=False), dict(sample_prompts=['Hi', 'Ho']),
     ANSWERED | dict(eval_run_code=True), ANSWERED | dict(gradient_checkpointing=True, gradient_accumulation_steps=2)])
@@ -59,6 +60,7 @@ def test_answers_at_each_evaluation(make):
     assert len(run.plot_samples().axes) >= 5
 
 
+@pytest.mark.slow
 def test_own_questions_need_no_held_out_rows(make):
     questions = ['Name a <fruit>.', {'instruction': 'x', 'input': ''}]
     run = finetune(make(sample_prompts=questions, val_set_size=0), say=None)
@@ -120,6 +122,7 @@ def test_plain_text_has_no_answer_to_compare_with(make):
         finetune(load_config(make(eval_generate=True), datasets=datasets), say=None)
 
 
+@pytest.mark.slow
 def test_trackers_get_the_numbers(make, monkeypatch):
     "What callbacks of trackers are given."
     class Tracker:
@@ -149,6 +152,7 @@ def test_resume_goes_on_as_if_never_stopped(make, monkeypatch):
     assert (run.path/'samples.md').read_text() == (whole.path/'samples.md').read_text()
 
 
+@pytest.mark.slow
 def test_the_best_weights_answer_last(make):
     run = finetune(make(load_best_model_at_end=True, learning_rate=.3, save_total_limit=9), say=None)
     losses = {m['step']: m['eval_loss'] for m in run.metrics if 'eval_loss' in m and m['step']}

@@ -119,6 +119,7 @@ def main_exit(args, status=0):
 
 # -- a sweep
 
+@pytest.mark.slow
 def test_each_run_is_the_one_that_train_would_make(base, tmp_path, monkeypatch):
     prepared = []
     original = module.prepare_data
@@ -137,6 +138,7 @@ def test_each_run_is_the_one_that_train_would_make(base, tmp_path, monkeypatch):
     assert len(made.compare().runs) == 4 and not [*made.path.glob('*/samples.md')]
 
 
+@pytest.mark.slow
 def test_other_data_are_prepared_again_and_runs_are_grouped(base, tmp_path, monkeypatch):
     prepared, original = [], module.prepare_data
     monkeypatch.setattr(module, 'prepare_data', lambda c: prepared.append(c.sequence_len) or original(c))
@@ -144,11 +146,13 @@ def test_other_data_are_prepared_again_and_runs_are_grouped(base, tmp_path, monk
     assert prepared == [128, 256] and statuses(made) == ['finished']*4
 
 
+@pytest.mark.slow
 def test_data_that_one_value_makes_useless_are_a_run_that_failed(base, tmp_path):
     made = silent(base, tmp_path/'sweep', sequence_len=[256, 8])
     assert statuses(made) == ['finished', 'failed'] and not (made.path/'sequence_len=8').exists()
 
 
+@pytest.mark.slow
 def test_runs_that_are_listed(base, tmp_path):
     config = load_config(base, sweep=[{'lora_r': 2}, {'lora_r': 4, 'lora_alpha': 4}], max_steps=1)
     made = silent(config, tmp_path/'sweep')
@@ -170,6 +174,7 @@ def test_one_that_fails_is_noted_and_the_others_go_on(base, tmp_path):
     assert len([line for line in again if line.startswith('run ')]) == 1 and statuses(made) == ['failed', 'finished']
 
 
+@pytest.mark.slow
 def test_an_error_of_a_library_does_not_end_the_sweep(base, tmp_path, monkeypatch):
     original = module.finetune
     def fail(config, **kwargs):
@@ -182,6 +187,7 @@ def test_an_error_of_a_library_does_not_end_the_sweep(base, tmp_path, monkeypatc
     assert statuses(silent(base, tmp_path/'sweep', lora_r=[2, 4])) == ['finished']*2
 
 
+@pytest.mark.slow
 def test_training_loss_where_nothing_is_held_out(base, tmp_path):
     made = silent(load_config(base, val_set_size=0), tmp_path/'sweep', lora_r=[2, 4])
     assert 'training loss' in made.table().header and any('by heart' in note for note in made.notes())
@@ -206,6 +212,7 @@ def whole(folder): # a sweep that was never stopped
     return silent(config, folder/'whole', lora_r=[2, 4, 8])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run, step', [(0, 1), (1, 2), (2, 3)])
 def test_goes_on_as_if_never_stopped(base, whole, tmp_path, monkeypatch, run, step):
     started = []
@@ -244,6 +251,7 @@ def test_killed_at_random_moments(base, tmp_path):
     assert all_weights(made) == all_weights(whole)
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_sweep_and_is_gone_on_with(base, whole, tmp_path, monkeypatch):
     original = train.Progress.on_step_end
     def stop(self, args, state, control, **kwargs):
@@ -272,6 +280,7 @@ def test_another_sweep_in_the_same_folder(base, tmp_path, keys, values, message)
     assert tree(tmp_path/'sweep') == before
 
 
+@pytest.mark.slow
 def test_values_can_be_added(base, tmp_path):
     base = load_config(base, max_steps=1)
     first = silent(base, tmp_path/'sweep', lora_r=[2, 4])

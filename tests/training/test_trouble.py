@@ -100,6 +100,7 @@ def test_bad_rows_are_left_out(keys, settings, one_bad_token, bad_rows, model):
     assert run.last('step') == (steps if not config.sample_packing else max(losses(run)))
 
 
+@pytest.mark.slow
 def test_left_out_is_as_never_there(settings, one_bad_token, model, tmp_path):
     "The same losses as with rows in which nothing else is different, where they are left out of the same batches."
     bad = save_rows(tmp_path/'bad.jsonl', rows_with(9))
@@ -239,6 +240,7 @@ def test_the_watchdog_sleeps_if_it_should(settings):
     assert run.last('step') == 20 and run.last('loss') > run.first('loss') + 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('keys', [dict(learning_rate=1e-2), dict(learning_rate=3e-2, warmup_steps=1),
     dict(adapter='full', learning_rate=1e-3, lr_scheduler='cosine_with_restarts')], ids=str)
 def test_usual_runs_do_not_diverge(keys, settings):
