@@ -119,7 +119,7 @@ def generate_ids(
     model.eval()
     shown = {} if progress else {'disable': True} # else the environment decides: `TQDM_DISABLE`
     bar = tqdm(total=len(prompts), desc=progress, unit='answer', **shown)
-    with torch.inference_mode(), bar:
+    with torch.no_grad(), bar: # parts of a model on several GPUs refuse `inference_mode`
         for indices in _batches_by_length(prompts, batch_size):
             ids, mask = _left_padded([prompts[i] for i in indices], tokenizer.pad_token_id, model.device)
             n_before, count = bar.n, _count_ended(bar, ids.shape[1], stop_ids)
@@ -162,7 +162,7 @@ def stream_generate(
     errors, stopped = [], Event()
     def run():
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 model.generate(input_ids=ids, attention_mask=mask, streamer=streamer,
                                stopping_criteria=[lambda *_, **__: stopped.is_set()], **kwargs)
         except BaseException as e: errors.append(e)

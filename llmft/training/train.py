@@ -28,6 +28,8 @@ from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
+
+# %% ../../nbs/training/03_train.ipynb #8cdaac22
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
 from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
 from .mirror import Mirror, open_mirror, restore_from_mirror

@@ -149,7 +149,8 @@ def test_the_best_one_may_be_damaged(tmp_path, monkeypatch):
 
 # -- the end
 
-@pytest.mark.parametrize('length', [pytest.param({'max_steps': 3}, marks=pytest.mark.slow), {'num_epochs': 1.5, 'max_steps': None}])
+@pytest.mark.parametrize('length', [
+    pytest.param({'max_steps': 3}, marks=pytest.mark.slow), {'num_epochs': 1.5, 'max_steps': None}])
 def test_no_step_after_the_last(length, tmp_path):
     config = make(tmp_path, **length, save_steps=2)
     run = finetune(config, say=None)
