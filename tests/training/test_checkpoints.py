@@ -52,6 +52,7 @@ def killed(kind, kills, seed, folder):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
+@pytest.mark.slow
 def test_killed_twice(tmp_path):
     run = killed('packed', 2, 1, tmp_path)
     assert run['same'] and run['left'] == []

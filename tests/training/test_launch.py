@@ -85,10 +85,12 @@ def both(folder):
     return folder, started.stdout, '\n'.join(said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CASES)
 def test_two_processes_learn_what_one_does(both, name): assert_same_run(both[0]/f'{name}-1', both[0]/f'{name}-2')
 
 
+@pytest.mark.slow
 def test_files_are_written_once(both):
     folder, printed, _ = both
     one, two = (sorted(p.name for p in (folder/f'packed-{n}').iterdir()) for n in (1, 2))
@@ -98,6 +100,7 @@ def test_files_are_written_once(both):
 
 
 
+@pytest.mark.slow
 def test_shared_out_weights_are_saved_whole(both):
     folder = both[0]
     assert_same_run(folder/'packed-1', folder/'sharded')
@@ -105,6 +108,7 @@ def test_shared_out_weights_are_saved_whole(both):
     assert adapter_loss(folder/'sharded') == pytest.approx(adapter_loss(folder/'packed-1'), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_goes_on(both):
     folder, printed, said = both
     assert 'The run had 1 process, now there are 2: 2 x 2 x 1 rows make the 4 of a step.' in printed
@@ -130,6 +134,7 @@ def test_one_message_if_a_setting_is_wrong(folder):
     assert 'UserError' not in failed.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('process', [0, 1])
 def test_one_message_if_one_process_fails_while_training(folder, process):
     file = write(folder, f'failing{process}', micro_batch_size=2)

@@ -80,8 +80,9 @@ def scores(run, metric): return [(m['step'], m[f'eval_{metric}']) for m in run.m
 
 
 @pytest.mark.parametrize('keys, metric, at', [
-    (dict(eval_generate=3), 'exact_match', [0, 3, 6]), (dict(eval_generate=True), 'exact_match', [0, 2, 4, 6]),
-    (dict(eval_generate=4, eval_generate_metric='f1'), 'f1', [0, 4, 6]),
+    (dict(eval_generate=3), 'exact_match', [0, 3, 6]),
+    pytest.param(dict(eval_generate=True), 'exact_match', [0, 2, 4, 6], marks=pytest.mark.slow),
+    pytest.param(dict(eval_generate=4, eval_generate_metric='f1'), 'f1', [0, 4, 6], marks=pytest.mark.slow),
     (dict(eval_generate=True, eval_run_code=True), 'pass_at_1', [0, 2, 4, 6])])
 def test_scores_are_logged_as_any_number(make, keys, metric, at, monkeypatch):
     run = finetune(make(**keys), say=None)

@@ -62,10 +62,13 @@ def add_callback(monkeypatch, event, function):
     monkeypatch.setattr(train, 'make_trainer', make)
 
 
+def slow(**keys): return pytest.param(keys, marks=pytest.mark.slow)
+
+
 # -- rows that make the loss no number
 
 @pytest.mark.parametrize('keys', [dict(micro_batch_size=1, gradient_accumulation_steps=3),
-    dict(sample_packing=True, gradient_checkpointing=True), dict(chunked_cross_entropy=False)], ids=str)
+    slow(sample_packing=True, gradient_checkpointing=True), slow(chunked_cross_entropy=False)], ids=str)
 def test_the_row_is_named(keys, settings, one_bad_token, folder):
     data = save_rows(folder/'one.jsonl', rows_with(9))
     with pytest.raises(UserError) as e: finetune(settings(one_bad_token, data, **keys), say=None)
@@ -85,8 +88,8 @@ def test_nothing_is_lost(settings, one_bad_token, bad_rows):
     assert run.table().rows and 'nan' in str(run)
 
 
-@pytest.mark.parametrize('keys', [dict(micro_batch_size=4, gradient_accumulation_steps=2, num_epochs=2),
-    dict(sample_packing=True), dict(adapter='qlora', load_in_4bit=True, bf16=None)], ids=str)
+@pytest.mark.parametrize('keys', [slow(micro_batch_size=4, gradient_accumulation_steps=2, num_epochs=2),
+    dict(sample_packing=True), slow(adapter='qlora', load_in_4bit=True, bf16=None)], ids=str)
 def test_bad_rows_are_left_out(keys, settings, one_bad_token, bad_rows, model):
     said = []
     config = settings(one_bad_token, bad_rows, on_nan='skip', **keys)
@@ -173,8 +176,8 @@ def test_broken_weights_are_never_saved(adapter, settings, monkeypatch):
 
 # -- before the first step
 
-@pytest.mark.parametrize('keys', [dict(sample_packing=True), dict(lora_dropout=.1, val_set_size=4, evals_per_epoch=1),
-    dict(gradient_checkpointing=True, neftune_noise_alpha=5)], ids=str)
+@pytest.mark.parametrize('keys', [slow(sample_packing=True), dict(lora_dropout=.1, val_set_size=4, evals_per_epoch=1),
+    slow(gradient_checkpointing=True, neftune_noise_alpha=5)], ids=str)
 def test_the_trial_changes_nothing(keys, settings, tmp_path, monkeypatch):
     tried, try_rows = [], trouble.TriesLongestRows.try_longest_rows
     def noting(self, model):
@@ -305,8 +308,8 @@ def small_memory(monkeypatch, most, from_call=0, training=True):
     return seen
 
 
-@pytest.mark.parametrize('keys', [dict(micro_batch_size=4), dict(micro_batch_size=4, gradient_accumulation_steps=3),
-    dict(micro_batch_size=4, sample_packing=True), dict(micro_batch_size=3, group_by_length=True)], ids=str)
+@pytest.mark.parametrize('keys', [slow(micro_batch_size=4), dict(micro_batch_size=4, gradient_accumulation_steps=3),
+    slow(micro_batch_size=4, sample_packing=True), slow(micro_batch_size=3, group_by_length=True)], ids=str)
 def test_smaller_batches_go_on_from_the_step(keys, settings, tmp_path, monkeypatch):
     keys |= dict(num_epochs=2, sequence_len=128)
     expected, said = finetune(settings(output_dir=str(tmp_path/'expected'), **keys), say=None), []
