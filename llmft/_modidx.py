@@ -631,6 +631,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'llmft/inference/chat.py'),
                                       'llmft.inference.chat._batches_by_length': ( 'inference/chat.html#_batches_by_length',
                                                                                    'llmft/inference/chat.py'),
+                                      'llmft.inference.chat._check_not_cut': ( 'inference/chat.html#_check_not_cut',
+                                                                               'llmft/inference/chat.py'),
                                       'llmft.inference.chat._check_same_base': ( 'inference/chat.html#_check_same_base',
                                                                                  'llmft/inference/chat.py'),
                                       'llmft.inference.chat._command': ('inference/chat.html#_command', 'llmft/inference/chat.py'),

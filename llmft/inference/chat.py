@@ -216,17 +216,26 @@ def stream(self: Chat, text, **sampling):
 @patch
 def __call__(self: Chat, text, **sampling): return ''.join(self.stream(text, **sampling))
 
+# %% ../../nbs/inference/01_chat.ipynb #3e6e5773
+def _check_not_cut(file, config): # `config`, or a `UserError` if the file with all keys lost its end
+    written = {*re.findall(r'(?m)^(\w+):', Path(file).read_text(encoding='utf-8'))}
+    keys = [*type(config).model_fields]
+    missing = [key for key in keys if key not in written]
+    if len(missing) > 9 and missing == keys[-len(missing):]:
+        raise UserError(f'{file} is cut off: `{missing[0]}` and all keys after it are missing. Copy the folder again.')
+    return config
+
 # %% ../../nbs/inference/01_chat.ipynb #a37fb782
 def load_run_config(
     path, # run folder or merged model
     trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
 ) -> Config:
     "The configuration in a run folder, or a `UserError` that says what is missing."
-    path = user_path(path)
+    path, trust = user_path(path), {'trust_remote_code': trust_remote_code}
     if path.is_file(): raise UserError(f'{path}: this is a file. Give the run folder that `llmft train` made.')
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
-        if (path/name).is_file(): return load_config(path/name, trust_remote_code=trust_remote_code)
+        if (path/name).is_file(): return _check_not_cut(path/name, load_config(path/name, **trust))
     names = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
     raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 

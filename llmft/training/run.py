@@ -67,7 +67,8 @@ def _read_measured(line, where): # a line of `metrics.jsonl` -> dict
         measured = read_metrics_line(line)
         sum([measured['step'], measured.get('seconds', 0), measured.get('loss', 0), measured.get('eval_loss', 0)])
         return measured
-    except (ValueError, TypeError, LookupError, RecursionError) as e: raise _broken_metrics(where, e) from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as e:
+        raise _broken_metrics(where, e) from None
 
 # %% ../../nbs/training/02_run.ipynb #74b26b1e
 @dataclass(repr=False)

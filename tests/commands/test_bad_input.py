@@ -191,7 +191,7 @@ def test_model(wrong):
 def test_output(wrong, no_training):
     Path('out').mkdir()
     Path('out/mine.txt').write_text('dear')
-    says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', '--resume', '--overwrite')
+    says(wrong('train', 'run.yml'), 'output_dir: out exists already', '--out', 'an empty one')
     says(wrong('train', 'run.yml', '--resume'), 'out is not the folder of a run', 'without --resume')
     says(wrong('train', 'run.yml', '--resume', '--out', 'new'), 'new', '--resume')
     says(wrong('train', 'run.yml', '--out', 'data.jsonl/run'), 'output_dir: data.jsonl/run cannot be written',

@@ -114,7 +114,7 @@ def test_help_has_examples(command, capsys):
     examples = capsys.readouterr().out.split('Examples:')[1]
     assert f'llmft {command or "demo"}' in examples
     known = {c.name for c in app.registered_commands}
-    assert set(re.findall(r'llmft (\w+)', examples)) <= known
+    assert set(re.findall(r'llmft ([\w-]+)', examples)) <= known
 
 
 def test_answers_have_names_where_there_are_several():
@@ -187,7 +187,7 @@ def config(tmp_path):
 def test_stopped_before_the_first_checkpoint(config, monkeypatch):
     "Both ways out work: `--resume` begins again, and so does `--overwrite`."
     from llmft.training import train
-    def stop(*_): raise KeyboardInterrupt
+    def stop(*_, **__): raise KeyboardInterrupt
     with monkeypatch.context() as m:
         m.setattr(train.SampleAnswers, 'on_train_begin', stop)
         with pytest.raises(KeyboardInterrupt): train.finetune(config, say=None)

@@ -100,7 +100,7 @@ def test_no_key_of_an_address_is_kept(address, tmp_path):
     run = start_run(config, detect_hardware(config), data, check_output(config))
     for file in run.path.rglob('*'): assert 's3cr3t' not in file.read_text(), file
     assert 'HIDDEN' in run.config.datasets[0].path
-    _check_same_settings(run.path, config)
+    _check_same_settings(run.path, config, resume=True)
     start_run(config, detect_hardware(config), data, run.path, resume=True)
 
 

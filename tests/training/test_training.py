@@ -334,7 +334,7 @@ def test_folder_is_complete(run, folder):
     assert given == completed == run.config and given.model_fields_set < completed.model_fields_set
     environment = json.loads((run.path/'environment.json').read_text())
     assert environment['packages']['torch'] == torch.__version__ and environment['choices']
-    assert (run.path/'samples.md').read_text().count('**After**') == 3
+    assert (run.path/'samples.md').read_text().count('**After step') == 3
 
 
 def test_no_secret_is_written(run):
