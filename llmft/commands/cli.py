@@ -296,7 +296,8 @@ def _find_lr(
 ):
     "Suggest a learning rate: some steps in which it rises, and where the loss is lowest. Nothing is kept."
     config = _config(source, set_)
-    from llmft.training.find_lr import check_picture, find_lr
+    from llmft.training.compare import check_picture
+    from llmft.training.find_lr import find_lr
     if picture: check_picture(picture)
     found = find_lr(config, start, end, steps, say=lambda x: _print(str(x)), force=force)
     if picture: _print(f'written: {found.save_picture(picture)}')

@@ -71,6 +71,12 @@ def _read_measured(line, where): # a line of `metrics.jsonl` -> dict
         raise _broken_metrics(where, e) from None
 
 # %% ../../nbs/training/02_run.ipynb #74b26b1e
+def _read_facts(file): # a dict; empty where it cannot be read, for nothing depends on it
+    try: facts = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError): return {}
+    return facts if isinstance(facts, dict) else {}
+
+# %% ../../nbs/training/02_run.ipynb #9ed47919
 @dataclass(repr=False)
 class Run:
     "A run folder."
@@ -82,9 +88,11 @@ class Run:
 
     @property
     def status(self): # dict with `state`; empty where there is no `status.json` that can be read
-        try: status = json.loads((self.path/'status.json').read_text(encoding='utf-8'))
-        except (OSError, ValueError, RecursionError): return {}
-        return status if isinstance(status, dict) else {}
+        return _read_facts(self.path/'status.json')
+
+    @property
+    def environment(self): # dict of `environment.json`; empty where it cannot be read
+        return _read_facts(self.path/'environment.json')
 
     @property
     def config(self): return load_config(self.path/'config_completed.yml')
@@ -342,9 +350,8 @@ _MAY_CHANGE = { # keys that may be different when a run is continued
 
 # %% ../../nbs/training/02_run.ipynb #d9a5412e
 def _same_rows_per_step(out, config): # keys that may differ, for together they say the same
-    try: rows = json.loads((out/'environment.json').read_text(encoding='utf-8')).get('rows_per_step')
-    except (OSError, ValueError, AttributeError): return ()
-    return ('micro_batch_size', 'gradient_accumulation_steps') if rows == rows_per_step(config) else ()
+    is_same = Run(out).environment.get('rows_per_step') == rows_per_step(config)
+    return ('micro_batch_size', 'gradient_accumulation_steps') if is_same else ()
 
 def _changed_settings(out, config): # names of keys that decide what is learned
     old, new = Run(out).config.model_dump(), _public_config(config).model_dump()
@@ -406,8 +413,8 @@ def machine_changes(
     hw,  # `Hardware` of now
 ) -> list[str]: # a line each
     "What is not as it was when the run was last written."
-    try: old = _machine_facts(_read_json(out/'environment.json'))
-    except (UserError, LookupError, TypeError): return [] # it decides nothing
+    try: old = _machine_facts(Run(out).environment)
+    except (LookupError, TypeError): return [] # it decides nothing
     new = _machine_facts(environment_info(hw))
     return [f'{key}: {new[key]}, before it was {value}.' for key, value in old.items() if new.get(key, value) != value]
 

@@ -123,8 +123,7 @@ def keep_rows_per_step(
     say=print, # where it is told what changes
 ): # `Config`, with another `micro_batch_size` and `gradient_accumulation_steps` where that is needed
     "As many rows per step as in the run folder, by the processes that there are now."
-    try: before = json.loads((user_path(config.output_dir)/'environment.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError): return config
+    before = Run(user_path(config.output_dir)).environment
     n, rows, processes = num_processes(), before.get('rows_per_step'), before.get('processes')
     if not rows or processes == n: return config
     if rows % n:
@@ -368,16 +367,19 @@ def _window(config, run, say): # a list of no or one callback
 # %% ../../nbs/training/03_train.ipynb #a48fa9fd
 def _goes_on(out, overwrite): return not overwrite and (out/'config_completed.yml').is_file()
 
-def _check_run(config, out, overwrite, resume, force, say): # the checkpoint to go on from, or None
-    goes_on = _goes_on(out, overwrite)
-    checkpoint = find_resume_checkpoint(out, config, resume, say) if goes_on else None
-    if goes_on: say(resume_text(out, checkpoint))
+def _check_before_data(config, force, say):
     log.info('looking at the data')
     check_sources(_all_entries(config))
     log.info('checking the settings and the memory')
     check_training_options(config)
     if not force: check_fits(config, say)
     log.info('reading the data')
+
+def _check_run(config, out, overwrite, resume, force, say): # the checkpoint to go on from, or None
+    goes_on = _goes_on(out, overwrite)
+    checkpoint = find_resume_checkpoint(out, config, resume, say) if goes_on else None
+    if goes_on: say(resume_text(out, checkpoint))
+    _check_before_data(config, force, say)
     return checkpoint
 
 # %% ../../nbs/training/03_train.ipynb #d3bb0d93

@@ -162,11 +162,14 @@ def row_location(
     return next(islice((location for file in rows for location, _ in file), row, None), place)
 
 # %% ../../nbs/training/04_trouble.ipynb #110bd54a
+def _row_lengths(rows): # `datasets.Dataset` with `input_ids` -> array of the numbers of their tokens
+    import numpy as np
+    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in rows.data.column('input_ids').chunks])
+    return lengths if rows._indices is None else lengths[rows._indices.column(0).to_numpy()]
+
 def _equal_rows(encoded, ids, pad): # `encoded`: from `encode_rows` -> numbers of the rows with these tokens
     import numpy as np
-    chunks = encoded.data.column('input_ids').chunks
-    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in chunks])
-    if encoded._indices is not None: lengths = lengths[encoded._indices.column(0).to_numpy()]
+    lengths = _row_lengths(encoded)
     def is_equal(row): return tuple(row[:len(ids)]) == ids and set(row[len(ids):]) <= {pad}
     similar = np.flatnonzero((lengths >= len(ids)) & (lengths < len(ids) + 8)) # an end may be the padding token
     return [int(i) for i in similar if is_equal(encoded[int(i)]['input_ids'])]
@@ -490,9 +493,7 @@ def longest_rows(
 ) -> list: # of rows
     "The rows with the most tokens."
     import numpy as np
-    lengths = np.concatenate([chunk.value_lengths().to_numpy() for chunk in rows.data.column('input_ids').chunks])
-    if rows._indices is not None: lengths = lengths[rows._indices.column(0).to_numpy()]
-    return [rows[int(i)] for i in np.argsort(-lengths, kind='stable')[:n]]
+    return [rows[int(i)] for i in np.argsort(-_row_lengths(rows), kind='stable')[:n]]
 
 # %% ../../nbs/training/04_trouble.ipynb #3e3a5a0b
 class TriesLongestRows:
