@@ -25,6 +25,7 @@ from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes
 from ..model.architectures import check_packing
 from ..model.attention import take_texts_apart, texts_apart
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
+from ..model.fused import fuse_adapters
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
@@ -248,6 +249,8 @@ def make_trainer(
     trainer.trouble = Trouble(config, data)
     trainer.add_callback(callback_class(SkippedSteps)(trainer.trouble))
     cast_trainable_to_float32(trainer.model, config)
+    if not (config.fsdp or config.fsdp_config or config.deepspeed): # there the weights of a layer come and go
+        with trainer.accelerator.autocast(): fuse_adapters(trainer.model)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #e307570e
