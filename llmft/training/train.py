@@ -23,7 +23,7 @@ from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
-from ..model.attention import take_texts_apart, texts_apart
+from ..model.attention import take_texts_apart, text_lengths, texts_apart
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.fused import fuse_adapters
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
@@ -102,7 +102,7 @@ def _count_trained(batch): # tokens that are predicted; the first of a line neve
 class ChunkedLoss:
     "Part of the trainer: a quick loss where there is no GPU, or transformers' own, from the scores of all tokens."
     def compute_loss(self, model, inputs, *args, **kwargs):
-        with texts_apart(inputs.get('position_ids')): return self._compute_loss(model, inputs, *args, **kwargs)
+        with texts_apart(text_lengths(inputs['position_ids'])): return self._compute_loss(model, inputs, *args, **kwargs)
 
     def _compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         from transformers import Trainer
