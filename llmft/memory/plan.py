@@ -98,6 +98,7 @@ def _add_adapter(model, config, tracker, amp, device): # with its trained weight
         model.enable_input_require_grads()
         contexts = functools.partial(checkpoint_contexts, tracker, amp)
         model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': contexts})
+    with amp(): fuse_adapters(model)
     return model.train()
 
 # %% ../../nbs/memory/03_plan.ipynb #fcd022a2
@@ -151,13 +152,21 @@ def _replacements(config, gpu, attention, device): # contexts in which the model
     if gpu.kind == 'cpu' and config.load_in_8bit: yield cpu_8bit()
     if device == 'meta':
         sdpa = sdpa_with_kernel(_kernel_choice(gpu, attention))
-        yield patched((torch.nn.functional, 'scaled_dot_product_attention', sdpa), (by_text, '_shares_keys', shares_keys))
+        yield patched((torch.nn.functional, 'scaled_dot_product_attention', sdpa),
+                      (by_text, '_shares_keys', shares_keys))
 
 # %% ../../nbs/memory/03_plan.ipynb #395b708b
 def _told_lengths(loss, length): # `loss` for lines of texts of this length
     def told(model, batch):
         with texts_apart([length] * (batch['input_ids'].shape[1]//length)): return loss(model, batch)
     return told
+
+def _lay_out(model, loss, config, attention, tracker, stack): # (loss, are all rows one line), until `stack` is closed
+    one_line = attention == 'sdpa' and take_texts_apart(model)
+    tracker.packed = _is_packed(config, attention, one_line)
+    if not one_line: return loss, False
+    stack.callback(keep_texts_together, model)
+    return _told_lengths(loss, config.sequence_len), True
 
 # %% ../../nbs/memory/03_plan.ipynb #b4fb5c9f
 def dry_run(
@@ -174,23 +183,20 @@ def dry_run(
     import_peft()
     _register_bnb_overrides()
     attention, amp = attention_for(config, hf_config, gpu), functools.partial(autocast, _number_format(gpu, config))
-    shape, tracker, accumulate = (config.micro_batch_size, config.sequence_len), StorageTracker(), config.gradient_accumulation_steps > 1
+    shape, tracker = (config.micro_batch_size, config.sequence_len), StorageTracker()
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for context in _replacements(config, gpu, attention, device): stack.enter_context(context)
         model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device, layers)
         loss, kernels = _loss_function(model, config, gpu, amp)
         stack.enter_context(kernels)
-        if one_line := attention == 'sdpa' and take_texts_apart(model):
-            stack.callback(keep_texts_together, model)
-            loss = _told_lengths(loss, config.sequence_len)
-        tracker.packed = _is_packed(config, attention, one_line)
+        loss, one_line = _lay_out(model, loss, config, attention, tracker, stack)
         model = _add_adapter(model, config, tracker, amp, device)
         params = [p for p in model.parameters() if p.requires_grad]
-        with amp(): fuse_adapters(model)
         optimizer = make_optimizer(choose_optimizer(gpu.kind, config.optimizer)[0], params, gpu.kind == 'cuda')
         # no name is given to the rows, so that they are gone when the evaluation starts
-        training_step(model, _batch(*shape, tracker, device, one_line), loss, optimizer, tracker, amp, accumulate)
+        training_step(model, _batch(*shape, tracker, device, one_line), loss, optimizer, tracker, amp,
+                      config.gradient_accumulation_steps > 1)
         _evaluate(model, loss, config, tracker, amp, device, one_line)
     return tracker, dict(weights=weights, largest=largest, parameters=parameter_report(model))
 

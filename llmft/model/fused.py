@@ -38,9 +38,8 @@ def _adapted_gradients(base, x, small, a, b, scaling, grad, wants_x): # of (x, a
 
 # %% ../../nbs/model/10_fused.ipynb #746d50d7
 @lru_cache(1)
-def _fused_functions(): # (adapted layer, adapted layer behind a gate), made when torch is there
+def _lora_linear(): # the function of an adapted layer, made when torch is there
     import torch
-    from torch.nn.functional import silu
 
     class LoraLinear(torch.autograd.Function):
         @staticmethod
@@ -55,6 +54,14 @@ def _fused_functions(): # (adapted layer, adapted layer behind a gate), made whe
             x, small, a, b = ctx.saved_tensors
             grad_x, *grads = _adapted_gradients(ctx.base, x, small, a, b, ctx.scaling, grad, ctx.needs_input_grad[0])
             return (None if grad_x is None else grad_x.to(ctx.dtype)), *grads, None, None
+
+    return LoraLinear.apply
+
+# %% ../../nbs/model/10_fused.ipynb #6842ae19
+@lru_cache(1)
+def _gated_lora_linear(): # the function of an adapted layer behind a gate
+    import torch
+    from torch.nn.functional import silu
 
     class GatedLoraLinear(torch.autograd.Function):
         @staticmethod
@@ -72,7 +79,7 @@ def _fused_functions(): # (adapted layer, adapted layer behind a gate), made whe
             grad_up, grad_active = active.mul_(grad_x), grad_x.mul_(up)
             return torch.ops.aten.silu_backward(grad_active, gate), grad_up, *grads, None, None
 
-    return LoraLinear, GatedLoraLinear
+    return GatedLoraLinear.apply
 
 # %% ../../nbs/model/10_fused.ipynb #4545d1b8
 def _plain_adapter(module): # (a, b, scaling) of a layer that can be fused, else None
@@ -105,13 +112,13 @@ def _can_fuse(module, x): # (a, b, scaling) if this call can be fused, else None
 def _fused_forward(module, original, x, *args, **kwargs): # instead of `module.forward`
     adapter = None if args or kwargs else _can_fuse(module, x)
     if adapter is None: return original(x, *args, **kwargs)
-    return _fused_functions()[0].apply(x, *adapter, module.get_base_layer())
+    return _lora_linear()(x, *adapter, module.get_base_layer())
 
 def _fused_gate(module, original, x): # instead of `forward` of a feed-forward part
     adapter = _can_fuse(module.down_proj, x)
     if adapter is None: return original(x)
     gate, up = module.gate_proj(x), module.up_proj(x)
-    return _fused_functions()[1].apply(gate, up, *adapter, module.down_proj.get_base_layer())
+    return _gated_lora_linear()(gate, up, *adapter, module.down_proj.get_base_layer())
 
 # %% ../../nbs/model/10_fused.ipynb #7cb74806
 def _result_and_gradients(forward, x, weights): # [result, gradient of x, gradients of weights]

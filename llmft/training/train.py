@@ -102,7 +102,8 @@ def _count_trained(batch): # tokens that are predicted; the first of a line neve
 class ChunkedLoss:
     "Part of the trainer: a quick loss where there is no GPU, or transformers' own, from the scores of all tokens."
     def compute_loss(self, model, inputs, *args, **kwargs):
-        with texts_apart(text_lengths(inputs['position_ids'])): return self._compute_loss(model, inputs, *args, **kwargs)
+        with texts_apart(text_lengths(inputs['position_ids'])):
+            return self._compute_loss(model, inputs, *args, **kwargs)
 
     def _compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         from transformers import Trainer

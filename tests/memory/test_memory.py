@@ -15,7 +15,9 @@ from llmft.memory.dryrun import (
 from llmft.memory.fit import fit_to_gpu
 from llmft.memory.plan import attention_for, check_fits, dry_run, plan_memory
 from llmft.model.adapters import add_adapter
+from llmft.model.attention import take_texts_apart, text_lengths, texts_apart
 from llmft.model.base import load_base, load_hf_config
+from llmft.model.fused import fuse_adapters
 from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
 from llmft.model.loss import chunked_cross_entropy, has_plain_lm_head
 from llmft.tokens.tokenize import load_tokenizer
@@ -66,6 +68,17 @@ def optimizer_of(config, params):
     return cls(params, **kwargs)
 
 
+def step_as_trained(model, config, tracker, loss, params, amp=contextlib.nullcontext, **options):
+    "A step with attention, adapters and rows as `make_trainer` has them; every token is learned, as the plan supposes."
+    one_line = take_texts_apart(model)
+    with amp(): fuse_adapters(model)
+    batch = Collator(0, one_line=one_line)([full_row(config)]*config.micro_batch_size)
+    batch['labels'] = batch['input_ids'].clone()
+    for t in batch.values(): tracker.track(t, 'activations')
+    with texts_apart(text_lengths(batch['position_ids'])):
+        training_step(model.train(), batch, loss, optimizer_of(config, params), tracker, amp, **options)
+
+
 def real_step(config, **options):
     "The step that llmft takes: its model, its adapter, its rows, its loss, the optimizer of transformers; watched."
     tracker, model = StorageTracker(), load_base(config)
@@ -77,11 +90,8 @@ def real_step(config, **options):
         model.enable_input_require_grads()
         contexts = functools.partial(checkpoint_contexts, tracker)
         model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': contexts})
-    batch = Collator(0)([full_row(config)]*config.micro_batch_size)
-    batch['labels'] = batch['input_ids'].clone() # every token is learned, as the plan supposes
-    for t in batch.values(): tracker.track(t, 'activations')
     assert has_plain_lm_head(model.config)
-    training_step(model.train(), batch, chunked_cross_entropy, optimizer_of(config, params), tracker,
+    step_as_trained(model, config, tracker, chunked_cross_entropy, params,
         accumulate=config.gradient_accumulation_steps > 1, **options)
     return memory_peaks(tracker)
 
