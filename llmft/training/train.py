@@ -24,6 +24,7 @@ from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
+from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
@@ -40,6 +41,7 @@ from .run import (
     Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
     restore_replaced, resume_text, start_run, truncate_metrics, write_status)
 from .samples import SampleAnswers
+from .smoothing import SmoothedLoss
 from .trouble import (
     CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
@@ -81,7 +83,7 @@ def make_collator(
     packed,    # are the rows packed
 ):
     "The layout of a batch that suits the attention kernel."
-    if packed and attention == 'flash_attention_2':
+    if packed and is_flash(attention):
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
         return DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=True)
     return Collator(tokenizer.pad_token_id)
@@ -198,7 +200,7 @@ def trainer_class(
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
     parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, SameOrder, EndsAtLastStep,
-             ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows, CarefulSteps)
+             SmoothedLoss, ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows, CarefulSteps)
     if num_processes() > 1: parts = *parts, SharedRows, ShardedOnCPU
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config, 'loss_sum': _loss_sum})
 
@@ -223,7 +225,8 @@ def make_trainer(
     from transformers import EarlyStoppingCallback, PrinterCallback
     hw, callbacks = hw or detect_hardware(config), list(callbacks)
     stops_early = config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no'
-    if stops_early: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    if stops_early: callbacks.append(EarlyStoppingCallback(
+        config.early_stopping_patience, config.early_stopping_threshold))
     os.environ.update(tracker_env_vars(config))
     with hub_errors(config.hub_model_id or config.base_model):
         trainer = trainer_class(config)(
@@ -236,6 +239,7 @@ def make_trainer(
     trainer.trouble = Trouble(config, data)
     trainer.add_callback(callback_class(SkippedSteps)(trainer.trouble))
     cast_trainable_to_float32(trainer.model, config)
+    speed_up(trainer.model, config, hw)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #e307570e
