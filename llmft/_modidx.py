@@ -98,6 +98,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'llmft/config/axolotl.py'),
                                       'llmft.config.axolotl._is_true': ('config/axolotl.html#_is_true', 'llmft/config/axolotl.py'),
                                       'llmft.config.axolotl._keys': ('config/axolotl.html#_keys', 'llmft/config/axolotl.py'),
+                                      'llmft.config.axolotl._liger': ('config/axolotl.html#_liger', 'llmft/config/axolotl.py'),
                                       'llmft.config.axolotl._message_fields': ( 'config/axolotl.html#_message_fields',
                                                                                 'llmft/config/axolotl.py'),
                                       'llmft.config.axolotl._no_adapter': ('config/axolotl.html#_no_adapter', 'llmft/config/axolotl.py'),

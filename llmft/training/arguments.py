@@ -76,7 +76,7 @@ def _asked_options(): # the names that transformers asks for inside of the block
     try: yield asked
     finally: trainer._parse_optim_args = original
 
-# %% ../../nbs/training/01_arguments.ipynb #5d29b4a4
+# %% ../../nbs/training/01_arguments.ipynb #55b0dacd
 _MODULES = {'torch-optimi': 'optimi'} # {package: its name in Python, where that is another one}
 
 def _check_package(name, package): # of an optimizer
@@ -128,7 +128,7 @@ def _check_loading(config):
             if place not in (None, 'disk'): check_and_set_device_map(place)
     except ValueError as e: raise UserError(f'`device_map`: {e}') from None
 
-# %% ../../nbs/training/01_arguments.ipynb #83614a98
+# %% ../../nbs/training/01_arguments.ipynb #b62a6f04
 MEASURING_SCHEDULERS = ('reduce_lr_on_plateau', 'greedy') # they look at the held-out loss
 
 def _scheduler_options(name): # {what its `lr_scheduler_kwargs` may hold: is it needed}
@@ -159,7 +159,7 @@ def _try_scheduler(name, kwargs):
         raise UserError(f'`lr_scheduler`: `{name}` cannot be used with these `lr_scheduler_kwargs`: {e}. '
                         'Take another, as `cosine`, `linear` or `constant`.') from None
 
-# %% ../../nbs/training/01_arguments.ipynb #a0daf989
+# %% ../../nbs/training/01_arguments.ipynb #29fd6057
 def _check_measured(config):
     if config.lr_scheduler not in MEASURING_SCHEDULERS: return
     if (config.val_set_size or config.test_datasets) and config.eval_strategy != 'no': return
@@ -276,7 +276,6 @@ def check_training_options(
     from transformers import SchedulerType
     from llmft.model.optimizers import check_optimizer
     check_optimizer(config.optimizer)
-    _warmup(config)
     _check_name('lr_scheduler', config.lr_scheduler, [s.value for s in SchedulerType])
     check_trackers(config)
     scheduler, kwargs = _scheduler(config)
@@ -320,13 +319,10 @@ def _save_strategy(config, epoch_steps, total_steps, evals): # (strategy, steps 
 
 # %% ../../nbs/training/01_arguments.ipynb #bf86ed42
 def _warmup(config): # steps, or below 1 the fraction of all steps
-    steps, share = config.warmup_steps, config.warmup_ratio
-    if steps and share:
-        raise UserError('`warmup_steps` and `warmup_ratio` both say how long the warm-up takes. Keep one of them.')
-    if steps or share: return steps or share
-    return 0.03 if steps is None and share is None else 0
+    if config.warmup_steps is not None: return config.warmup_steps
+    return 0.03 if config.warmup_ratio is None else config.warmup_ratio
 
-# %% ../../nbs/training/01_arguments.ipynb #24317bcb
+# %% ../../nbs/training/01_arguments.ipynb #907ee3b9
 def _whole_warmup(config, total): # `total`: number of steps
     warmup = _warmup(config)
     return math.ceil(warmup*total) if warmup < 1 and config.optimizer.startswith('schedule_free') else warmup
