@@ -131,9 +131,9 @@ def check_compile(
     if not config.torch_compile: return
     import torch
     backend, mode = config.torch_compile_backend, config.torch_compile_mode
-    modes = [*torch._inductor.list_mode_options()] if backend == 'inductor' else []
+    modes = [*torch._inductor.list_mode_options()] if backend == 'inductor' else ['default']
     for key, name, known in [('torch_compile_backend', backend, torch._dynamo.list_backends(None)),
-                             ('torch_compile_mode', mode or 'default', ['default', *modes])]:
+                             ('torch_compile_mode', mode or 'default', modes)]:
         if name in known: continue
         raise UserError(f'{key}: PyTorch has none called `{name}`.{_did_you_mean(name, known)} '
                         f'Known: {", ".join(known)}.')

@@ -430,8 +430,6 @@ def _saving_args(config): # what to save: the best weights, or also on the Hub
     args = {}
     if config.load_best_model_at_end or config.save_strategy == 'best':
         args |= {'metric_for_best_model': 'eval_loss', 'greater_is_better': False}
-    # how often the held-out loss was no better, also after a break
-    if config.early_stopping_patience: args['restore_callback_states_from_checkpoint'] = True
     if config.hub_model_id: args |= {'push_to_hub': True, 'hub_private_repo': True}
     return args
 

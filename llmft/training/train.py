@@ -26,13 +26,14 @@ from ..model.architectures import check_packing
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
+from ..model.optimizers import use_final_weights
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 
 # %% ../../nbs/training/03_train.ipynb #8cdaac22
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
-from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
+from .checkpoints import FindsBest, KeepsPatience, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
 from .mirror import Mirror, open_mirror, restore_from_mirror
 from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
@@ -149,6 +150,7 @@ def _mean_loss(trainer, batches): # over all trained tokens
     import torch
     was_training = trainer.model.training
     trainer.model.eval()
+    if trainer.optimizer is not None: use_final_weights(trainer.optimizer)
     loss = torch.zeros(2, dtype=torch.float64)
     for batch in batches: loss += careful_sum(trainer, trainer._prepare_inputs(batch))
     trainer.model.train(was_training)
@@ -199,7 +201,7 @@ def trainer_class(
 ): # a subclass of `trl.SFTTrainer`
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
-    parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, SameOrder, EndsAtLastStep,
+    parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, KeepsPatience, SameOrder, EndsAtLastStep,
              SmoothedLoss, ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows, CarefulSteps)
     if num_processes() > 1: parts = *parts, SharedRows, ShardedOnCPU
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config, 'loss_sum': _loss_sum})
@@ -405,6 +407,7 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
 def _train(trainer, run, progress, checkpoint):
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     trainer.train(resume_from_checkpoint=checkpoint)
+    use_final_weights(trainer.optimizer)
     step = trainer.state.global_step
     run.interrupted = progress.stop_requested and step < trainer.state.max_steps
     was_evaluated = from_main(lambda: any('eval_loss' in m and m['step'] == step for m in run.metrics))
