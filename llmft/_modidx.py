@@ -1785,6 +1785,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'llmft/training/arguments.py'),
                                           'llmft.training.arguments._known_loading_options': ( 'training/arguments.html#_known_loading_options',
                                                                                                'llmft/training/arguments.py'),
+                                          'llmft.training.arguments._layers_to_choose_from': ( 'training/arguments.html#_layers_to_choose_from',
+                                                                                               'llmft/training/arguments.py'),
                                           'llmft.training.arguments._learning_rate_note': ( 'training/arguments.html#_learning_rate_note',
                                                                                             'llmft/training/arguments.py'),
                                           'llmft.training.arguments._logging_args': ( 'training/arguments.html#_logging_args',

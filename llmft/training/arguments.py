@@ -15,6 +15,7 @@ from pathlib import Path
 from ..config.config import RECIPES_DIR, _did_you_mean
 from ..core import UserError, kept_environment, num_processes, reason_line, silence_warnings, user_path
 from ..model.adapters import _non_empty_args, import_peft
+from ..model.architectures import empty_model
 from ..model.base import _check_model_kwargs, _device, load_hf_config
 from ..model.gpus import unused_gpus
 from ..model.kernels import check_compile, check_liger
@@ -84,6 +85,11 @@ def _check_package(name, package): # of an optimizer
     raise UserError(f'`optimizer`: `{name}` cannot be used here: the package {package} is not installed. '
                     f'Install it: `pip install {package}`.')
 
+# %% ../../nbs/training/01_arguments.ipynb #92e32710
+def _layers_to_choose_from(config): # a model for transformers' search, without weights
+    import torch
+    return empty_model(load_hf_config(config)) if config.optim_target_modules else torch.nn.Module()
+
 # %% ../../nbs/training/01_arguments.ipynb #3153f106
 def _try_optimizer(config):
     import torch
@@ -93,7 +99,7 @@ def _try_optimizer(config):
     args = TrainingArguments(optim=config.optimizer, optim_args=_optim_args(config),
         optim_target_modules=config.optim_target_modules, report_to='none', use_cpu=not torch.cuda.is_available())
     with _asked_options() as asked:
-        try: _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
+        try: _, kwargs = Trainer.get_optimizer_cls_and_kwargs(args, _layers_to_choose_from(config))
         except (ImportError, ValueError, AttributeError) as e:
             raise UserError(f'`optimizer`: `{config.optimizer}` cannot be used here. {e}') from None
     for key in asked.options:

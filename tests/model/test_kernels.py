@@ -64,9 +64,9 @@ def test_a_model_without_flash_attention(kernel):
 
 
 def test_a_model_that_names_its_kernels():
-    from transformers.models.granite_swa.modeling_granite_swa import GraniteSwaConfig, GraniteSwaPreTrainedModel
-    named = {*GraniteSwaPreTrainedModel._compatible_flash_implementations}
-    assert supported_attention(GraniteSwaConfig()) & {*FLASH_KERNELS} == named & {*FLASH_KERNELS}
+    from transformers.models.granite_swa.modeling_granite_swa import GraniteSWAConfig, GraniteSWAPreTrainedModel
+    named = {*GraniteSWAPreTrainedModel._compatible_flash_implementations}
+    assert supported_attention(GraniteSWAConfig()) & {*FLASH_KERNELS} == named & {*FLASH_KERNELS}
 
 
 @pytest.mark.parametrize('kernel', ['flash_attention_3', *HUB])
