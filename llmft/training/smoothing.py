@@ -21,9 +21,9 @@ def _smoothed_sum(trainer, model, inputs): # (sum over the learned tokens, the a
 
 class SmoothedLoss:
     "Part of the trainer: label smoothing while it learns, if the YAML asks for it."
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def _compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if not self.run_config.label_smoothing_factor or return_outputs or not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super()._compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, auxiliary = _smoothed_sum(self, model, inputs)
         if num_items_in_batch is None: return loss/(inputs['labels'][:, 1:] != IGNORE_INDEX).sum() + auxiliary
         # the tokens of all processes were counted, whose gradients are averaged

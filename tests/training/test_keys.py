@@ -1,4 +1,4 @@
-"Keys of the training in real runs of a tiny model: optimizers, schedulers, warm-up, clipping, smoothing, stopping early."
+"Keys of the training in real runs of a tiny model: optimizers, schedulers, clipping, smoothing, stopping early."
 import math
 from importlib.util import find_spec
 
@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames
 from llmft.config.config import load_config
 from llmft.core import UserError
 from llmft.model.adapters import add_adapter
+from llmft.model.attention import texts_apart
 from llmft.model.base import choose_optimizer, load_base
 from llmft.model.optimizers import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
 from llmft.tokens.report import prepare_data
@@ -66,7 +67,8 @@ def test_refused_with_the_reason(name, base):
 @pytest.mark.parametrize('name', OPTIONAL)
 def test_the_package_of_an_optimizer_is_named(name, base):
     if find_spec({'torch-optimi': 'optimi'}.get(OPTIONAL[name], OPTIONAL[name].replace('-', '_'))): return
-    with pytest.raises(UserError, match=f'the package {OPTIONAL[name]} is not installed. .*`pip install {OPTIONAL[name]}`'):
+    package = OPTIONAL[name]
+    with pytest.raises(UserError, match=f'the package {package} is not installed. .*`pip install {package}`'):
         check_training_options(load_config(base, optimizer=name))
 
 
@@ -155,7 +157,8 @@ def smoothed_mean(trainer, batches, smoothing):
     "The loss of the tokens of one step, from all scores, as PyTorch computes it."
     model, total, n = trainer.model, 0, 0
     for batch in batches:
-        scores = model(**{k: v for k, v in batch.items() if k != 'labels'}, use_cache=False).logits[:, :-1].flatten(0, 1)
+        inputs = {k: v for k, v in batch.items() if k != 'labels'}
+        with texts_apart(batch['position_ids']): scores = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
         labels = batch['labels'][:, 1:].flatten()
         total += cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction='sum')
         n += (labels != IGNORE_INDEX).sum()
@@ -215,7 +218,8 @@ def test_smoothing_a_mixture_of_experts(tmp_path):
 
 def measured(losses): # a callback class: the held-out losses are these, whatever the model says
     def evaluate(self, *args, **kwargs):
-        metrics = {'eval_loss': losses[min(len([m for m in self.state.log_history if 'eval_loss' in m]), len(losses) - 1)]}
+        n = sum('eval_loss' in line for line in self.state.log_history)
+        metrics = {'eval_loss': losses[min(n, len(losses) - 1)]}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
