@@ -9,6 +9,7 @@ __all__ = ['FLASH_KERNELS', 'comes_from_hub', 'is_flash', 'missing_for_kernel', 
 # %% ../../nbs/model/11_kernels.ipynb #14bc7260
 import os, shutil
 from contextlib import nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 
 from ..config.config import _did_you_mean
@@ -85,8 +86,7 @@ def check_liger(
 
 # %% ../../nbs/model/11_kernels.ipynb #e1327824
 def _liger_architectures(): # names of `model_type`
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    return {*MODEL_TYPE_TO_APPLY_LIGER_FN}
+    return {*import_module('liger_kernel.transformers.monkey_patch').MODEL_TYPE_TO_APPLY_LIGER_FN}
 
 def choose_liger(
     device,         # `cuda`, `mps` or `cpu`

@@ -35,7 +35,8 @@ from ..tokens.tokenize import IGNORE_INDEX
 
 # %% ../../nbs/training/03_train.ipynb #8cdaac22
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
-from .checkpoints import FindsBest, KeepsPatience, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
+from .checkpoints import (
+    FindsBest, KeepsPatience, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock)
 from .mirror import Mirror, open_mirror, restore_from_mirror
 from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
