@@ -17,7 +17,7 @@ from llmft.model.optimizers import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
 from llmft.tokens.report import prepare_data
 from llmft.tokens.tokenize import IGNORE_INDEX
 from llmft.training.arguments import MEASURING_SCHEDULERS, check_training_options, unused_keys
-from llmft.training.train import finetune, make_trainer
+from llmft.training.train import make_trainer
 from tests.small import small_config
 
 
