@@ -48,6 +48,7 @@ _SAME |= _keys('honoured', {_SAME_HERE: '''
     learning_rate lr_scheduler lr_scheduler_kwargs cosine_min_lr_ratio warmup_steps warmup_ratio
     optimizer optim_args optim_target_modules adam_beta1 adam_beta2 adam_epsilon weight_decay max_grad_norm
     neftune_noise_alpha gradient_checkpointing gradient_checkpointing_kwargs activation_offloading
+    torch_compile torch_compile_backend torch_compile_mode
     curriculum_sampling loss_watchdog_threshold loss_watchdog_patience dataloader_num_workers seed
     fsdp fsdp_config fsdp_version deepspeed ddp_find_unused_parameters ddp_timeout ddp_bucket_cap_mb
     ddp_broadcast_buffers
@@ -77,6 +78,8 @@ _TRANSLATED |= _keys('honoured', {
     'becomes `sample_packing`': 'max_packed_sequence_len',
     'becomes `overrides_of_model_config`': 'rope_scaling',
     'becomes `peft_init_lora_weights` or `load_in_4bit`': 'peft',
+    'becomes `use_liger_kernel` and `liger_kernel_config`':
+        'liger_rope liger_rms_norm liger_glu_activation liger_layer_norm',
     'becomes `model_kwargs`': 'model_quantization_config model_quantization_config_kwargs',
 })
 
@@ -85,13 +88,14 @@ _HARMLESS = _keys('harmless', {
     'it only changes speed': '''
         use_kernels experts_implementation use_scattermoe use_sonicmoe gemma4_hybrid_attn_impl fused_attn_kernel
         lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel sdpa_varlen large_head_attention
-        flex_attn_compile_kwargs liger_rms_norm liger_rms_norm_gated liger_glu_activation liger_layer_norm liger_rope
-        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
-        chunked_cross_entropy_*
-        flash_attn_cross_entropy flash_attn_rms_norm flash_attn_fuse_* flash_optimum torch_compile torch_compile_*
+        flex_attn_compile_kwargs liger_rms_norm_gated flash_attn_cross_entropy flash_attn_rms_norm
+        flash_attn_fuse_* flash_optimum
         use_dsv4_kernels use_glm_dsa_kernels unsloth_*
         dataset_prepared_path dataset_num_proc dataset_processes dataset_keep_in_memory num_dataset_shards_to_save
         dataloader_*''',
+    'the loss is computed a piece at a time anyway': '''
+        liger_cross_entropy liger_fused_linear_cross_entropy cut_cross_entropy use_cut_cross_entropy
+        chunked_cross_entropy_*''',
     'it only changes how memory is used': '''
         low_cpu_mem_usage experimental_skip_move_to_device lora_on_cpu embeddings_skip_upcast
         qlora_sharded_model_loading selective_checkpointing layer_offloading tiled_mlp*
@@ -322,12 +326,13 @@ def _attention(t):
 # %% ../../nbs/config/03_axolotl.ipynb #a27bd002
 _EQUIVALENT_VALUES = { # {key: {pattern of a value: its name here}}
     'attn_implementation': {
-        'xformers': 'sdpa', 'flash_attention_[34]': 'flash_attention_2', '*/*': 'flash_attention_2',
+        'xformers': 'sdpa', 'kernels-community/*flash-attn[234]': None, '*/*': 'flash_attention_2',
         'flash': 'flash_attention_2', 'flex': 'flex_attention', 'sdp': 'sdpa'},
     'optimizer': {'adamw_hf': 'adamw_torch', 'ao_adamw_4bit': 'adamw_torch_4bit', 'ao_adamw_8bit': 'adamw_torch_8bit',
         'lion_pytorch': 'lion_32bit'},
     'gradient_checkpointing': {'unsloth': 'offload', 'offload_disk': 'offload'},
     'bf16': {'full': 'true'},
+    'torch_compile': {'auto': 'true'},
 }
 
 def _equivalents(t):
@@ -365,6 +370,26 @@ def _qlora(t):
     if str(t.values.get('adapter')) == 'lora' and _is_true(t.values.get('load_in_4bit')):
         t.set_key('adapter', 'qlora', 'adapter',
             '`adapter: lora` with `load_in_4bit: true` is trained as `adapter: qlora`.')
+
+# %% ../../nbs/config/03_axolotl.ipynb #78e59e0d
+_LIGER_PARTS = {'liger_rope': ['rope'], 'liger_rms_norm': ['rms_norm'], 'liger_layer_norm': ['layer_norm'],
+                'liger_glu_activation': ['swiglu', 'geglu']}
+
+def _liger(t):
+    given = {key: _is_true(t.values.pop(key)) for key in _LIGER_PARTS if key in t.values}
+    plugins = t.values.get('plugins')
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    others = [name for name in plugins if 'liger' not in str(name).lower()]
+    if len(others) == len(plugins):
+        if given: t.notes.append(f'`{"`, `".join(given)}` are left out: the plugin of Liger is not named.')
+        return
+    if others: t.values['plugins'] = others
+    else: del t.values['plugins']
+    if 'use_liger_kernel' in t.values or not any(given.values()): return
+    parts = {part: given.get(key, False) for key, names in _LIGER_PARTS.items() for part in names}
+    t.set_key('use_liger_kernel', True, 'plugins')
+    t.set_key('liger_kernel_config', parts, 'plugins', f'`{"`, `".join(given)}` become `use_liger_kernel` and '
+        '`liger_kernel_config`. Where Liger does not run, the run goes on without.')
 
 # %% ../../nbs/config/03_axolotl.ipynb #adff8647
 def _no_adapter(t):
@@ -618,7 +643,7 @@ def _entries(t):
             if isinstance(entry, dict): _entry(t, entry, (name, i))
 
 # %% ../../nbs/config/03_axolotl.ipynb #9ee7d75e
-_RULES = (_rename, _attention, _equivalents, _batch, _qlora, _no_adapter, _adapter_size, _stored_bits, _peft,
+_RULES = (_rename, _attention, _equivalents, _liger, _batch, _qlora, _no_adapter, _adapter_size, _stored_bits, _peft,
     _unfrozen, _old_lengths, _zeros, _defaults, _data, _tokens, _shards, _gpu_memory, _classes, _entries)
 
 def translate_axolotl(

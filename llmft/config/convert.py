@@ -35,6 +35,7 @@ RENAMED_ARGS = _by_name({
     'peft_layers_to_transform': 'layers_to_transform',
     'micro_batch_size': 'per_device_train_batch_size', 'eval_batch_size': 'per_device_eval_batch_size',
     'num_epochs': 'num_train_epochs', 'lr_scheduler': 'lr_scheduler_type', 'optimizer': 'optim',
+    'use_liger_kernel': 'enable_liger_kernel',
     'seed': 'random_state', 'eval_strategy': 'evaluation_strategy',
 })
 
@@ -45,7 +46,7 @@ IGNORED_ARGS = _by_name({
     'it only changes speed': '''
         preprocessing_num_workers preprocessing_batch_size dataset_num_proc dataloader_pin_memory
         dataloader_prefetch_factor dataloader_persistent_workers use_fast_tokenizer low_cpu_mem_usage use_unsloth
-        use_unsloth_gc enable_liger_kernel use_liger_kernel fast_inference padding_free torch_compile use_kernels''',
+        use_unsloth_gc fast_inference padding_free use_kernels''',
     'llmft chooses it': '''
         do_train do_eval do_predict remove_unused_columns dataset_kwargs logging_dir logging_first_step
         logging_strategy include_num_input_tokens_seen average_tokens_across_devices task_type use_cache
@@ -91,7 +92,7 @@ def _trackers(value):
 
 # %% ../../nbs/config/04_convert.ipynb #000a1054
 _ATTENTION = {'auto': 'auto', 'disabled': 'eager', 'sdpa': 'sdpa',
-    'fa2': 'flash_attention_2', 'fa3': 'flash_attention_2'}
+    'fa2': 'flash_attention_2', 'fa3': 'flash_attention_3'}
 
 ARG_CONVERTERS = { # {argument: value -> keys of llmft, or `None` if there is no counterpart}
     'lora_target': _layers, 'target_modules': _layers, 'lora_target_modules': _layers,
@@ -378,6 +379,8 @@ def _from_arguments(values, program, config_dir): # -> `Translation`
     data, comments = read_data(args, config_dir)
     t.values |= data
     t.notes += comments
+    if t.values.get('warmup_steps') and t.values.pop('warmup_ratio', None):
+        t.notes.append(f'`warmup_steps`: {program} takes it and not its share, `warmup_ratio`, where both are given.')
     _complete(t, program, args)
     if program == 'LLaMA-Factory' and args.get('packing') and not args.get('neat_packing'):
         t.notes.append('`sample_packing`: packed rows do not see each other here.')

@@ -184,9 +184,12 @@ class ModelKeys(_Strict):
         'GPU after the other. By default all of it lies on one.', 'Model')
     max_memory: dict[str, int | str] | None = _key(None,
         'With `device_map: auto`: most memory for each device, as `{0: 20GiB, cpu: 40GiB}`.', 'Model')
-    attn_implementation: Literal['auto', 'sdpa', 'eager', 'flash_attention_2', 'flex_attention'] = _key('auto',
+    attn_implementation: Literal['auto', 'sdpa', 'eager', 'flash_attention_2', 'flash_attention_3',
+        'flash_attention_4', 'flex_attention', 'kernels-community/flash-attn2', 'kernels-community/flash-attn3',
+        'kernels-community/vllm-flash-attn3', 'kernels-community/flash-attn4'] = _key('auto',
         'The attention kernel; `auto` takes what the hardware has. '
-        'One that cannot run here is replaced, with the reason.', 'Model')
+        'One that cannot run here is replaced, with the reason. '
+        'The names with a `/` are compiled code that is downloaded from the Hub.', 'Model')
 
 # %% ../../nbs/config/01_keys.ipynb #a845f877
 class PrecisionKeys(_Strict):
@@ -347,13 +350,18 @@ class TrainingKeys(StepKeys):
     cosine_min_lr_ratio: float | None = _key(None,
         'The cosine ends at this share of `learning_rate` instead of 0.', 'Training', ge=0, le=1)
     warmup_steps: int | None = _key(None,
-        'Steps in which the learning rate rises to its full value. Instead of `warmup_ratio`.', 'Training', ge=0)
+        'Steps in which the learning rate rises to its full value; 0 is none. Instead of `warmup_ratio`.',
+        'Training', ge=0)
     warmup_ratio: float | None = _key(None,
         'The same as a share of all steps; 0.03 if neither is given.', 'Training', ge=0, lt=1)
     optimizer: str = _key('adamw_torch',
         'Any optimizer name of transformers, as `paged_adamw_32bit` or `adamw_bnb_8bit`.', 'Training')
     weight_decay: float = _key(0.0, 'Pull of the trained weights towards zero.', 'Training', ge=0)
-    max_grad_norm: float = _key(1.0, 'Longer gradients are shortened to this length.', 'Training', gt=0)
+    max_grad_norm: float = _key(1.0,
+        'Longer gradients are shortened to this length; 0 leaves them as they are.', 'Training', ge=0)
+    label_smoothing_factor: float = _key(0.0,
+        'Share of the aim that is spread evenly over all tokens, as 0.1, so that the model gets less sure. '
+        'The held-out loss stays the plain one.', 'Training', ge=0, lt=1)
     gradient_checkpointing: bool | Literal['offload'] = _key(True,
         'Compute activations twice instead of keeping them: less memory, '
         'about 30% more time. `offload` also moves what is kept to RAM.', 'Training')
@@ -377,6 +385,16 @@ class OptimizerKeys(_Strict):
     chunked_cross_entropy: bool = _key(True,
         'Compute the loss a piece at a time. `false` makes the scores of all tokens at once, as most programs do: the '
         'same loss, with much more memory.', 'Training')
+    torch_compile: bool = _key(False,
+        'Let PyTorch compile the layers: the first steps take minutes longer, all others are shorter.', 'Training')
+    torch_compile_backend: str = _key('inductor', 'Which compiler of PyTorch does it.', 'Training')
+    torch_compile_mode: str | None = _key(None,
+        'How hard it tries, as `max-autotune-no-cudagraphs`.', 'Training')
+    use_liger_kernel: bool = _key(False,
+        "Replace norms, rotary positions and MLPs by Liger's kernels: less memory and time on an NVIDIA GPU. "
+        'Needs `pip install liger-kernel`.', 'Training')
+    liger_kernel_config: dict[str, bool] = _key({},
+        'Which parts Liger replaces, as `rope: false`; all that it has for the model, if nothing is said.', 'Training')
     curriculum_sampling: bool = _key(False, 'Learn the rows in the order in which they stand.', 'Training')
     on_nan: Literal['stop', 'skip'] = _key('stop',
         'What happens when the loss is no number: an end that names the rows, or on without them.', 'Training')
@@ -431,6 +449,8 @@ class OutputKeys(_Strict):
         'Keep the weights of the lowest held-out loss instead of the last ones.', 'Output')
     early_stopping_patience: int | None = _key(None,
         'Stop when so many measurements in a row were no better, and keep the best weights.', 'Output', gt=0)
+    early_stopping_threshold: float = _key(0.0,
+        'A measurement is better only if the held-out loss is lower by more than this.', 'Output', ge=0)
     metric_for_best_model: Literal['loss', 'eval_loss'] = _key('eval_loss', 'What is compared.', 'Output')
     greater_is_better: bool = _key(False, 'A loss is better when it is lower.', 'Output')
 

@@ -15,7 +15,7 @@ from textwrap import indent
 from fastcore.basics import patch
 
 from ..config.config import Config, load_config
-from ..core import UserError, log, markdown_table, silence_warnings, text_table
+from ..core import UserError, log, markdown_table, num_processes, silence_warnings, text_table
 from ..hub import model_errors
 from .layers import Places, copy_layers, extend, extend_peaks, layer_pattern, names_layers
 from .stored import base_quantization, download_bytes, stored_bits, stored_settings
@@ -28,6 +28,7 @@ from ..model.base import (
 from ..model.experts import quantize_experts
 from ..model.fused import fuse_adapters
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
+from ..model.kernels import is_flash
 from ..model.loss import chunked_cross_entropy, full_cross_entropy, has_plain_lm_head
 
 # %% ../../nbs/memory/03_plan.ipynb #dbfd3135
@@ -44,7 +45,7 @@ def attention_for(
     "The attention that a run uses, with flash-attn installed if the YAML asks for it."
     gpu, requested = gpu or find_gpu('A100'), config.attn_implementation
     return choose_attention(gpu.kind, gpu.capability, requested, _number_format(gpu, config), hf_config,
-        installed=requested == 'flash_attention_2')[0]
+        installed=is_flash(requested))[0]
 
 # %% ../../nbs/memory/03_plan.ipynb #980302e0
 def _empty_model(config, hf_config, gpu, device): # as loading builds it, before there are weights
@@ -103,7 +104,7 @@ def _add_adapter(model, config, tracker, amp, device): # with its trained weight
 
 # %% ../../nbs/memory/03_plan.ipynb #fcd022a2
 def _is_packed(config, attention, one_line): # do the texts of a line share a mask
-    return config.sample_packing and not one_line and attention != 'flash_attention_2'
+    return config.sample_packing and not one_line and not is_flash(attention)
 
 # %% ../../nbs/memory/03_plan.ipynb #48eee4a1
 def _batch(rows, length, tracker, device, one_line=False): # full rows; packed: two texts in each
@@ -119,15 +120,17 @@ def _kernel_choice(gpu, attention): # function (query, has_mask, enable_gqa) -> 
     from llmft.memory.dryrun import attention_kernel
     if gpu.kind == 'mps': return lambda *_: 'math'
     if gpu.kind == 'cpu': return lambda *_: 'cpu'
-    if attention == 'flash_attention_2': return lambda *_: 'flash'
+    if is_flash(attention): return lambda *_: 'flash'
     return functools.partial(attention_kernel, gpu.capability)
 
 # %% ../../nbs/memory/03_plan.ipynb #64bc4445
 def _loss_function(model, config, gpu, amp): # (loss, context that it needs) for this GPU
     from torch.utils import checkpoint
     from llmft.memory.dryrun import fake_triton_kernels, fused_lm_head_loss, patched
-    if not config.chunked_cross_entropy: return full_cross_entropy, nullcontext()
-    if gpu.kind != 'cuda' and has_plain_lm_head(model.config):
+    in_pieces = has_plain_lm_head(model.config) and num_processes() == 1
+    needs_scores = config.label_smoothing_factor and not in_pieces
+    if needs_scores or not config.chunked_cross_entropy: return full_cross_entropy, nullcontext()
+    if (gpu.kind != 'cuda' or config.label_smoothing_factor) and has_plain_lm_head(model.config):
         with_format = functools.partial(checkpoint.checkpoint, context_fn=lambda: (nullcontext(), amp()))
         return chunked_cross_entropy, patched((checkpoint, 'checkpoint', with_format))
     from trl.trainer.utils import add_fused_lm_head

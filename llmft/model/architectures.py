@@ -12,6 +12,7 @@ import inspect, re
 from contextlib import contextmanager
 
 from ..core import UserError
+from .kernels import FLASH_KERNELS
 
 # %% ../../nbs/model/06_architectures.ipynb #8eaa2673
 _COLLECTIONS = ('AutoModelForCausalLM', 'AutoModelForImageTextToText', 'AutoModelForMultimodalLM')
@@ -42,8 +43,8 @@ def model_class(
     return _get_model_class(hf_config, collection._model_mapping)
 
 # %% ../../nbs/model/06_architectures.ipynb #c25d40e9
-_KERNEL_FLAGS = {'sdpa': '_supports_sdpa', 'flash_attention_2': '_supports_flash_attn',
-                 'flex_attention': '_supports_flex_attn'}
+_KERNEL_FLAGS = {'sdpa': '_supports_sdpa', 'flex_attention': '_supports_flex_attn',
+                 **dict.fromkeys(FLASH_KERNELS, '_supports_flash_attn')}
 
 def supported_attention(
     hf_config=None, # from `load_hf_config`; `None`: not known yet
@@ -56,8 +57,7 @@ def supported_attention(
     classes = [whole, MODEL_MAPPING[text_config]] if text_config in MODEL_MAPPING else [whole]
     kernels = {kernel for kernel, flag in _KERNEL_FLAGS.items() if all(getattr(c, flag, False) for c in classes)}
     compatible = getattr(whole, '_compatible_flash_implementations', None)
-    if compatible and 'flash_attention_2' not in compatible: kernels.discard('flash_attention_2')
-    return kernels | {'eager'}
+    return (kernels - {*FLASH_KERNELS}.difference(compatible) if compatible else kernels) | {'eager'}
 
 # %% ../../nbs/model/06_architectures.ipynb #54957e1d
 def attention_by_part(

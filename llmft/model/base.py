@@ -23,6 +23,7 @@ from .architectures import (
     add_missing_names, attention_by_part, auto_class, keep_layers_read_directly, supported_attention)
 from .experts import experts_in_4bit
 from .gpus import check_architecture, ram_bytes
+from .kernels import FLASH_KERNELS, choose_liger, comes_from_hub, is_flash, missing_for_kernel
 from ..tokens.special import resize_embeddings
 
 # %% ../../nbs/model/02_base.ipynb #d56eeec1
@@ -133,6 +134,7 @@ class Hardware:
     optimizer: str | None = None # another optimizer than the YAML's, where that one cannot run here
     tf32: bool | None = None     # multiply 32-bit numbers with less precision; `None`: the device cannot
     workers: int = 0             # processes that make batches ready
+    liger: bool = False          # use Liger's kernels
 
     def __str__(self):
         lines = [f'  {c.what}: {c.value}, because {c.why} (`{c.key}` in the YAML changes it)' for c in self.choices]
@@ -203,14 +205,11 @@ def choose_dtype(
     return torch.float32, 'it is the fastest and safest format here'
 
 # %% ../../nbs/model/02_base.ipynb #d80fbb36
-def _missing_for_kernel(kernel, device, capability, dtype, installed=None): # what this machine has not, or None
-    import torch
-    from transformers.utils import is_flash_attn_2_available
-    if kernel == 'flash_attention_2':
-        if device != 'cuda' or capability < (8, 0): return 'an NVIDIA GPU of compute capability 8.0 or newer'
-        if not (is_flash_attn_2_available() if installed is None else installed): return 'the package flash-attn'
-        if dtype not in (torch.float16, torch.bfloat16): return 'bfloat16 or float16'
-    if kernel == 'flex_attention' and device != 'cuda': return 'an NVIDIA GPU'
+def _flash_kernel(kernels, device, capability, dtype, installed): # the one that `auto` takes, if it can run
+    is_hopper = device == 'cuda' and capability[0] == 9 # what FlashAttention 3 was written for
+    if not is_hopper or 'flash_attention_3' not in kernels: return 'flash_attention_2'
+    missing = missing_for_kernel('flash_attention_3', device, capability, dtype, installed)
+    return 'flash_attention_2' if missing else 'flash_attention_3'
 
 # %% ../../nbs/model/02_base.ipynb #5753b4ec
 def choose_attention(
@@ -223,12 +222,14 @@ def choose_attention(
 ): # (name of the kernel, the reason)
     "The attention kernel, and why."
     kernels, auto = supported_attention(hf_config), requested == 'auto'
-    wanted = 'flash_attention_2' if auto else requested
-    missing = _missing_for_kernel(wanted, device, capability, dtype, installed)
+    wanted = _flash_kernel(kernels, device, capability, dtype, installed) if auto else requested
+    missing = missing_for_kernel(wanted, device, capability, dtype, installed)
     problem = f'`{wanted}` needs {missing}' if missing else None
     if wanted not in kernels: problem = f'the code of this model has no `{wanted}`'
+    if not problem and auto: return wanted, f'{FLASH_KERNELS[wanted][0]} is installed and the GPU can run it'
     if not problem:
-        return wanted, 'flash-attn is installed and the GPU can run it' if auto else '`attn_implementation` asks for it'
+        download = ', and its compiled code comes from the Hub' if comes_from_hub(wanted) else ''
+        return wanted, f'`attn_implementation` asks for it{download}'
     if 'sdpa' not in kernels:
         also = '' if auto or wanted == 'sdpa' else f', and {problem}'
         return 'eager', f'the code of this model has no `sdpa`{also}'
@@ -286,16 +287,19 @@ def choose_workers(
 def choose_batch_layout(
     attention,     # name of the kernel
     packed=True,   # are short rows put together
+    compiled=False, # are the layers compiled
 ): # (name of the layout, the reason; `None` where nothing was chosen)
     "How the rows of a batch lie, and why."
-    if attention == 'sdpa': return 'all in one line', 'it is called for one text after the other, so nothing is padded'
+    if attention == 'sdpa' and not compiled:
+        return 'all in one line', 'it is called for one text after the other, so nothing is padded'
     if not packed: return None, None
-    if attention == 'flash_attention_2':
+    if is_flash(attention):
         return 'all in one line', 'the kernel takes texts of any length one after the other'
     return 'one line each', f'{attention} needs a mask, which grows with the square of a line'
 
 # %% ../../nbs/model/02_base.ipynb #7a6235cb
-def _list_choices(dtype, attention, layout, optimizer, tf32, workers): # (value, reason), of some the key too
+def _list_choices(dtype, attention, layout, optimizer, tf32, workers, liger=(False, None)):
+    "Pairs of (value, reason), of some the key too, as a list of `Choice`."
     chosen = [
         ('number format', str(dtype[0]).removeprefix('torch.'), dtype[1], 'bf16'),
         ('attention', *attention, 'attn_implementation'),
@@ -303,6 +307,7 @@ def _list_choices(dtype, attention, layout, optimizer, tf32, workers): # (value,
         ('optimizer', *optimizer, 'optimizer'),
         ('tf32', str(tf32[0]).lower(), tf32[1], 'tf32'),
         ('processes for batches', str(workers[0]), *workers[1:]),
+        ("Liger's kernels", 'on' if liger[0] else 'off', liger[1], 'use_liger_kernel'),
     ]
     return [Choice(*entry) for entry in chosen if entry[2]]
 
@@ -316,14 +321,15 @@ def detect_hardware(
     device, name, memory = _device()
     capability = torch.cuda.get_device_capability() if device == 'cuda' else None
     dtype = choose_dtype(device, capability, _cpu_has_bf16(), *(requested_precision(config) if config else ()))
-    attention = choose_attention(device, capability, setting('attn_implementation', 'auto'), dtype[0],
-                                 _known_hf_config(config))
-    layout = choose_batch_layout(attention[0], setting('sample_packing', True))
+    hf_config = _known_hf_config(config)
+    attention = choose_attention(device, capability, setting('attn_implementation', 'auto'), dtype[0], hf_config)
+    layout = choose_batch_layout(attention[0], setting('sample_packing', True), setting('torch_compile', False))
     optimizer = choose_optimizer(device, setting('optimizer', 'adamw_torch'))
     tf32 = choose_tf32(device, capability, setting('tf32', 'auto'))
     workers = choose_workers(device, setting('dataloader_num_workers', None), setting('streaming', False))
-    choices = _list_choices(dtype, attention, layout, optimizer, tf32, workers)
-    return Hardware(device, name, memory, dtype[0], attention[0], choices, optimizer[0], tf32[0], workers[0])
+    liger = choose_liger(device, setting('use_liger_kernel', False), hf_config)
+    choices = _list_choices(dtype, attention, layout, optimizer, tf32, workers, liger)
+    return Hardware(device, name, memory, dtype[0], attention[0], choices, optimizer[0], tf32[0], workers[0], liger[0])
 
 # %% ../../nbs/model/02_base.ipynb #cd5b0513
 def _quantization_config(config, dtype): # `BitsAndBytesConfig` or None

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTIAL', 'step_of', 'checkpoint_folders', 'write_errors', 'publish_checkpoint', 'remove_old_checkpoints',
            'checkpoint_damage', 'newest_whole_checkpoint', 'checkpoint_errors', 'WholeCheckpoints', 'ReadsCheckpoints',
-           'FindsBest', 'SameOrder', 'folder_lock']
+           'FindsBest', 'KeepsPatience', 'SameOrder', 'folder_lock']
 
 # %% ../../nbs/training/02_checkpoints.ipynb #9c0e6422
 import os, re, shutil
@@ -205,6 +205,15 @@ class FindsBest:
             raise UserError(f'{problem}: the best checkpoint (`load_best_model_at_end`) is damaged. Delete the folder '
                             f'{best} and give the same command again: the run then ends with its last weights.')
         super()._load_best_model()
+
+# %% ../../nbs/training/02_checkpoints.ipynb #10cb6b52
+class KeepsPatience:
+    "Part of the trainer: `early_stopping_patience` counts on after a break."
+    def _load_callback_state(self):
+        from transformers import EarlyStoppingCallback
+        saved = (self.state.stateful_callbacks or {}).get('EarlyStoppingCallback')
+        for callback in self.callback_handler.callbacks:
+            if saved and isinstance(callback, EarlyStoppingCallback): vars(callback).update(saved['attributes'])
 
 # %% ../../nbs/training/02_checkpoints.ipynb #ce70a162
 def _length_sampler(original, seed): # the same sampler, with an order that follows from the epoch

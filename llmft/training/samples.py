@@ -21,6 +21,7 @@ from ..data.sources import _all_entries
 from ..evaluation.sandbox import run_code_batch
 from ..evaluation.scores import extract_code
 from ..inference.chat import check_questions, generate_ids, prompt_ids
+from ..model.kernels import without_compiled_layers
 from ..plots import _COLOURS, _GREY, _axes, _label, _series, figure_style, plot_loss
 from ..prompts.turns import find_format, prompt_turns
 from ..tokens.encode import encode_turns
@@ -152,7 +153,7 @@ class SampleAnswers:
 
     def generate(self, model, prompts, progress=None): # -> list of answers
         start = time.time()
-        with same_randomness():
+        with same_randomness(), without_compiled_layers():
             answers = generate_ids(model, self.tokenizer, prompts, self.config.max_new_tokens, progress=progress)
         if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.time() - start
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)

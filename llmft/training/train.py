@@ -26,14 +26,17 @@ from ..model.architectures import check_packing
 from ..model.attention import take_texts_apart, text_lengths, texts_apart
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.fused import fuse_adapters
+from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
+from ..model.optimizers import use_final_weights
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
 
 # %% ../../nbs/training/03_train.ipynb #8cdaac22
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
-from .checkpoints import FindsBest, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock
+from .checkpoints import (
+    FindsBest, KeepsPatience, ReadsCheckpoints, SameOrder, WholeCheckpoints, folder_lock)
 from .mirror import Mirror, open_mirror, restore_from_mirror
 from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
@@ -42,6 +45,7 @@ from .run import (
     Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
     restore_replaced, resume_text, start_run, truncate_metrics, write_status)
 from .samples import SampleAnswers
+from .smoothing import SmoothedLoss
 from .trouble import (
     CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
 from .watch import Watch, in_jupyter, peak_memory_gib, planned_gib
@@ -90,7 +94,7 @@ def make_collator(
     one_line=False, # does the attention take each text of a line by itself
 ):
     "The layout of a batch that suits the attention kernel."
-    if packed and attention == 'flash_attention_2':
+    if packed and is_flash(attention):
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
         return DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=True)
     return Collator(tokenizer.pad_token_id, one_line=one_line)
@@ -160,6 +164,7 @@ def _mean_loss(trainer, batches): # over all trained tokens
     import torch
     was_training = trainer.model.training
     trainer.model.eval()
+    if trainer.optimizer is not None: use_final_weights(trainer.optimizer)
     loss = torch.zeros(2, dtype=torch.float64)
     for batch in batches: loss += careful_sum(trainer, trainer._prepare_inputs(batch))
     trainer.model.train(was_training)
@@ -210,8 +215,9 @@ def trainer_class(
 ): # a subclass of `trl.SFTTrainer`
     "TRL's trainer with llmft's parts in front."
     from trl import SFTTrainer
-    parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, SameOrder, EndsAtLastStep,
-             ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows, CarefulSteps)
+    parts = (WholeCheckpoints, ReadsCheckpoints, FindsBest, KeepsPatience, SameOrder, EndsAtLastStep,
+             SmoothedLoss, ChunkedLoss, LoraPlus, TokenMeanEval, Throughput, SavesGoodWeights, TriesLongestRows,
+             CarefulSteps)
     if num_processes() > 1: parts = *parts, SharedRows, ShardedOnCPU
     return type('Trainer', (*parts, SFTTrainer), {'run_config': config, 'loss_sum': _loss_sum})
 
@@ -236,9 +242,11 @@ def make_trainer(
     from transformers import EarlyStoppingCallback, PrinterCallback
     hw, callbacks = hw or detect_hardware(config), list(callbacks)
     stops_early = config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no'
-    if stops_early: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    if stops_early: callbacks.append(EarlyStoppingCallback(
+        config.early_stopping_patience, config.early_stopping_threshold))
     os.environ.update(tracker_env_vars(config))
-    is_packed, one_line = 'seq_lengths' in data.train.column_names, take_texts_apart(model)
+    is_packed = 'seq_lengths' in data.train.column_names
+    one_line = not config.torch_compile and take_texts_apart(model) # compiled code knows no lengths of texts
     with hub_errors(config.hub_model_id or config.base_model):
         trainer = trainer_class(config)(
             model=model, args=training_arguments(config, data, hw, out),
@@ -250,8 +258,10 @@ def make_trainer(
     trainer.trouble = Trouble(config, data)
     trainer.add_callback(callback_class(SkippedSteps)(trainer.trouble))
     cast_trainable_to_float32(trainer.model, config)
-    if not (config.fsdp or config.fsdp_config or config.deepspeed): # there the weights of a layer come and go
+    shards = config.fsdp or config.fsdp_config or config.deepspeed # there the weights of a layer come and go
+    if not (shards or config.torch_compile or hw.liger): # both do such things themselves
         with trainer.accelerator.autocast(): fuse_adapters(trainer.model)
+    speed_up(trainer.model, config, hw)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #e307570e
@@ -408,7 +418,7 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
     log.info('loading the model')
     base = load_base(config, hw=hw)
     check_packing(base, config)
-    if hw.attention == 'sdpa' and not take_texts_apart(base):
+    if hw.attention == 'sdpa' and not config.torch_compile and not take_texts_apart(base):
         say('Each row is a line of its own in a batch: this model cannot take several texts in one line.')
     for line in model_notes(base, config, load_hf_config(config)): say(line)
     model = add_adapter(base, config)
@@ -419,6 +429,7 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
 def _train(trainer, run, progress, checkpoint):
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     trainer.train(resume_from_checkpoint=checkpoint)
+    use_final_weights(trainer.optimizer)
     step = trainer.state.global_step
     run.interrupted = progress.stop_requested and step < trainer.state.max_steps
     was_evaluated = from_main(lambda: any('eval_loss' in m and m['step'] == step for m in run.metrics))

@@ -480,7 +480,8 @@ def look_at_loss(self: CarefulSteps):
         i = next((i for i, batch in enumerate(self.step.done) if batch_texts(batch)), None)
         if i is None: return
         batch, n_items = self.step.done[i], self.step.n_items
-        share = None if n_items is None else (batch['labels'][:, 1:] != IGNORE_INDEX).sum()/n_items
+        smoothed = self.trouble.config.label_smoothing_factor # the loss of a step is no plain one then
+        share = None if n_items is None or smoothed else (batch['labels'][:, 1:] != IGNORE_INDEX).sum()/n_items
         divergence.begin(lambda: _trained_mean(self, batch), share and float(self.step.losses[i]/share))
     if divergence.add(loss): raise divergence.diverged(step + 1)
 

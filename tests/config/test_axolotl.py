@@ -220,8 +220,8 @@ def test_attention(old, kernel):
 
 
 @pytest.mark.parametrize('name, kernel', {
-    'xformers': 'sdpa', 'flash_attention_3': 'flash_attention_2',
-    'kernels-community/flash-attn3': 'flash_attention_2'}.items())
+    'xformers': 'sdpa', 'flash_attention_3': 'flash_attention_3', 'somebody/attention': 'flash_attention_2',
+    'kernels-community/flash-attn3': 'kernels-community/flash-attn3'}.items())
 def test_attention_by_name(name, kernel): assert load(attn_implementation=name).attn_implementation == kernel
 
 
@@ -230,7 +230,7 @@ def test_attention_by_name(name, kernel): assert load(attn_implementation=name).
     (dict(optimizer='muon'), '`optimizer: muon` is not supported. Use `adamw_torch`.'),
     (dict(lr_scheduler='rex'), '`lr_scheduler: rex` is not supported. Use `cosine`.'),
     (dict(plugins=['axolotl.integrations.liger.LigerPlugin', 'axolotl.integrations.spectrum.SpectrumPlugin']),
-        '`plugins: axolotl.integrations.liger.LigerPlugin, '),
+        '`plugins: axolotl.integrations.spectrum.SpectrumPlugin` is not supported.'),
     (dict(save_safetensors=False), '`save_safetensors: false` is not supported.'),
     (dict(model_type='BertForSequenceClassification'),
         '`model_type: BertForSequenceClassification` is not a class that transformers loads as a language model'),
@@ -243,6 +243,26 @@ def test_attention_by_name(name, kernel): assert load(attn_implementation=name).
     (dict(adam_eps=1e-8), '`adam_eps` is not a key that llmft knows. Did you mean `adam_epsilon`?'),
 ])
 def test_values(values, part): assert part in refuse(**values)
+
+
+LIGER = ['axolotl.integrations.liger.LigerPlugin']
+
+
+def test_liger_and_the_compiler():
+    config = load(plugins=LIGER, liger_rope=True, liger_glu_activation=True, torch_compile='auto',
+                  torch_compile_mode='max-autotune')
+    off = dict(rms_norm=False, layer_norm=False)
+    assert config.use_liger_kernel
+    assert config.liger_kernel_config == dict(rope=True, swiglu=True, geglu=True) | off
+    assert (config.torch_compile, config.torch_compile_mode) == (True, 'max-autotune')
+    without = load(liger_rope=True)
+    assert not without.use_liger_kernel and any('the plugin of Liger is not named' in note for note in without.notes)
+    for values in (dict(plugins=LIGER), dict(plugins=LIGER, liger_rope=False)): # no part of it is on
+        assert not load(**values).use_liger_kernel
+    other = 'axolotl.integrations.kernels.KernelsPlugin'
+    config = load(plugins=[*LIGER, other], liger_rms_norm=True, liger_cross_entropy=True)
+    assert config.liger_kernel_config['rms_norm'] and sum('`plugins`' in note for note in config.notes) == 1
+    assert any('`liger_cross_entropy` is left out: the loss is computed a piece' in note for note in config.notes)
 
 
 def test_old_names():
