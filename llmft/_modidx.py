@@ -1044,6 +1044,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmft.model.fused._plain_adapter': ('model/fused.html#_plain_adapter', 'llmft/model/fused.py'),
                                    'llmft.model.fused._result_and_gradients': ( 'model/fused.html#_result_and_gradients',
                                                                                 'llmft/model/fused.py'),
+                                   'llmft.model.fused._set_weight': ('model/fused.html#_set_weight', 'llmft/model/fused.py'),
                                    'llmft.model.fused.fuse_adapters': ('model/fused.html#fuse_adapters', 'llmft/model/fused.py'),
                                    'llmft.model.fused.undo_fusing': ('model/fused.html#undo_fusing', 'llmft/model/fused.py')},
             'llmft.model.gpus': { 'llmft.model.gpus.Gpu': ('model/gpus.html#gpu', 'llmft/model/gpus.py'),

@@ -127,6 +127,11 @@ def _result_and_gradients(forward, x, weights): # [result, gradient of x, gradie
     y = forward(x)
     return [y, *torch.autograd.grad(y.float().square().mean(), [x, *weights])]
 
+def _set_weight(weight, values):
+    import torch
+    with torch.no_grad(): weight.copy_(values)
+    torch.clear_autocast_cache() # or the old values are used
+
 def _is_equal(module, fused, layer): # does `fused` do what `module` does; `layer`: the adapted one in it
     import torch
     a, b, _ = _plain_adapter(layer)
@@ -135,11 +140,10 @@ def _is_equal(module, fused, layer): # does `fused` do what `module` does; `laye
     width = getattr(first, 'in_features', None) or first.get_base_layer().in_features
     generator, saved = torch.Generator().manual_seed(0), b.detach().clone()
     x = torch.randn(1, 16, width, generator=generator).to(a)
-    with torch.no_grad(): b.copy_(torch.randn(b.shape, generator=generator)/b.shape[1]) # a new one is all zeros
+    _set_weight(b, torch.randn(b.shape, generator=generator)/b.shape[1]) # a new one is all zeros
     try: pairs = zip(*(_result_and_gradients(f, x, [a, b]) for f in (module.forward, fused)))
     except RuntimeError: return False # as with mixed formats and no autocast
-    finally:
-        with torch.no_grad(): b.copy_(saved)
+    finally: _set_weight(b, saved)
     limit = .05 if _autocast_dtype(x) or x.dtype != torch.float32 else 1e-4
     return all((ours.float() - theirs.float()).norm() <= limit*theirs.float().norm() for theirs, ours in pairs)
 

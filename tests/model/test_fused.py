@@ -37,10 +37,11 @@ def test_gradients_are_those_of_peft(options, layers):
 
 
 @pytest.mark.parametrize('amp', [torch.bfloat16, torch.float16])
-def test_under_autocast(amp):
-    model = make_model(amp)
+@pytest.mark.parametrize('targets,layers', [('all-linear', 14), (['gate_proj', 'up_proj', 'down_proj'], 6)], ids=str)
+def test_under_autocast(amp, targets, layers):
+    model = make_model(amp, target_modules=targets)
     expected = loss_and_gradients(model, amp)
-    with torch.autocast('cpu', amp): assert fuse_adapters(model) == 14
+    with torch.autocast('cpu', amp): assert fuse_adapters(model) == layers
     assert (loss_and_gradients(model, amp) - expected).norm() < .02*expected.norm()
 
 
