@@ -5,13 +5,15 @@
 # %% auto #0
 __all__ = ['HIDDEN', 'MANIFEST', 'log', 'UserError', 'reason_line', 'user_path', 'sync_to_disk', 'write_atomic', 'replace_folder',
            'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'cache_dir', 'hide_secrets',
-           'file_sha256', 'write_manifest', 'read_manifest', 'find_damage', 'check_weights_unchanged', 'drop_none',
-           'text_table', 'markdown_table', 'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory',
-           'escape_markdown', 'silence_warnings', 'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
+           'file_sha256', 'file_entry', 'write_manifest', 'read_manifest', 'damaged_files', 'find_damage',
+           'check_weights_unchanged', 'checked_file', 'drop_none', 'text_table', 'markdown_table', 'html_table',
+           'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown', 'silence_warnings', 'share_cores',
+           'num_processes', 'is_main_process', 'kept_environment']
 
 # %% ../nbs/core.ipynb #6749d383
 import errno, hashlib, json, logging, os, re, shutil, stat, tempfile
 from contextlib import contextmanager
+from functools import cache
 from html import escape
 from pathlib import Path
 
@@ -206,13 +208,16 @@ def _files_in(folder): # their names in it, without hidden ones, in order
     names = (p.relative_to(folder).as_posix() for p in Path(folder).rglob('*') if p.is_file())
     return sorted(name for name in names if not name.startswith('.') and name != MANIFEST)
 
+def file_entry(path): # of a manifest
+    return {'bytes': path.stat().st_size, 'sha256': file_sha256(path)}
+
 def write_manifest(
-    folder,  # with all its files
-    **facts, # what else shall be known
+    folder,     # with all its files
+    names=None, # of those that count; default: all
+    **facts,    # what else shall be known
 ):
     "Write what is in a folder to its `manifest.json`."
-    files = {name: {'bytes': (folder/name).stat().st_size, 'sha256': file_sha256(folder/name)}
-             for name in _files_in(folder)}
+    files = {name: file_entry(folder/name) for name in (_files_in(folder) if names is None else names)}
     write_atomic(folder/MANIFEST, json.dumps(facts | {'files': files}, indent=1) + '\n')
 
 # %% ../nbs/core.ipynb #6207157a
@@ -228,37 +233,60 @@ def read_manifest(
         raise UserError(f'{folder/MANIFEST} cannot be read: {reason_line(e)}.') from None
 
 def _file_damage(path, entry): # `None`, or what is wrong with one file
-    try: size = path.stat().st_size
-    except OSError: return 'is missing'
+    if not path.exists(): return 'is missing'
     if not path.is_file(): return 'is not a file'
-    if size != entry['bytes']: return f'has {size:,} bytes instead of {entry["bytes"]:,}'
-    if file_sha256(path) != entry['sha256']: return 'was changed after it was written (its SHA-256 is another)'
+    try:
+        size = path.stat().st_size
+        if size != entry['bytes']: return f'has {size:,} bytes instead of {entry["bytes"]:,}'
+        if file_sha256(path) != entry['sha256']: return 'was changed after it was written (its SHA-256 is another)'
+    except OSError as e: return f'cannot be read: {reason_line(e)}'
 
 # %% ../nbs/core.ipynb #d4f717c6
-def find_damage(
-    folder,      # with a manifest
-    suffixes='', # only files whose names end so: a text or a tuple of texts
-): # `None`, or a text that names the file
-    "The first thing that is not as the manifest of a folder says."
+def damaged_files(
+    folder, # with a manifest
+    new=('.pt', '.pth', '.safetensors'), # ends of names of files that may not be added
+): # pairs: name of a file, what is wrong with it
+    "What is not as the manifest of a folder says."
     try: files = read_manifest(folder)['files']
-    except UserError as e: return str(e).rstrip('.')
-    added = [name for name in _files_in(folder) if name not in files]
-    for name in added:
-        if name.endswith(('.pt', '.pth', '.safetensors')): return f'{folder/name} is not in {MANIFEST}'
+    except UserError as e:
+        yield MANIFEST, str(e).rstrip('.')
+        return
+    for name in _files_in(folder):
+        if new and name not in files and name.endswith(new): yield name, f'{folder/name} is not in {MANIFEST}'
     for name, entry in files.items():
-        if not name.endswith(suffixes): continue
-        try: problem = _file_damage(folder/name, entry)
-        except OSError as e: problem = f'cannot be read: {reason_line(e)}'
-        if problem: return f'{folder/name} {problem}'
+        if problem := _file_damage(folder/name, entry): yield name, f'{folder/name} {problem}'
+
+def find_damage(folder): # `None`, or a text that names the file
+    "The first thing that is not as the manifest of a folder says."
+    return next((problem for _, problem in damaged_files(folder)), None)
 
 # %% ../nbs/core.ipynb #6413b220
+@cache # once
+def _warn_once(text): log.warning(text)
+
 def check_weights_unchanged(
     folder, # of a model or an adapter; without a manifest it is not looked at
 ):
-    "A `UserError` if weights are not as they were when they were saved."
-    if not (Path(folder)/MANIFEST).exists(): return
-    problem = find_damage(Path(folder), '.safetensors')
-    if problem: raise UserError(f'{problem}. Copy the folder again, or make it again.')
+    "A `UserError` if weights are not as they were when they were saved; what else was changed is told."
+    folder = Path(folder)
+    if not (folder/MANIFEST).exists(): return
+    for name, problem in damaged_files(folder):
+        if name == MANIFEST or name.endswith('.safetensors'):
+            raise UserError(f'{problem}. Copy the folder again, or make it again.')
+        _warn_once(f'{problem}.')
+
+# %% ../nbs/core.ipynb #77d2248f
+def checked_file(
+    folder, # that may have a manifest
+    name,   # of a file in it
+) -> Path:
+    "The path of a file; a warning if it is not as the manifest of its folder says."
+    folder, problem = Path(folder), None
+    try: files = read_manifest(folder)['files'] if (folder/MANIFEST).exists() else {}
+    except UserError as e: _warn_once(f'{e} So it is not known whether {folder/name} is as it was written.')
+    else: problem = name in files and _file_damage(folder/name, files[name])
+    if problem: _warn_once(f'{folder/name} {problem}.')
+    return folder/name
 
 # %% ../nbs/core.ipynb #1ea2fb10
 def drop_none(value):

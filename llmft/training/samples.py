@@ -16,7 +16,7 @@ from typing import Callable
 
 from fastcore.basics import patch
 
-from ..core import UserError, write_atomic
+from ..core import UserError, checked_file, write_atomic
 from ..data.sources import _all_entries
 from ..evaluation.sandbox import run_code_batch
 from ..evaluation.scores import extract_code
@@ -151,10 +151,10 @@ class SampleAnswers:
         self.trainer, self.answered, self.scored = None, set(), set() # steps
 
     def generate(self, model, prompts, progress=None): # -> list of answers
-        start = time.time()
+        start = time.monotonic()
         with same_randomness():
             answers = generate_ids(model, self.tokenizer, prompts, self.config.max_new_tokens, progress=progress)
-        if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.time() - start
+        if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.monotonic() - start
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 # %% ../../nbs/training/04_samples.ipynb #55638f40
@@ -265,7 +265,7 @@ class Samples(list):
 @patch(as_prop=True)
 def samples(self: Run) -> Samples:
     "What the model answered while it was trained."
-    return Samples(_read_samples(self.path/'samples.jsonl'))
+    return Samples(_read_samples(checked_file(self.path, 'samples.jsonl')))
 
 # %% ../../nbs/training/04_samples.ipynb #7d63b450
 def _score_keys(metrics): # what `eval_generate` has logged

@@ -37,8 +37,8 @@ from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
     whole_weights)
 from .run import (
-    Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
-    restore_replaced, resume_text, start_run, truncate_metrics, write_status)
+    Run, _save_plot, check_output, check_run_files, find_resume_checkpoint, finish_run, finished_run, machine_changes,
+    remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
 from .samples import SampleAnswers
 from .trouble import (
     CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
@@ -158,9 +158,9 @@ def _mean_loss(trainer, batches): # over all trained tokens
 class TokenMeanEval:
     "Part of the trainer: the held-out loss is the mean over all trained tokens."
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
-        start = time.time()
+        start = time.monotonic()
         loss = _mean_loss(self, self.get_eval_dataloader(eval_dataset))
-        metrics = {f'{metric_key_prefix}_loss': loss, f'{metric_key_prefix}_runtime': time.time() - start}
+        metrics = {f'{metric_key_prefix}_loss': loss, f'{metric_key_prefix}_runtime': time.monotonic() - start}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -178,13 +178,13 @@ class Throughput:
     n_trained, counted_since = 0, None
 
     def training_step(self, model, inputs, *args, **kwargs):
-        if self.counted_since is None: self.n_trained, self.counted_since = 0, time.time()
+        if self.counted_since is None: self.n_trained, self.counted_since = 0, time.monotonic()
         self.n_trained += _count_trained(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs, *args, **kwargs):
         if 'loss' in logs and self.counted_since is not None:
-            seconds = largest(max(time.time() - self.counted_since, 1e-6))
+            seconds = largest(max(time.monotonic() - self.counted_since, 1e-6))
             logs['tokens_per_second'] = round(total(int(self.n_trained))/seconds, 1)
             if peak := largest(peak_memory_gib() or 0): logs['peak_memory_gib'] = round(peak, 3)
             self.counted_since = None
@@ -351,8 +351,8 @@ class LossWatchdog:
         control.should_training_stop = True
 
 # %% ../../nbs/training/03_train.ipynb #a0e8ec6e
-def _make_callbacks(config, run, checkpoint, say): # [progress, watchdog, …], in the order in which they are called
-    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint, say))
+def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in the order in which they are called
+    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint))
     watchdog = callback_class(LossWatchdog)(config.loss_watchdog_threshold, config.loss_watchdog_patience)
     callbacks = [callback_class(Progress)(run.path/'metrics.jsonl', seconds), watchdog]
     if config.save_first_step: callbacks.append(callback_class(SaveFirstStep)())
@@ -499,7 +499,7 @@ def _finetune(config, out, overwrite, resume, say, force, data=None, window=True
     prepared = _prepare(config, out, overwrite, resume, say, force, data)
     run, checkpoint, data, hw, model, samples, summary = prepared
     mirror = _mirror(config, run, checkpoint, say)
-    callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
+    callbacks = [*_make_callbacks(config, run, checkpoint), *mirror]
     progress, watchdog, *_ = callbacks
     watch = _window(config, run, say) if window else []
     with stop_on_signals(progress), _noted_failure(run):
@@ -520,7 +520,9 @@ def _finetune_locked(config, out, overwrite, resume, say, force, data=None, wind
     if resume and not overwrite: from_main(lambda: restore_from_mirror(open_mirror(config), out, say))
     from_main(lambda: check_output(config, overwrite, resume))
     goes_on = _goes_on(out, overwrite)
-    if goes_on: config = from_main(lambda: keep_rows_per_step(config, say))
+    if goes_on:
+        from_main(lambda: check_run_files(out, say))
+        config = from_main(lambda: keep_rows_per_step(config, say))
     if goes_on and (run := from_main(lambda: finished_run(out, config))):
         say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
         return run

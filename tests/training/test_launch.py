@@ -77,7 +77,7 @@ def both(folder):
     forget_after(folder/'resumed', 5)
     files = [write(folder, f'{name}-2', **keys | {'micro_batch_size': 2}) for name, keys in CASES.items()]
     files += [write(folder, 'sharded', micro_batch_size=2, fsdp=True), f'{write(folder, "resumed")}:resume']
-    started = torchrun('tests.training.several', *files, LATE='3')
+    started = torchrun('tests.training.several', *files, LATE='1:3')
     assert not started.returncode, started.stderr
     forget_after(folder/'resumed', 10)
     said = []
@@ -168,9 +168,10 @@ def test_whole_model_in_parts(folder):
 def test_ten_starts_with_a_late_process(folder):
     finetune(config_of(folder, 'early', max_steps=4), say=None)
     files = [write(folder, f'late{i}', max_steps=4, micro_batch_size=2) for i in range(10)]
-    for file in files:
-        done = torchrun('llmft', 'train', file, LATE='3')
+    for i, file in enumerate(files):
+        done = torchrun('tests.training.several', file, LATE=f'{i % 2}:3')
         assert not done.returncode, done.stderr
+        assert f'process {i % 2} came 3 seconds late' in done.stdout
         assert_same_run(folder/'early', folder/file.stem)
 
 
