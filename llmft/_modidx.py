@@ -2585,6 +2585,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'llmft/training/watch.py'),
                                       'llmft.training.watch.Window.show': ('training/watch.html#window.show', 'llmft/training/watch.py'),
                                       'llmft.training.watch._draw_small': ('training/watch.html#_draw_small', 'llmft/training/watch.py'),
+                                      'llmft.training.watch._short': ('training/watch.html#_short', 'llmft/training/watch.py'),
                                       'llmft.training.watch.duration': ('training/watch.html#duration', 'llmft/training/watch.py'),
                                       'llmft.training.watch.in_jupyter': ('training/watch.html#in_jupyter', 'llmft/training/watch.py'),
                                       'llmft.training.watch.log_line': ('training/watch.html#log_line', 'llmft/training/watch.py'),
