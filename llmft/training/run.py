@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['environment_info', 'Run', 'Table', 'check_output', 'write_status', 'put_aside', 'remove_replaced', 'restore_replaced',
-           'check_run_files', 'start_run', 'finished_run', 'find_resume_checkpoint', 'resume_text', 'machine_changes',
-           'truncate_metrics', 'run_readme', 'finish_run']
+           'warn_of_changed_files', 'start_run', 'finished_run', 'find_resume_checkpoint', 'resume_text',
+           'machine_changes', 'truncate_metrics', 'run_readme', 'finish_run']
 
 # %% ../../nbs/training/02_run.ipynb #6ac354b5
 import base64, io, json, os, platform, shutil
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +18,9 @@ from fastcore.basics import patch
 from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import AnswerKeys, DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import (
-    MANIFEST, UserError, check_writable, checked_file, damaged_files, escape_markdown, folder_atomic, hide_secrets,
-    markdown_table, num_processes, reason_line, remove_leftovers, text_table, user_path, write_atomic, write_manifest)
+    MANIFEST, UserError, _warn_once, check_writable, checked_file, damaged_files, escape_markdown, folder_atomic,
+    hide_secrets, markdown_table, num_processes, reason_line, remove_leftovers, text_table, user_path, write_atomic,
+    write_manifest)
 from ..data.sources import _all_entries
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
@@ -316,19 +316,12 @@ def restore_replaced(
 
 # %% ../../nbs/training/02_run.ipynb #37e31be8
 _AT_START = 'config.yml', 'config_completed.yml', 'data.json', 'environment.json', 'settings.md'
-_DECIDE = 'config_completed.yml', 'data.json' # what is learned
 
-def check_run_files(
-    out,      # the run folder; without a manifest it is not looked at
-    say=print,# what decides nothing is told here
+def warn_of_changed_files(
+    out, # the run folder; without a manifest it is not looked at
 ):
-    "A `UserError` if what decides about a run is not as it was written."
-    if not (out/MANIFEST).exists(): return
-    for name, problem in damaged_files(out, new=()):
-        if name in _DECIDE:
-            raise UserError(f'{problem}. The run cannot go on: put back what it was, take another folder (--out DIR), '
-                            f'or begin again (--overwrite). If you changed it yourself, delete {out/MANIFEST}.')
-        say(f'{problem}.')
+    "A warning for each file of a run that is not as it was written."
+    for name, problem in damaged_files(out, new=()) if (out/MANIFEST).exists() else (): _warn_once(f'{problem}.')
 
 # %% ../../nbs/training/02_run.ipynb #a6db42e6
 def start_run(
@@ -446,14 +439,18 @@ def machine_changes(
 def truncate_metrics(
     run,        # `Run`
     checkpoint, # from `find_resume_checkpoint`
+    say=print,  # lines that cannot be read are told here
 ) -> float: # seconds up to there
-    "Remove the metrics of steps that will be made again, and lines that cannot be read."
-    file, kept = run.path/'metrics.jsonl', []
-    lines = file.read_bytes().decode(errors='replace').splitlines() if file.is_file() else []
+    "Remove the metrics of steps that will be made again."
+    file, kept, broken = run.path/'metrics.jsonl', [], 0
+    lines = file.read_bytes().decode(errors='replace').splitlines(keepends=True) if file.is_file() else []
     for n, line in enumerate(lines, 1):
-        with suppress(UserError): kept.append(_read_measured(line, f'{file}:{n}'))
+        try: kept.append(_read_measured(line, f'{file}:{n}'))
+        except UserError: broken += line.endswith('\n') or '\0' in line # the last line may have been cut off
     last_step = step_of(checkpoint)
     kept = [m for m in kept if m['step'] <= last_step and _is_measured(m)]
+    if broken:
+        say(f'{file}: {broken} of its {len(lines)} lines cannot be read and are left out; only the curve has a gap.')
     write_atomic(file, ''.join(metrics_line(m) + '\n' for m in kept))
     return max((m.get('seconds', 0) for m in kept), default=0)
 

@@ -37,8 +37,8 @@ from llmft.training.processes import (
     ShardedOnCPU, SharedRows, check_same_rows, connect, from_main, largest, main_first, one_voice, together, total,
     whole_weights)
 from .run import (
-    Run, _save_plot, check_output, check_run_files, find_resume_checkpoint, finish_run, finished_run, machine_changes,
-    remove_replaced, restore_replaced, resume_text, start_run, truncate_metrics, write_status)
+    Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
+    restore_replaced, resume_text, start_run, truncate_metrics, warn_of_changed_files, write_status)
 from .samples import SampleAnswers
 from .trouble import (
     CarefulSteps, SavesGoodWeights, SkippedSteps, TriesLongestRows, Trouble, careful_sum, check_end, metrics_line)
@@ -351,8 +351,8 @@ class LossWatchdog:
         control.should_training_stop = True
 
 # %% ../../nbs/training/03_train.ipynb #a0e8ec6e
-def _make_callbacks(config, run, checkpoint): # [progress, watchdog, …], in the order in which they are called
-    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint))
+def _make_callbacks(config, run, checkpoint, say): # [progress, watchdog, …], in the order in which they are called
+    seconds = 0 if checkpoint is None else from_main(lambda: truncate_metrics(run, checkpoint, say))
     watchdog = callback_class(LossWatchdog)(config.loss_watchdog_threshold, config.loss_watchdog_patience)
     callbacks = [callback_class(Progress)(run.path/'metrics.jsonl', seconds), watchdog]
     if config.save_first_step: callbacks.append(callback_class(SaveFirstStep)())
@@ -499,7 +499,7 @@ def _finetune(config, out, overwrite, resume, say, force, data=None, window=True
     prepared = _prepare(config, out, overwrite, resume, say, force, data)
     run, checkpoint, data, hw, model, samples, summary = prepared
     mirror = _mirror(config, run, checkpoint, say)
-    callbacks = [*_make_callbacks(config, run, checkpoint), *mirror]
+    callbacks = [*_make_callbacks(config, run, checkpoint, say), *mirror]
     progress, watchdog, *_ = callbacks
     watch = _window(config, run, say) if window else []
     with stop_on_signals(progress), _noted_failure(run):
@@ -521,7 +521,7 @@ def _finetune_locked(config, out, overwrite, resume, say, force, data=None, wind
     from_main(lambda: check_output(config, overwrite, resume))
     goes_on = _goes_on(out, overwrite)
     if goes_on:
-        from_main(lambda: check_run_files(out, say))
+        from_main(lambda: warn_of_changed_files(out))
         config = from_main(lambda: keep_rows_per_step(config, say))
     if goes_on and (run := from_main(lambda: finished_run(out, config))):
         say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')

@@ -261,6 +261,7 @@ def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
     printed, pictures = execute(kernel, TRAIN.format(file=str(file)))
     lines = [line for line in printed.splitlines() if ': loss' in line]
     assert [line.split(':')[0] for line in lines] == [f'step {n}/6' for n in range(1, 7)] and 'tokens/s' in lines[0]
+    assert pictures, printed
     assert [m['msg_type'] for m in pictures] == ['display_data'] + ['update_display_data']*(len(pictures) - 1)
     assert len(pictures) >= 6 and len({m['content']['transient']['display_id'] for m in pictures}) == 1
     assert printed.count('93 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed
