@@ -57,7 +57,6 @@ def plot_training(
         memory.axhline(planned_gib, color=_GREY, lw=1.5, ls='--')
         memory.set_ylim(0, max(planned_gib, memory.get_ylim()[1]/1.15)*1.15)
         memory.set_title(f'{memory.get_title("left")} (plan {_short(planned_gib)})', loc='left', fontsize=10)
-    axes['loss'].locator_params(axis='x', integer=True)
     axes['loss'].set_title(title or 'Loss', loc='left', fontsize=11)
     return fig
 
