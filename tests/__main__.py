@@ -36,8 +36,9 @@ def main(args):
         print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed,
               sep='\n   ', flush=True)
     run, longest = [nbdev('test'), '--timing'], 'nbs/tutorials/01_first_finetune.ipynb'
+    others = ['--skip-file-re', '^[_.]|^01_first_finetune', '--skip-folder-re', '^[_.]|^reference$'] # pytest runs those
     with subprocess.Popen([*run, longest], cwd=ROOT, env=ENV, stdin=subprocess.DEVNULL) as beside: # as long as the rest
-        ok &= step('run the notebooks', *run, '--n-workers', str(WORKERS), '--skip-file-re', '^[_.]|^01_first_finetune')
+        ok &= step('run the notebooks', *run, '--n-workers', str(WORKERS), *others)
     ok &= beside.returncode == 0
     print('== pytest', flush=True) # its closing line ends the output
     tests = [sys.executable, '-m', 'pytest', '-n', str(WORKERS), '--dist', 'loadfile', *args]

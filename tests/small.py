@@ -30,7 +30,8 @@ def small_config(folder, **keys):
     return load_config({
         'base_model': str(folder/'model'), 'adapter': 'lora', 'lora_r': 2, 'sequence_len': 128, 'bf16': False,
         'datasets': [{'path': str(folder/'data.jsonl')}], 'test_datasets': [{'path': str(folder/'data.jsonl')}],
-        'sample_packing': False, 'gradient_checkpointing': False, 'max_steps': 1, 'output_dir': str(folder/'run')
+        'sample_packing': False, 'gradient_checkpointing': False, 'max_steps': 1, 'max_new_tokens': 4,
+        'output_dir': str(folder/'run')
     } | keys)
 
 

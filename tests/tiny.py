@@ -63,5 +63,5 @@ def alpaca_rows(n): return [alpaca_row(i) for i in range(n)] # of different leng
 def tiny_config(model, data, out, **keys):
     datasets = data if isinstance(data, list) else [{'path': str(data)}]
     config = {'base_model': str(model), 'datasets': datasets, 'sequence_len': 256, 'micro_batch_size': 2,
-              'learning_rate': 1e-2, 'gradient_checkpointing': False, 'output_dir': str(out)}
+              'learning_rate': 1e-2, 'gradient_checkpointing': False, 'max_new_tokens': 4, 'output_dir': str(out)}
     return load_config(config | keys)

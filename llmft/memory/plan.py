@@ -21,10 +21,12 @@ from .layers import Places, copy_layers, extend, extend_peaks, layer_pattern, na
 from .stored import base_quantization, download_bytes, stored_bits, stored_settings
 from ..model.adapters import ParameterCounts, add_adapter, import_peft, model_notes, parameter_report
 from ..model.architectures import empty_model, supported_attention
+from ..model.attention import keep_texts_together, take_texts_apart, texts_apart
 from ..model.base import (
     _cpu_has_bf16, _quantization_config, choose_attention, choose_dtype, choose_optimizer, load_hf_config,
     requested_precision)
 from ..model.experts import quantize_experts
+from ..model.fused import fuse_adapters
 from ..model.gpus import GiB, MACHINES, Gpu, current_gpu, find_gpu, find_machine, known_gpus
 from ..model.loss import chunked_cross_entropy, full_cross_entropy, has_plain_lm_head
 
@@ -99,17 +101,15 @@ def _add_adapter(model, config, tracker, amp, device): # with its trained weight
     return model.train()
 
 # %% ../../nbs/memory/03_plan.ipynb #fcd022a2
-def _batch_shape(config, attention): # (rows, tokens in each, are there several texts in a row)
-    rows, length = config.micro_batch_size, config.sequence_len
-    if config.sample_packing and attention == 'flash_attention_2': return 1, rows*length, False
-    return rows, length, config.sample_packing
+def _is_packed(config, attention, one_line): # do the texts of a line share a mask
+    return config.sample_packing and not one_line and attention != 'flash_attention_2'
 
 # %% ../../nbs/memory/03_plan.ipynb #48eee4a1
-def _batch(rows, length, tracker, device): # full rows; packed: two texts in each
+def _batch(rows, length, tracker, device, one_line=False): # full rows; packed: two texts in each
     import torch
-    batch = {k: torch.zeros((rows, length), dtype=torch.long, device=device) for k in ('input_ids', 'labels')}
-    text_length = length//2 if tracker.packed else length
-    batch['position_ids'] = (torch.arange(length, device=device) % text_length).repeat(rows, 1)
+    shape, text_length = (1, rows*length) if one_line else (rows, length), length//2 if tracker.packed else length
+    batch = {k: torch.zeros(shape, dtype=torch.long, device=device) for k in ('input_ids', 'labels')}
+    batch['position_ids'] = (torch.arange(shape[1], device=device) % text_length).repeat(shape[0], 1)
     for t in batch.values(): tracker.track(t, 'activations')
     return batch
 
@@ -134,22 +134,30 @@ def _loss_function(model, config, gpu, amp): # (loss, context that it needs) for
     return fused_lm_head_loss, fake_triton_kernels(gpu.kind == 'cuda')
 
 # %% ../../nbs/memory/03_plan.ipynb #243ba049
-def _evaluate(model, loss, config, tracker, amp, device): # one step of an evaluation, if the run makes any
+def _evaluate(model, loss, config, tracker, amp, device, one_line=False): # one step of an evaluation, if there is any
     import torch
     if not (config.test_datasets or config.val_set_size): return
     tracker.packed, tracker.step, tracker.module, tracker.category = False, 'evaluation', '', 'temporaries'
     rows = config.eval_batch_size or config.micro_batch_size
     with tracker, torch.no_grad(), amp():
-        loss(model.eval(), _batch(rows, config.sequence_len, tracker, device))
+        loss(model.eval(), _batch(rows, config.sequence_len, tracker, device, one_line))
 
 # %% ../../nbs/memory/03_plan.ipynb #8b319d3d
 def _replacements(config, gpu, attention, device): # contexts in which the model does what it does on `gpu`
     import torch
     from llmft.memory.dryrun import cpu_8bit, patched, sdpa_with_kernel
+    from llmft.model import attention as by_text
+    def shares_keys(query): return gpu.kind != 'cuda' or gpu.capability >= (8, 0)
     if gpu.kind == 'cpu' and config.load_in_8bit: yield cpu_8bit()
     if device == 'meta':
         sdpa = sdpa_with_kernel(_kernel_choice(gpu, attention))
-        yield patched((torch.nn.functional, 'scaled_dot_product_attention', sdpa))
+        yield patched((torch.nn.functional, 'scaled_dot_product_attention', sdpa), (by_text, '_shares_keys', shares_keys))
+
+# %% ../../nbs/memory/03_plan.ipynb #395b708b
+def _told_lengths(loss, length): # `loss` for lines of texts of this length
+    def told(model, batch):
+        with texts_apart([length] * (batch['input_ids'].shape[1]//length)): return loss(model, batch)
+    return told
 
 # %% ../../nbs/memory/03_plan.ipynb #b4fb5c9f
 def dry_run(
@@ -166,20 +174,24 @@ def dry_run(
     import_peft()
     _register_bnb_overrides()
     attention, amp = attention_for(config, hf_config, gpu), functools.partial(autocast, _number_format(gpu, config))
-    rows, length, packed = _batch_shape(config, attention)
-    tracker, accumulate = StorageTracker(packed), config.gradient_accumulation_steps > 1
+    shape, tracker, accumulate = (config.micro_batch_size, config.sequence_len), StorageTracker(), config.gradient_accumulation_steps > 1
     with ExitStack() as stack, warnings.catch_warnings():
         warnings.simplefilter('ignore')
         for context in _replacements(config, gpu, attention, device): stack.enter_context(context)
         model, weights, largest = _bare_model(config, hf_config, gpu, tracker, device, layers)
         loss, kernels = _loss_function(model, config, gpu, amp)
         stack.enter_context(kernels)
+        if one_line := attention == 'sdpa' and take_texts_apart(model):
+            stack.callback(keep_texts_together, model)
+            loss = _told_lengths(loss, config.sequence_len)
+        tracker.packed = _is_packed(config, attention, one_line)
         model = _add_adapter(model, config, tracker, amp, device)
         params = [p for p in model.parameters() if p.requires_grad]
+        with amp(): fuse_adapters(model)
         optimizer = make_optimizer(choose_optimizer(gpu.kind, config.optimizer)[0], params, gpu.kind == 'cuda')
         # no name is given to the rows, so that they are gone when the evaluation starts
-        training_step(model, _batch(rows, length, tracker, device), loss, optimizer, tracker, amp, accumulate)
-        _evaluate(model, loss, config, tracker, amp, device)
+        training_step(model, _batch(*shape, tracker, device, one_line), loss, optimizer, tracker, amp, accumulate)
+        _evaluate(model, loss, config, tracker, amp, device, one_line)
     return tracker, dict(weights=weights, largest=largest, parameters=parameter_report(model))
 
 # %% ../../nbs/memory/03_plan.ipynb #ff876a9a

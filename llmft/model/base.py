@@ -284,9 +284,12 @@ def choose_workers(
 
 # %% ../../nbs/model/02_base.ipynb #3b841fc1
 def choose_batch_layout(
-    attention, # name of the kernel
-): # (name of the layout, the reason)
-    "How packed rows lie in a batch, and why."
+    attention,     # name of the kernel
+    packed=True,   # are short rows put together
+): # (name of the layout, the reason; `None` where nothing was chosen)
+    "How the rows of a batch lie, and why."
+    if attention == 'sdpa': return 'all in one line', 'it is called for one text after the other, so nothing is padded'
+    if not packed: return None, None
     if attention == 'flash_attention_2':
         return 'all in one line', 'the kernel takes texts of any length one after the other'
     return 'one line each', f'{attention} needs a mask, which grows with the square of a line'
@@ -296,7 +299,7 @@ def _list_choices(dtype, attention, layout, optimizer, tf32, workers): # (value,
     chosen = [
         ('number format', str(dtype[0]).removeprefix('torch.'), dtype[1], 'bf16'),
         ('attention', *attention, 'attn_implementation'),
-        ('packed rows', *layout, 'sample_packing'),
+        ('rows of a batch', *layout, 'attn_implementation'),
         ('optimizer', *optimizer, 'optimizer'),
         ('tf32', str(tf32[0]).lower(), tf32[1], 'tf32'),
         ('processes for batches', str(workers[0]), *workers[1:]),
@@ -315,7 +318,7 @@ def detect_hardware(
     dtype = choose_dtype(device, capability, _cpu_has_bf16(), *(requested_precision(config) if config else ()))
     attention = choose_attention(device, capability, setting('attn_implementation', 'auto'), dtype[0],
                                  _known_hf_config(config))
-    layout = choose_batch_layout(attention[0]) if setting('sample_packing', True) else (None, None)
+    layout = choose_batch_layout(attention[0], setting('sample_packing', True))
     optimizer = choose_optimizer(device, setting('optimizer', 'adamw_torch'))
     tf32 = choose_tf32(device, capability, setting('tf32', 'auto'))
     workers = choose_workers(device, setting('dataloader_num_workers', None), setting('streaming', False))

@@ -23,7 +23,9 @@ from ..hub import hub_errors
 from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
+from ..model.attention import take_texts_apart, text_lengths, texts_apart
 from ..model.base import Choice, detect_hardware, load_base, load_hf_config
+from ..model.fused import fuse_adapters
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
@@ -50,14 +52,21 @@ def _restarting_positions(lengths): # of texts -> positions that start again at 
     return torch.cat([torch.arange(n) for n in lengths])
 
 # %% ../../nbs/training/03_train.ipynb #51818192
+def _join_rows(rows): # as one row of several texts
+    lengths = [row.get('seq_lengths') or [len(row['input_ids'])] for row in rows]
+    joined = {key: [value for row in rows for value in row[key]] for key in ('input_ids', 'labels')}
+    return joined | {'seq_lengths': [n for row_lengths in lengths for n in row_lengths]}
+
 @dataclass
 class Collator:
-    "Rows, packed or not, as one batch of tensors, each (rows, longest row)."
+    "Rows, packed or not, as one batch of tensors, each (lines, longest line)."
     pad_token_id: int
     pad_to_multiple_of: int = 8
+    one_line: bool = False # all rows in one line
 
     def __call__(self, rows):
         import torch
+        if self.one_line: rows = [_join_rows(rows)]
         longest = max(len(row['input_ids']) for row in rows)
         n = math.ceil(longest / self.pad_to_multiple_of) * self.pad_to_multiple_of
         ids = torch.full((len(rows), n), self.pad_token_id)
@@ -67,8 +76,7 @@ class Collator:
             length = len(row['input_ids'])
             ids[i, :length] = torch.tensor(row['input_ids'])
             labels[i, :length] = torch.tensor(row['labels'])
-            lengths = row.get('seq_lengths') or [length]
-            positions[i] = _restarting_positions([*lengths, n - length])
+            positions[i] = _restarting_positions([*(row.get('seq_lengths') or [length]), n - length])
         # a single text needs no mask: nothing looks to the right
         if not any('seq_lengths' in row for row in rows): positions[:] = torch.arange(n)
         labels[positions == 0] = IGNORE_INDEX
@@ -79,12 +87,13 @@ def make_collator(
     tokenizer, # from `load_tokenizer`
     attention, # name of the attention kernel
     packed,    # are the rows packed
+    one_line=False, # does the attention take each text of a line by itself
 ):
     "The layout of a batch that suits the attention kernel."
     if packed and attention == 'flash_attention_2':
         from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
         return DataCollatorForLanguageModeling(tokenizer.pad_token_id, padding_free=True)
-    return Collator(tokenizer.pad_token_id)
+    return Collator(tokenizer.pad_token_id, one_line=one_line)
 
 # %% ../../nbs/training/03_train.ipynb #f25a4173
 def _count_trained(batch): # tokens that are predicted; the first of a line never is
@@ -92,7 +101,10 @@ def _count_trained(batch): # tokens that are predicted; the first of a line neve
 
 class ChunkedLoss:
     "Part of the trainer: a quick loss where there is no GPU, or transformers' own, from the scores of all tokens."
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        with texts_apart(text_lengths(inputs['position_ids'])): return self._compute_loss(model, inputs, *args, **kwargs)
+
+    def _compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         from transformers import Trainer
         if not self.run_config.chunked_cross_entropy:
             return Trainer.compute_loss(self, model, inputs | {'use_cache': False}, return_outputs, num_items_in_batch)
@@ -225,17 +237,20 @@ def make_trainer(
     stops_early = config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no'
     if stops_early: callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
     os.environ.update(tracker_env_vars(config))
+    is_packed, one_line = 'seq_lengths' in data.train.column_names, take_texts_apart(model)
     with hub_errors(config.hub_model_id or config.base_model):
         trainer = trainer_class(config)(
             model=model, args=training_arguments(config, data, hw, out),
             train_dataset=data.train if data.stream is None else data.stream,
             eval_dataset=data.heldout if config.eval_strategy != 'no' else None,
             processing_class=data.tokenizer, callbacks=callbacks,
-            data_collator=make_collator(data.tokenizer, hw.attention, 'seq_lengths' in data.train.column_names))
+            data_collator=make_collator(data.tokenizer, hw.attention, is_packed, one_line))
     trainer.remove_callback(PrinterCallback)
     trainer.trouble = Trouble(config, data)
     trainer.add_callback(callback_class(SkippedSteps)(trainer.trouble))
     cast_trainable_to_float32(trainer.model, config)
+    if not (config.fsdp or config.fsdp_config or config.deepspeed): # there the weights of a layer come and go
+        with trainer.accelerator.autocast(): fuse_adapters(trainer.model)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #e307570e
@@ -392,6 +407,8 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
     log.info('loading the model')
     base = load_base(config, hw=hw)
     check_packing(base, config)
+    if hw.attention == 'sdpa' and not take_texts_apart(base):
+        say('Each row is a line of its own in a batch: this model cannot take several texts in one line.')
     for line in model_notes(base, config, load_hf_config(config)): say(line)
     model = add_adapter(base, config)
     hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))

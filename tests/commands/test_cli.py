@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from llmft.commands.cli import app, main
 from llmft.config.config import list_recipes, load_config, save_config
+from tests.tiny import save_tiny, small_tokenizer
 
 COMMANDS = 'demo train check preview chat generate score merge compare recipes sweep find-lr'.split()
 
@@ -75,13 +76,13 @@ def test_preview(llmft):
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    "A run of two steps on six rows."
+    "A run of two steps on six rows; the model is a small one."
     folder = tmp_path_factory.mktemp('cli')
     rows = [{'instruction': f'Say {i}.', 'output': f'Here it is: {i}'} for i in range(6)]
     rows.append({'instruction': 'Say nothing.', 'output': ''})
     (folder/'rows.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
     (folder/'run.yml').write_text(f'''\
-base_model: builtin/smollm2-135m
+base_model: {save_tiny(folder/'model', tokenizer=small_tokenizer())}
 adapter: lora
 lora_r: 4
 lora_target_modules: [q_proj]
@@ -152,7 +153,7 @@ def test_chat_from_a_pipe(trained):
     run = subprocess.run([sys.executable, '-m', 'llmft', 'chat', str(folder/'run')], input='Say 2.\n/use base\nSay 3.',
                          text=True, capture_output=True)
     assert run.returncode == 0 and 'terminate' not in run.stderr, run.stderr
-    assert run.stdout.startswith('This is builtin/smollm2-135m as tuned in ') and 'Now you ask base.' in run.stdout
+    assert run.stdout.startswith(f'This is {folder/"model"} as tuned in ') and 'Now you ask base.' in run.stdout
 
 
 def test_score(trained, llmft, tmp_path):

@@ -496,11 +496,13 @@ def test_command(tmp_path, monkeypatch, capsys):
 # the notes of a run
 
 def test_notes_are_told_and_kept(tmp_path, monkeypatch, capsys):
+    from tests.tiny import save_tiny, small_tokenizer
     monkeypatch.chdir(tmp_path)
+    save_tiny(tmp_path/'model', tokenizer=small_tokenizer())
     rows = [{'instruction': f'question {i}', 'output': f'answer {i}'} for i in range(12)]
     (tmp_path/'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
     (tmp_path/'run.yml').write_text('''\
-base_model: builtin/smollm2-135m
+base_model: ./model
 adapter: qlora
 load_in_4bit: true
 strict: false

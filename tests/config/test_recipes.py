@@ -51,7 +51,8 @@ def test_code_llama_7b_in_small(tmp_path):
         num_attention_heads=8, num_key_value_heads=8)
     data = save_rows(tmp_path/'rows.jsonl', alpaca_rows(100))
     config = load_config('code-llama-7b', base_model=str(model), datasets=[{'path': data, 'type': 'alpaca'}],
-        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=2, max_steps=3)
+        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=2, max_steps=3,
+        max_new_tokens=4)
     said = []
     run = finetune(config, say=lambda x: said.append(str(x)))
     assert run.last('step') == 3 and run.first('eval_loss') > run.last('eval_loss')
@@ -84,7 +85,8 @@ def test_qwen3_learns_the_answers_only(qwen, tmp_path):
     messages = [[{'role': r, 'content': c} for r, c in chat] for chat in CHATS]
     path = save_rows(tmp_path/'chats.jsonl', [{'messages': m} for m in messages] * 20)
     config = load_config('qwen3-1.7b-chat', base_model=str(qwen), datasets=[{'path': path, 'type': 'chat_template'}],
-        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2, dedup='off')
+        output_dir=str(tmp_path/'run'), sequence_len=256, gradient_accumulation_steps=1, max_steps=2, dedup='off',
+        max_new_tokens=4)
     tokenizer = load_tokenizer(config)
     data = prepare_data(load_config(config, sample_packing=False, val_set_size=0))
     assert data.row_counts.used == 40

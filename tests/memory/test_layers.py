@@ -29,7 +29,8 @@ def run_config(**options):
     ('llama', 11, 'T4', dict(adapter='qlora')), ('llama', 10, 'L4', dict(gradient_checkpointing=False)),
     ('llama', 10, 'CPU', {}), ('llama', 10, 'T4', dict(adapter='full', gradient_checkpointing=False)),
     ('qwen3', 10, 'L4', dict(gradient_accumulation_steps=4)), ('gpt_neox', 10, 'L4', {}), ('phi3', 10, 'L4', {}),
-    ('gemma2', 12, 'L4', {}), ('smollm3', 24, 'L4', {})], ids=str) # the last two repeat after 2 and 4 layers
+    ('gemma2', 12, 'L4', {}),
+    pytest.param('smollm3', 24, 'L4', {}, marks=pytest.mark.slow)], ids=str) # the last two repeat after 2 and 4 layers
 def test_few_layers_are_as_good_as_all(kind, layers, gpu, options):
     config, gpu = run_config(**options), find_gpu(gpu)
     hf_config = load_hf_config(config, dict(SIZES, model_type=kind, num_hidden_layers=layers))
@@ -65,6 +66,7 @@ def test_seventy_billion_weights_are_fitted():
     assert fitted.micro_batch_size*fitted.gradient_accumulation_steps == 10
 
 
+@pytest.mark.slow
 def test_a_model_too_large_for_its_weights_alone():
     from llmft.core import UserError
     with pytest.raises(UserError, match='Nothing makes this run fit on T4'):

@@ -77,7 +77,10 @@ KINDS = {
     'deeper': {'peft_layer_replication': [[0, 2], [1, 2]]},
 }
 
-@pytest.mark.parametrize('kind', KINDS)
+def slow_are(names, kinds):
+    return [pytest.param(kind, marks=pytest.mark.slow) if kind in names else kind for kind in kinds]
+
+@pytest.mark.parametrize('kind', slow_are({'pissa by iteration', 'olora', 'qdora'}, KINDS))
 def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
     config = settings(val_set_size=0, save_strategy='no', **KINDS[kind])
     run = finetune(config, say=None, force=True)
@@ -283,9 +286,9 @@ EXPERTS = {'lora_target_parameters': ['mlp.experts.gate_up_proj', 'mlp.experts.d
 TARGETS = {'experts': {}, 'and layers': {'lora_target_linear': True},
            'a pattern': {'lora_target_parameters': r'.*layers\.1\.mlp\.experts\.(gate_up|down)_proj'}}
 
-@pytest.mark.parametrize('keys', TARGETS.values(), ids=TARGETS)
-def test_experts_learn_and_are_the_same_elsewhere(keys, settings, experts):
-    config = settings(base_model=str(experts), **EXPERTS | keys)
+@pytest.mark.parametrize('kind', slow_are({'and layers'}, TARGETS))
+def test_experts_learn_and_are_the_same_elsewhere(kind, settings, experts):
+    config = settings(base_model=str(experts), **EXPERTS | TARGETS[kind])
     run = finetune(config, say=None, force=True)
     assert len(losses(run)) == 20 and sum(losses(run)[-3:]) < sum(losses(run)[:3]) - 1
     other, _ = plain(run, config, experts)
@@ -350,7 +353,7 @@ OTHERS = {
     'qlora': {'lora_r': 2},
 }
 
-@pytest.mark.parametrize('kind', OTHERS)
+@pytest.mark.parametrize('kind', slow_are({'layers', 'dora', 'pissa'}, OTHERS))
 def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
     short = dict(max_steps=6, val_set_size=0, save_strategy='no', learning_rate=1e-2,
                  adapter='qlora' if kind == 'qlora' else 'lora')

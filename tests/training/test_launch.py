@@ -125,6 +125,7 @@ def test_command(folder):
     assert json.loads((folder/'command'/'environment.json').read_text())['rows_per_step'] == 4
 
 
+@pytest.mark.slow
 def test_one_message_if_a_setting_is_wrong(folder):
     file = folder/'wrong.yml'
     file.write_text((write(folder, 'wrong')).read_text().replace('adamw_torch', 'nope'))
