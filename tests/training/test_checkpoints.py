@@ -281,6 +281,8 @@ def test_a_clock_that_jumps(config, monkeypatch):
     run = finetune(config, say=None)
     seconds = [m['seconds'] for m in run.metrics]
     assert seconds == sorted(seconds) and seconds[-1] < 100
+    speeds = [m['tokens_per_second'] for m in run.metrics if 'loss' in m]
+    assert all(0 < speed < 1e6 for speed in speeds)
 
 def test_old_ones_are_removed_by_their_step(tmp_path):
     config = make(tmp_path, save_total_limit=2)
