@@ -4,11 +4,11 @@ import pytest, torch
 from llmft.config.config import load_config, save_config
 from llmft.core import UserError
 from llmft.inference.chat import load_run
-from llmft.training import checkpoints, train
+from llmft.training import train
 from llmft.training.checkpoints import checkpoint_damage, checkpoint_folders, folder_lock, newest_whole_checkpoint
-from llmft.training.run import Run, machine_changes, write_status
+from llmft.training.run import Run, write_status
 from llmft.training.train import finetune
-from tests.killed import KINDS, kill_and_resume, result
+from tests.killed import KINDS, result
 from tests.small import small_config, tree
 
 
