@@ -57,6 +57,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'llmft/commands/status.py'),
                                        'llmft.commands.status.StatusLine.show': ( 'commands/status.html#statusline.show',
                                                                                   'llmft/commands/status.py'),
+                                       'llmft.commands.status.StatusLine.write_warning': ( 'commands/status.html#statusline.write_warning',
+                                                                                           'llmft/commands/status.py'),
                                        'llmft.commands.status.WatchedOutput': ( 'commands/status.html#watchedoutput',
                                                                                 'llmft/commands/status.py'),
                                        'llmft.commands.status.WatchedOutput.__getattr__': ( 'commands/status.html#watchedoutput.__getattr__',
