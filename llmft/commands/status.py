@@ -24,6 +24,7 @@ class StatusLine(logging.Handler):
         self.message, self.since, self.n_shown, self.at_line_start = '', 0.0, 0, True
 
     def emit(self, record):
+        if record.levelno >= logging.WARNING: return self.write_warning(record.getMessage())
         self.message, self.since = record.getMessage(), time.monotonic()
         if self.on_terminal: self.show()
         elif self.message: self._write(f'{self.message}…\n')
@@ -50,6 +51,15 @@ def clear(self: StatusLine):
     with self.lock:
         if self.n_shown: self._write('\r' + ' ' * self.n_shown + '\r')
         self.n_shown = 0
+
+# %% ../../nbs/commands/00_status.ipynb #45983ec1
+@patch
+def write_warning(self: StatusLine, text):
+    "Write a line that stays."
+    with self.lock:
+        self.clear()
+        self._write('\n'*(not self.at_line_start) + f'{text}\n')
+        self.at_line_start = True
 
 # %% ../../nbs/commands/00_status.ipynb #5a7e000b
 class WatchedOutput:

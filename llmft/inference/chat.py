@@ -19,7 +19,7 @@ from fastcore.basics import patch
 
 from ..config.config import Config, DatasetConfig, _did_you_mean, load_config
 from ..core import (
-    UserError, check_weights_unchanged, is_out_of_memory, log, memory_errors, reason_line, user_path)
+    UserError, check_weights_unchanged, checked_file, is_out_of_memory, log, memory_errors, reason_line, user_path)
 from ..data.files import file_format, read_file
 from ..data.sources import _column_checks, _value_problem
 from ..hub import check_json_files, model_errors
@@ -235,7 +235,7 @@ def load_run_config(
     if path.is_file(): raise UserError(f'{path}: this is a file. Give the run folder that `llmft train` made.')
     if not path.is_dir(): raise UserError(f'{path}: there is no such folder. `llmft train` makes one.')
     for name in ('config_completed.yml', 'llmft.yml'):
-        if (path/name).is_file(): return _check_not_cut(path/name, load_config(path/name, **trust))
+        if (path/name).is_file(): return _check_not_cut(path/name, load_config(checked_file(path, name), **trust))
     names = ', '.join(sorted(p.name for p in path.iterdir())[:8]) or 'nothing'
     raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 
@@ -260,10 +260,14 @@ def _is_whole(path): return (path/'llmft.yml').is_file() # a model of which all 
 def _adapter_folder(path): # of a run
     if _is_whole(path/'model') or _is_whole(path):
         raise UserError(f'{path}: this is a whole model, not an adapter. Open it by itself.')
-    if not (path/'adapter'/'adapter_config.json').is_file():
+    folder = path/'adapter'
+    if not folder.exists():
         raise UserError(f'{path}: the run has no adapter yet; it was stopped before it could be saved. '
                         'Continue it with `llmft train … --resume`.')
-    return path/'adapter'
+    if not (folder/'adapter_config.json').is_file():
+        raise UserError(f'{folder}/adapter_config.json is missing. Copy the folder again, or train again.')
+    check_weights_unchanged(folder)
+    return folder
 
 # %% ../../nbs/inference/01_chat.ipynb #422a00b8
 @dataclass

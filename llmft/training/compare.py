@@ -13,7 +13,7 @@ from statistics import median
 
 from fastcore.basics import patch
 
-from ..core import UserError, check_writable, user_path
+from ..core import UserError, check_writable, checked_file, user_path
 from ..plots import _axes, _colour_cycle, _label, _series, figure_style, smooth
 from .run import Run, Table
 
@@ -65,7 +65,7 @@ def _read_facts(path): # the JSON in a file of a run folder; nothing if there is
 
 def _facts(run): # {name: value} of all that may differ between runs
     settings = run.config.model_dump(mode='json', exclude={'output_dir'})
-    environment, data = (_read_facts(run.path/f'{name}.json') for name in ('environment', 'data'))
+    environment, data = (_read_facts(checked_file(run.path, f'{name}.json')) for name in ('environment', 'data'))
     made_on = {'GPU or CPU': environment.get('name'), 'python': environment.get('python')}
     made_on |= environment.get('packages', {})
     return _flatten(settings) | {f'({key})': value for key, value in made_on.items()} | {'(data)': _flatten(data)}

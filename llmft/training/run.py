@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['environment_info', 'Run', 'Table', 'check_output', 'write_status', 'put_aside', 'remove_replaced', 'restore_replaced',
-           'start_run', 'finished_run', 'find_resume_checkpoint', 'resume_text', 'machine_changes', 'truncate_metrics',
-           'run_readme', 'finish_run']
+           'warn_of_changed_files', 'start_run', 'finished_run', 'find_resume_checkpoint', 'resume_text',
+           'machine_changes', 'truncate_metrics', 'run_readme', 'finish_run']
 
 # %% ../../nbs/training/02_run.ipynb #6ac354b5
 import base64, io, json, os, platform, shutil
@@ -18,15 +18,16 @@ from fastcore.basics import patch
 from ..config.config import dump_yaml, load_config, save_config
 from ..config.keys import AnswerKeys, DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
 from ..core import (
-    UserError, check_writable, escape_markdown, folder_atomic, hide_secrets, markdown_table, num_processes,
-    reason_line, remove_leftovers, text_table, user_path, write_atomic, write_manifest)
+    MANIFEST, UserError, _warn_once, check_writable, checked_file, damaged_files, escape_markdown, folder_atomic,
+    hide_secrets, markdown_table, num_processes, reason_line, remove_leftovers, text_table, user_path, write_atomic,
+    write_manifest)
 from ..data.sources import _all_entries
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.report import rows_per_step
 from ..tokens.special import align_special_tokens
 from .trouble import metrics_line, read_metrics_line
-from .checkpoints import newest_whole_checkpoint, step_of
+from .checkpoints import changed_files_beside, newest_whole_checkpoint, step_of
 from .processes import from_main
 
 # %% ../../nbs/training/02_run.ipynb #8aad19c4
@@ -92,14 +93,14 @@ class Run:
 
     @property
     def environment(self): # dict of `environment.json`; empty where it cannot be read
-        return _read_facts(self.path/'environment.json')
+        return _read_facts(checked_file(self.path, 'environment.json'))
 
     @property
-    def config(self): return load_config(self.path/'config_completed.yml')
+    def config(self): return load_config(checked_file(self.path, 'config_completed.yml'))
 
     @property
     def metrics(self): # list of dicts, in order; a last line that was cut off does not count
-        file = self.path/'metrics.jsonl'
+        file = checked_file(self.path, 'metrics.jsonl')
         if not file.exists(): return []
         try: lines = file.read_text(encoding='utf-8').splitlines(keepends=True)
         except (OSError, ValueError) as e: raise _broken_metrics(file, e) from None
@@ -231,7 +232,8 @@ def check_output(
                         'Start without --resume.')
     if out.exists() and not (overwrite or is_empty or resume and is_run):
         advice = 'continue it (--resume), or replace it (--overwrite)' if is_run else 'or an empty one'
-        raise UserError(f'output_dir: {out} exists already. Take another folder (--out DIR), {advice}.')
+        missing = ', but its config_completed.yml is missing' if (out/MANIFEST).is_file() and not is_run else ''
+        raise UserError(f'output_dir: {out} exists already{missing}. Take another folder (--out DIR), {advice}.')
     check_writable(out, 'output_dir: ', 'Take another folder with --out DIR.')
     return out
 
@@ -275,6 +277,7 @@ def write_status(
 _RUN_FILES = {*'''
     config.yml config_completed.yml environment.json settings.md data.json report.md report.json metrics.jsonl loss.png
     status.json memory.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
+    manifest.json
 '''.split()}
 
 def put_aside(
@@ -311,6 +314,15 @@ def restore_replaced(
     newest = out.parent/Path(replaced[-1]).name if replaced else None
     if newest and newest.is_dir() and not out.exists(): os.replace(newest, out)
 
+# %% ../../nbs/training/02_run.ipynb #37e31be8
+_AT_START = 'config.yml', 'config_completed.yml', 'data.json', 'environment.json', 'settings.md'
+
+def warn_of_changed_files(
+    out, # the run folder; without a manifest it is not looked at
+):
+    "A warning for each file of a run that is not as it was written."
+    for name, problem in damaged_files(out, new=()) if (out/MANIFEST).exists() else (): _warn_once(f'{problem}.')
+
 # %% ../../nbs/training/02_run.ipynb #a6db42e6
 def start_run(
     config,         # `Config`
@@ -327,7 +339,9 @@ def start_run(
             raise UserError(f'output_dir: the data is not the same as when {out} was started. Take another folder '
                             '(--out DIR), or begin again (--overwrite).')
         remove_leftovers(out)
+        (out/MANIFEST).unlink(missing_ok=True) # until the files are as it says
         _write_start(out, config, hw)
+        write_manifest(out, _AT_START)
         write_status(Run(out), 'running', pid=os.getpid())
         return Run(out)
     if out.is_dir() and not any(out.iterdir()): out.rmdir()
@@ -336,6 +350,7 @@ def start_run(
     with folder_atomic(out) as tmp:
         _write_start(tmp, config, hw)
         _write_json(tmp/'data.json', data)
+        write_manifest(tmp, _AT_START)
         _write_json(tmp/'status.json', {'state': 'running', 'pid': os.getpid(), 'replaced': replaced})
     return Run(out)
 
@@ -389,7 +404,9 @@ def find_resume_checkpoint(
     _check_same_settings(out, config, resume)
     if (out/'metrics.jsonl').is_dir():
         raise UserError(f'{out}/metrics.jsonl is a folder, and measurements are written there. Remove it.')
-    return newest_whole_checkpoint(out/'checkpoints', say)
+    checkpoint = newest_whole_checkpoint(out/'checkpoints', say)
+    for problem in changed_files_beside(checkpoint) if checkpoint else (): say(problem)
+    return checkpoint
 
 def resume_text(
     out,        # the run folder
@@ -532,6 +549,11 @@ def _save_model(run, model, tokenizer, weights=None): # the adapter or the whole
             GenerationConfig(**ids).save_pretrained(tmp)
         write_manifest(tmp)
 
+# %% ../../nbs/training/02_run.ipynb #b616c0e2
+def _list_files(out): # in the manifest of a run folder that is complete, but for the state
+    write_manifest(out, sorted({p.name for p in out.iterdir() if p.is_file() and not p.name.startswith('.')}
+                               - {'status.json', MANIFEST}))
+
 # %% ../../nbs/training/02_run.ipynb #3c1f2c46
 def _save_plot(run):
     import matplotlib.pyplot as plt
@@ -552,3 +574,4 @@ def finish_run(
     from_main(lambda: _save_plot(run))
     from_main(lambda: write_atomic(run.path/'README.md', run_readme(run, summary)))
     samples.finish(run, model) # by all processes, for each may hold a part of the model
+    from_main(lambda: _list_files(run.path))

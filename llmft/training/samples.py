@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_randomness', 'sample_questions', 'reference_answer', 'exact_match', 'word_f1', 'Scoring', 'make_scoring',
-           'SampleAnswers', 'samples_markdown', 'Samples']
+           'samples_markdown', 'Samples']
 
 # %% ../../nbs/training/04_samples.ipynb #1227dc03
 import json, random, textwrap, time
@@ -16,7 +16,7 @@ from typing import Callable
 
 from fastcore.basics import patch
 
-from ..core import UserError, write_atomic
+from ..core import UserError, checked_file, write_atomic
 from ..data.sources import _all_entries
 from ..evaluation.sandbox import run_code_batch
 from ..evaluation.scores import extract_code
@@ -152,10 +152,15 @@ class SampleAnswers:
         self.trainer, self.answered, self.scored = None, set(), set() # steps
 
     def generate(self, model, prompts, progress=None): # -> list of answers
+<<<<<<< OURS
         start = time.time()
         with same_randomness(), without_compiled_layers():
+=======
+        start = time.monotonic()
+        with same_randomness():
+>>>>>>> THEIRS
             answers = generate_ids(model, self.tokenizer, prompts, self.config.max_new_tokens, progress=progress)
-        if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.time() - start
+        if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.monotonic() - start
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
 
 # %% ../../nbs/training/04_samples.ipynb #55638f40
@@ -266,7 +271,7 @@ class Samples(list):
 @patch(as_prop=True)
 def samples(self: Run) -> Samples:
     "What the model answered while it was trained."
-    return Samples(_read_samples(self.path/'samples.jsonl'))
+    return Samples(_read_samples(checked_file(self.path, 'samples.jsonl')))
 
 # %% ../../nbs/training/04_samples.ipynb #7d63b450
 def _score_keys(metrics): # what `eval_generate` has logged

@@ -43,7 +43,7 @@ from llmft.training.processes import (
     whole_weights)
 from .run import (
     Run, _save_plot, check_output, find_resume_checkpoint, finish_run, finished_run, machine_changes, remove_replaced,
-    restore_replaced, resume_text, start_run, truncate_metrics, write_status)
+    restore_replaced, resume_text, start_run, truncate_metrics, warn_of_changed_files, write_status)
 from .samples import SampleAnswers
 from .smoothing import SmoothedLoss
 from .trouble import (
@@ -176,9 +176,9 @@ def _mean_loss(trainer, batches): # over all trained tokens
 class TokenMeanEval:
     "Part of the trainer: the held-out loss is the mean over all trained tokens."
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
-        start = time.time()
+        start = time.monotonic()
         loss = _mean_loss(self, self.get_eval_dataloader(eval_dataset))
-        metrics = {f'{metric_key_prefix}_loss': loss, f'{metric_key_prefix}_runtime': time.time() - start}
+        metrics = {f'{metric_key_prefix}_loss': loss, f'{metric_key_prefix}_runtime': time.monotonic() - start}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
@@ -196,13 +196,13 @@ class Throughput:
     n_trained, counted_since = 0, None
 
     def training_step(self, model, inputs, *args, **kwargs):
-        if self.counted_since is None: self.n_trained, self.counted_since = 0, time.time()
+        if self.counted_since is None: self.n_trained, self.counted_since = 0, time.monotonic()
         self.n_trained += _count_trained(inputs)
         return super().training_step(model, inputs, *args, **kwargs)
 
     def log(self, logs, *args, **kwargs):
         if 'loss' in logs and self.counted_since is not None:
-            seconds = largest(max(time.time() - self.counted_since, 1e-6))
+            seconds = largest(max(time.monotonic() - self.counted_since, 1e-6))
             logs['tokens_per_second'] = round(total(int(self.n_trained))/seconds, 1)
             if peak := largest(peak_memory_gib() or 0): logs['peak_memory_gib'] = round(peak, 3)
             self.counted_since = None
@@ -549,7 +549,9 @@ def _finetune_locked(config, out, overwrite, resume, say, force, data=None, wind
     if resume and not overwrite: from_main(lambda: restore_from_mirror(open_mirror(config), out, say))
     from_main(lambda: check_output(config, overwrite, resume))
     goes_on = _goes_on(out, overwrite)
-    if goes_on: config = from_main(lambda: keep_rows_per_step(config, say))
+    if goes_on:
+        from_main(lambda: warn_of_changed_files(out))
+        config = from_main(lambda: keep_rows_per_step(config, say))
     if goes_on and (run := from_main(lambda: finished_run(out, config))):
         say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
         return run

@@ -364,7 +364,7 @@ def careful_sum(
     "The same sum, whatever happens on the way."
     trainer.trouble.clean(batch)
     total = _sum_in_parts(trainer, batch)
-    if total[0].isfinite(): return total
+    if total[0].isfinite() or trainer.accelerator.num_processes > 1: return total
     leave_out(trainer, [batch], 'eval_loss', total[0].item(), trainer.state.global_step)
     return total if trainer.trouble.why else careful_sum(trainer, batch)
 
@@ -442,6 +442,8 @@ def careful_step(self: CarefulSteps, model, batch): # -> loss of a batch
     return loss
 
 # %% ../../nbs/training/04_trouble.ipynb #1d475b73
+_SEVERAL = f'{_CAUSES} Where a row is to blame, a run of one process names it and goes on without it (`on_nan`).'
+
 @patch
 def count_items(self: CarefulSteps): # again, after rows were left out
     n_items = self._get_num_items_in_batch(self.step.batches, self.args.device)
@@ -449,7 +451,7 @@ def count_items(self: CarefulSteps): # again, after rows were left out
 
 @patch
 def repeat_without_bad_rows(self: CarefulSteps, model, key, value): # the number `value` of the step is none
-    if self.accelerator.num_processes > 1: self.trouble.why = _CAUSES # all would have to look at the same moment
+    if self.accelerator.num_processes > 1: self.trouble.why = _SEVERAL # all would have to look at the same moment
     else: leave_out(self, self.step.batches, key, value, self.state.global_step + 1)
     if self.trouble.why:
         self.state.global_step += 1

@@ -27,14 +27,17 @@ _SMALL_PANELS = { # key of `metrics.jsonl` -> (title, colour)
     'grad_norm': ('gradient norm', 'orange'), 'tokens_per_second': ('tokens/s', 'green'),
     'peak_memory_gib': ('memory, GiB', 'pink')}
 
+def _short(value): return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
+
 def _draw_small(ax, metrics, key): # one number over the steps
     title, colour = _SMALL_PANELS[key]
     steps, values = _series(metrics, key)
     ax = _label(_axes(ax), title, 'step', '')
     ax.plot(steps, values, color=_COLOURS[colour], lw=1.5)
-    ax.set_title(f'{title}: {values[-1]:,.4g}' if values else title, loc='left', fontsize=10)
-    ax.set_ylim(0, max(values, default=1)*1.15 or 1)
-    ax.locator_params(nbins=4)
+    ax.set_title(f'{title}\n{_short(values[-1])}' if values else title, loc='left', fontsize=10)
+    if not values: return ax.set(xticks=[], yticks=[])
+    ax.set_ylim(0, max(values)*1.15 or 1)
+    ax.locator_params(nbins=3)
 
 # %% ../../nbs/training/05_watch.ipynb #7450a129
 @figure_style()
@@ -45,7 +48,7 @@ def plot_training(
 ): # the `Figure`
     "Loss, learning rate, gradient norm, tokens per second and memory of a run in one figure."
     from matplotlib.figure import Figure # one that pyplot does not know of is never shown by itself
-    fig = Figure(figsize=(6.2, 4.8), layout='constrained')
+    fig = Figure(figsize=(4.6, 4.8), layout='constrained') # narrow, for phones
     axes = fig.subplot_mosaic([['loss']*3, [*_SMALL_PANELS]], height_ratios=(5, 3))
     plot_loss(metrics, axes['loss'])
     for key in _SMALL_PANELS: _draw_small(axes[key], metrics, key)
@@ -53,7 +56,7 @@ def plot_training(
         memory = axes['peak_memory_gib']
         memory.axhline(planned_gib, color=_GREY, lw=1.5, ls='--')
         memory.set_ylim(0, max(planned_gib, memory.get_ylim()[1]/1.15)*1.15)
-        memory.set_xlabel('step (dashed: the plan)')
+        memory.set_title(f'{memory.get_title("left")} (plan {_short(planned_gib)})', loc='left', fontsize=10)
     axes['loss'].set_title(title or 'Loss', loc='left', fontsize=11)
     return fig
 
@@ -104,7 +107,7 @@ class Window:
     ):
         if self.failed: return
         try:
-            png = base64.b64encode(_small_png(draw(), dpi=90, colours=64)).decode()
+            png = base64.b64encode(_small_png(draw(), dpi=120, colours=64)).decode()
             shell, update = sys.modules['IPython'].get_ipython(), self.id is not None
             self.id = self.id or uuid4().hex
             shell.display_pub.publish(
@@ -141,6 +144,7 @@ def on_train_begin(self: Watch, args, state, control, **kwargs):
     self.start, self.first_step, self.ended = time.monotonic(), state.global_step, False
     if state.global_step == 0: self.metrics.clear() # of a run that had no checkpoint yet
     self.draw(state)
+    self.pace.drawn(time.monotonic()) # the first drawing does not count, for it loads the libraries
 
 @patch
 def on_step_end(self: Watch, args, state, control, **kwargs):

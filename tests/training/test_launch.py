@@ -77,7 +77,7 @@ def both(folder):
     forget_after(folder/'resumed', 5)
     files = [write(folder, f'{name}-2', **keys | {'micro_batch_size': 2}) for name, keys in CASES.items()]
     files += [write(folder, 'sharded', micro_batch_size=2, fsdp=True), f'{write(folder, "resumed")}:resume']
-    started = torchrun('tests.training.several', *files, LATE='3')
+    started = torchrun('tests.training.several', *files, LATE='1:3')
     assert not started.returncode, started.stderr
     forget_after(folder/'resumed', 10)
     said = []
@@ -169,9 +169,10 @@ def test_whole_model_in_parts(folder):
 def test_ten_starts_with_a_late_process(folder):
     finetune(config_of(folder, 'early', max_steps=4), say=None)
     files = [write(folder, f'late{i}', max_steps=4, micro_batch_size=2) for i in range(10)]
-    for file in files:
-        done = torchrun('llmft', 'train', file, LATE='3')
+    for i, file in enumerate(files):
+        done = torchrun('tests.training.several', file, LATE=f'{i % 2}:3')
         assert not done.returncode, done.stderr
+        assert f'process {i % 2} came 3 seconds late' in done.stdout
         assert_same_run(folder/'early', folder/file.stem)
 
 
@@ -261,6 +262,7 @@ def test_window_of_two_processes_in_a_kernel_that_used_torch(folder, kernel):
     printed, pictures = execute(kernel, TRAIN.format(file=str(file)))
     lines = [line for line in printed.splitlines() if ': loss' in line]
     assert [line.split(':')[0] for line in lines] == [f'step {n}/6' for n in range(1, 7)] and 'tokens/s' in lines[0]
+    assert pictures, printed
     assert [m['msg_type'] for m in pictures] == ['display_data'] + ['update_display_data']*(len(pictures) - 1)
     assert len(pictures) >= 6 and len({m['content']['transient']['display_id'] for m in pictures}) == 1
     assert printed.count('93 rows are used.') == 1 and f'run {folder/"cell"}: 6 steps' in printed and 'False' in printed

@@ -5,6 +5,8 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 from llmft.config.config import save_config
+from llmft.plots import _small_png
+from llmft.training.watch import plot_training
 from tests.tiny import alpaca_rows, save_rows, save_tiny, tiny_config
 
 SETTINGS = dict(max_steps=6, val_set_size=4, evals_per_epoch=1, logging_steps=2, sequence_len=128, save_strategy='no')
@@ -98,3 +100,9 @@ def test_a_run_shows_itself_once(results):
     markdown = shown.data['text/markdown']
     assert 'tuned with qlora' in markdown and 'llmft chat' in markdown
     assert markdown.count('](data:image/png;base64,') == 1 and len(markdown) < 30_000
+
+
+@pytest.mark.parametrize('metrics', [[], [{'step': 0, 'eval_loss': 7.3}], [{'step': 1, 'loss': float('nan')}]])
+@pytest.mark.parametrize('planned', [None, 14.2])
+def test_a_picture_of_next_to_nothing(metrics, planned):
+    assert _small_png(plot_training(metrics, 'step 0 of 9', planned), dpi=50, colours=8)
