@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['same_randomness', 'sample_questions', 'reference_answer', 'exact_match', 'word_f1', 'Scoring', 'make_scoring',
-           'samples_markdown', 'Samples']
+           'SampleAnswers', 'samples_markdown', 'Samples']
 
 # %% ../../nbs/training/04_samples.ipynb #1227dc03
 import json, random, textwrap, time
@@ -152,13 +152,8 @@ class SampleAnswers:
         self.trainer, self.answered, self.scored = None, set(), set() # steps
 
     def generate(self, model, prompts, progress=None): # -> list of answers
-<<<<<<< OURS
-        start = time.time()
-        with same_randomness(), without_compiled_layers():
-=======
         start = time.monotonic()
-        with same_randomness():
->>>>>>> THEIRS
+        with same_randomness(), without_compiled_layers():
             answers = generate_ids(model, self.tokenizer, prompts, self.config.max_new_tokens, progress=progress)
         if getattr(self.trainer, 'counted_since', None): self.trainer.counted_since += time.monotonic() - start
         return self.tokenizer.batch_decode(answers, skip_special_tokens=True)
