@@ -17,9 +17,10 @@ from pydantic import ValidationError, model_validator
 
 from .axolotl import (
     AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, find_key, is_axolotl, says_axolotl, translate_axolotl)
-from .keys import (
-    _Loader, _is_text_only, AdapterKeys, AnswerKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys, OptimizerKeys,
-    OutputKeys, PrecisionKeys, SweepKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
+from llmft.config.keys import (
+    _Loader, _is_text_only, AdapterKeys, AnswerKeys, BestModelKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys,
+    OptimizerKeys, OutputKeys, PrecisionKeys, SpeedKeys, SweepKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat,
+    VariantKeys)
 from ..core import UserError, markdown_table, reason_line, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
@@ -147,9 +148,9 @@ def read_yaml(
     return document.values, document.lines
 
 # %% ../../nbs/config/02_config.ipynb #7ec659c3
-class Config(SweepKeys, TrackerKeys, AnswerKeys, OutputKeys, DistributedKeys, OptimizerKeys, TrainingKeys, DataKeys,
-             VariantKeys, AdapterKeys, TokenKeys, PrecisionKeys, ModelKeys): # fields come out in the opposite order
-    "One run: everything that decides what it does."
+class Config(SweepKeys, TrackerKeys, AnswerKeys, BestModelKeys, OutputKeys, DistributedKeys, SpeedKeys, OptimizerKeys,
+             TrainingKeys, DataKeys, VariantKeys, AdapterKeys, TokenKeys, PrecisionKeys, ModelKeys):
+    "One run: everything that decides what it does." # fields come out in the order opposite to that of the classes
 
     @model_validator(mode='after')
     def _check_conflicts(self):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig', 'ModelKeys', 'PrecisionKeys', 'TokenKeys',
            'AdapterKeys', 'VariantKeys', 'RowKeys', 'DataKeys', 'StepKeys', 'TrainingKeys', 'OptimizerKeys',
-           'DistributedKeys', 'OutputKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
+           'SpeedKeys', 'DistributedKeys', 'OutputKeys', 'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
@@ -378,6 +378,17 @@ class OptimizerKeys(_Strict):
     optim_target_modules: str | list[str] | None = _key(None, 'The layers that GaLore and APOLLO work on.', 'Training')
     neftune_noise_alpha: float | None = _key(None,
         'Add noise of this strength to the embeddings while training, as 5.', 'Training', gt=0)
+    curriculum_sampling: bool = _key(False, 'Learn the rows in the order in which they stand.', 'Training')
+    on_nan: Literal['stop', 'skip'] = _key('stop',
+        'What happens when the loss is no number: an end that names the rows, or on without them.', 'Training')
+    loss_watchdog: bool = _key(True,
+        'Stop a run that diverges: the rows of its first step are far worse than they were.', 'Training')
+    loss_watchdog_threshold: float | None = _key(None, 'Stop the run when the loss stays above this.', 'Training', gt=0)
+    loss_watchdog_patience: int = _key(3, 'For so many logged steps one after the other.', 'Training', gt=0)
+
+# %% ../../nbs/config/01_keys.ipynb #e38bb263
+class SpeedKeys(_Strict):
+    "Time and memory of the steps."
     gradient_checkpointing_kwargs: dict = _key({},
         'Settings of the checkpointing, as `use_reentrant: true`.', 'Training')
     activation_offloading: bool = _key(False,
@@ -395,13 +406,6 @@ class OptimizerKeys(_Strict):
         'Needs `pip install liger-kernel`.', 'Training')
     liger_kernel_config: dict[str, bool] = _key({},
         'Which parts Liger replaces, as `rope: false`; all that it has for the model, if nothing is said.', 'Training')
-    curriculum_sampling: bool = _key(False, 'Learn the rows in the order in which they stand.', 'Training')
-    on_nan: Literal['stop', 'skip'] = _key('stop',
-        'What happens when the loss is no number: an end that names the rows, or on without them.', 'Training')
-    loss_watchdog: bool = _key(True,
-        'Stop a run that diverges: the rows of its first step are far worse than they were.', 'Training')
-    loss_watchdog_threshold: float | None = _key(None, 'Stop the run when the loss stays above this.', 'Training', gt=0)
-    loss_watchdog_patience: int = _key(3, 'For so many logged steps one after the other.', 'Training', gt=0)
     dataloader_num_workers: int | None = _key(None,
         'Processes that make batches ready; chosen for the machine if not given, none with `streaming`.',
         'Training', ge=0)
@@ -445,6 +449,10 @@ class OutputKeys(_Strict):
         'Checkpoints without the optimizer: smaller, but a run that goes on from one begins with a new one.', 'Output')
     save_first_step: bool = _key(False,
         'Also keep a checkpoint after the first step, to see early that it can be written.', 'Output')
+
+# %% ../../nbs/config/01_keys.ipynb #efe7bfc1
+class BestModelKeys(_Strict):
+    "The best weights."
     load_best_model_at_end: bool = _key(False,
         'Keep the weights of the lowest held-out loss instead of the last ones.', 'Output')
     early_stopping_patience: int | None = _key(None,

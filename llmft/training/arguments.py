@@ -505,6 +505,9 @@ _UNUSED_BY_KEYS = [
         'for adapters, and `adapter: full` has none'),
     (['bnb_config_kwargs'], lambda config: not (config.load_in_4bit or config.load_in_8bit),
         'for weights of 4 or 8 bits'),
+    (['hub_strategy', 'hub_revision'], lambda config: not config.hub_model_id, 'for `hub_model_id`'),
+]
+_UNUSED_BY_KEYS += [
     (['warmup_steps', 'warmup_ratio'], lambda config: config.lr_scheduler in ('constant', *MEASURING_SCHEDULERS)
         and not config.optimizer.startswith('schedule_free'),
         'for schedulers that begin with a warm-up, as `cosine` and `constant_with_warmup`'),
@@ -512,7 +515,6 @@ _UNUSED_BY_KEYS = [
         'for `early_stopping_patience`'),
     (['torch_compile_backend', 'torch_compile_mode'], lambda config: not config.torch_compile, 'for `torch_compile`'),
     (['liger_kernel_config'], lambda config: not config.use_liger_kernel, 'for `use_liger_kernel`'),
-    (['hub_strategy', 'hub_revision'], lambda config: not config.hub_model_id, 'for `hub_model_id`'),
 ]
 
 # %% ../../nbs/training/01_arguments.ipynb #3dedded0

@@ -229,6 +229,13 @@ def callback_class(
     from transformers import TrainerCallback
     return type(events.__name__, (events, TrainerCallback), {})
 
+# %% ../../nbs/training/03_train.ipynb #db61c87c
+def _make_quick(trainer, config, hw):
+    comes_and_goes = config.fsdp or config.fsdp_config or config.deepspeed
+    if not (comes_and_goes or config.torch_compile or hw.liger):
+        with trainer.accelerator.autocast(): fuse_adapters(trainer.model)
+    speed_up(trainer.model, config, hw)
+
 # %% ../../nbs/training/03_train.ipynb #62208ef7
 def make_trainer(
     config,       # `Config`
@@ -241,9 +248,8 @@ def make_trainer(
     "TRL's trainer, set up as the YAML says, with the adapter in 32 bits."
     from transformers import EarlyStoppingCallback, PrinterCallback
     hw, callbacks = hw or detect_hardware(config), list(callbacks)
-    stops_early = config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no'
-    if stops_early: callbacks.append(EarlyStoppingCallback(
-        config.early_stopping_patience, config.early_stopping_threshold))
+    if config.early_stopping_patience and data.heldout is not None and config.eval_strategy != 'no':
+        callbacks.append(EarlyStoppingCallback(config.early_stopping_patience, config.early_stopping_threshold))
     os.environ.update(tracker_env_vars(config))
     is_packed = 'seq_lengths' in data.train.column_names
     one_line = not config.torch_compile and take_texts_apart(model) # compiled code knows no lengths of texts
@@ -258,10 +264,7 @@ def make_trainer(
     trainer.trouble = Trouble(config, data)
     trainer.add_callback(callback_class(SkippedSteps)(trainer.trouble))
     cast_trainable_to_float32(trainer.model, config)
-    shards = config.fsdp or config.fsdp_config or config.deepspeed # there the weights of a layer come and go
-    if not (shards or config.torch_compile or hw.liger): # both do such things themselves
-        with trainer.accelerator.autocast(): fuse_adapters(trainer.model)
-    speed_up(trainer.model, config, hw)
+    _make_quick(trainer, config, hw)
     return trainer
 
 # %% ../../nbs/training/03_train.ipynb #e307570e

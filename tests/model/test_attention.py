@@ -125,7 +125,8 @@ def test_on_a_gpu_it_is_the_mask_too():
     model = make_model('mistral').cuda().to(torch.float16)
     ids, places = LABELS.cuda(), positions().cuda()
     def scores(lengths):
-        with torch.no_grad(), texts_apart(lengths): return model(input_ids=ids, position_ids=places, use_cache=False).logits
+        with torch.no_grad(), texts_apart(lengths):
+            return model(input_ids=ids, position_ids=places, use_cache=False).logits
     expected = scores(None).float()
     assert take_texts_apart(model)
     assert (scores(LENGTHS).float() - expected).norm() < .01*expected.norm()

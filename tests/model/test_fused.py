@@ -21,7 +21,8 @@ def loss_and_gradients(model, amp=None):
     model.zero_grad()
     with torch.autocast('cpu', amp, enabled=amp is not None): loss = model(input_ids=IDS, labels=IDS).loss
     loss.backward()
-    return torch.cat([loss.detach()[None].float(), *[p.grad.flatten() for p in model.parameters() if p.grad is not None]])
+    gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    return torch.cat([loss.detach()[None].float(), *gradients])
 
 
 @pytest.mark.parametrize('options,layers', [
