@@ -507,6 +507,8 @@ _UNUSED_BY_KEYS = [
         'for weights of 4 or 8 bits'),
     (['hub_strategy', 'hub_revision'], lambda config: not config.hub_model_id, 'for `hub_model_id`'),
 ]
+
+# %% ../../nbs/training/01_arguments.ipynb #5d6d0d94
 _UNUSED_BY_KEYS += [
     (['warmup_steps', 'warmup_ratio'], lambda config: config.lr_scheduler in ('constant', *MEASURING_SCHEDULERS)
         and not config.optimizer.startswith('schedule_free'),

@@ -55,10 +55,11 @@ def run_config(folder, **options):
         'micro_batch_size': 2, 'sequence_len': 64} | options)
 
 
-def full_row(config):
-    "A row of `sequence_len` tokens, all of them learned; packed: of two texts."
+def full_row(config, one_line=True):
+    "A row of `sequence_len` tokens, all of them learned; packed in a line of its own: of two texts, which need a mask."
     n = config.sequence_len
-    return {'input_ids': [5]*n, 'labels': [5]*n} | ({'seq_lengths': [n//2, n//2]} if config.sample_packing else {})
+    texts = {'seq_lengths': [n] if one_line else [n//2, n//2]} if config.sample_packing else {}
+    return {'input_ids': [5]*n, 'labels': [5]*n} | texts
 
 
 def optimizer_of(config, params):
@@ -72,7 +73,7 @@ def step_as_trained(model, config, tracker, loss, params, amp=contextlib.nullcon
     "A step with attention, adapters and rows as `make_trainer` has them; every token is learned, as the plan supposes."
     one_line = take_texts_apart(model)
     with amp(): fuse_adapters(model)
-    batch = Collator(0, one_line=one_line)([full_row(config)]*config.micro_batch_size)
+    batch = Collator(0, one_line=one_line)([full_row(config, one_line)]*config.micro_batch_size)
     batch['labels'] = batch['input_ids'].clone()
     for t in batch.values(): tracker.track(t, 'activations')
     with texts_apart(text_lengths(batch['position_ids'])):
