@@ -151,7 +151,7 @@ def test_set(item, part, wrong):
     'lr_scheduler=cosin': ['`lr_scheduler`: there is none called `cosin`', 'Did you mean `cosine`?'],
     'lr_scheduler=warmup_stable_decay': ['`lr_scheduler`: `warmup_stable_decay` cannot be used', 'num_decay_steps'],
     'lr_scheduler=reduce_lr_on_plateau': ['`lr_scheduler`: `reduce_lr_on_plateau` cannot be used',
-        'it looks at measurements'],
+        'it looks at the held-out loss'],
     'report_to=[wandbb]': ['`report_to`: there is none called `wandbb`', 'Did you mean `wandb`?'],
     'report_to=[dvclive]': ['`report_to`: the package of `dvclive` is not installed', 'pip install dvclive'],
     'chat_template=my.jinja': ['chat_template: my.jinja cannot be read', 'No such file'],
