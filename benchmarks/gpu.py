@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 RESULTS = ROOT/'benchmarks'/'results'
 LIMITS = { # part -> seconds
-    'matrix': 180, 'processes': 60, 'memory_after': 40, 'optimizers': 80, 'packed': 80, 'out_of_memory': 60,
-    'plan': 150, 'code_llama': 300}
+    'matrix': 170, 'processes': 60, 'memory_after': 40, 'optimizers': 70, 'packed': 70, 'layout': 80,
+    'out_of_memory': 50, 'plan': 130, 'code_llama': 280}
 TOTAL = 15*60
 PRECISIONS = {'bf16': {'bf16': True}, 'fp16': {'fp16': True, 'bf16': False}}
 ADAPTERS = {
@@ -166,6 +166,35 @@ def packed(folder, small):
                      last=run.last('eval_loss'))
             except Exception as e:
                 tell(part='packed', attention=attention, packed=is_packed, error=f'{type(e).__name__}: {e}'[:300])
+
+
+def layout(folder, small):
+    "Packed rows of 2,048: texts apart or under a mask, adapters in one piece or as peft has them."
+    from llmft.core import free_memory
+    from llmft.model.adapters import add_adapter
+    from llmft.model.attention import keep_texts_together
+    from llmft.model.base import load_base
+    from llmft.model.fused import undo_fusing
+    from llmft.tokens.report import prepare_data
+    from llmft.training.train import make_trainer
+    from tests.tiny import save_tiny, small_tokenizer
+    model = small_model(folder) if small else save_tiny(folder/'model', tokenizer=small_tokenizer(), **SHAPE_1B)
+    config = make_config(folder, model, adapter='lora', load_in_4bit=False, attn_implementation='sdpa', max_steps=8,
+        sequence_len=256 if small else 2048, micro_batch_size=2, sample_packing=True, val_set_size=0,
+        save_strategy='no', gradient_checkpointing=False)
+    data = prepare_data(config)
+    for apart, fused in ((True, True), (True, False), (False, True), (False, False)):
+        trainer = make_trainer(config, add_adapter(load_base(config), config), data, folder/'checkpoints')
+        if not apart: keep_texts_together(trainer.model)
+        trainer.data_collator.one_line = apart
+        if not fused: undo_fusing(trainer.model)
+        peak_gib(reset=True)
+        trainer.train()
+        logs = [line for line in trainer.state.log_history if 'loss' in line]
+        tell(part='layout', texts_apart=apart, fused=fused, losses=[round(line['loss'], 4) for line in logs],
+             tokens_per_second=[line['tokens_per_second'] for line in logs][2:], peak_gib=peak_gib())
+        del trainer
+        free_memory()
 
 
 def out_of_memory(folder, small):

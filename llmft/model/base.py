@@ -291,7 +291,7 @@ def choose_batch_layout(
 ): # (name of the layout, the reason; `None` where nothing was chosen)
     "How the rows of a batch lie, and why."
     if attention == 'sdpa' and not compiled:
-        return 'all in one line', 'it is called for one text after the other, so nothing is padded'
+        return 'all in one line', 'sdpa is called for one text after the other, so nothing is padded'
     if not packed: return None, None
     if is_flash(attention):
         return 'all in one line', 'the kernel takes texts of any length one after the other'
