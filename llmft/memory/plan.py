@@ -99,7 +99,8 @@ def _add_adapter(model, config, tracker, amp, device): # with its trained weight
         model.enable_input_require_grads()
         contexts = functools.partial(checkpoint_contexts, tracker, amp)
         model.gradient_checkpointing_enable({'use_reentrant': False, 'context_fn': contexts})
-    with amp(): fuse_adapters(model)
+    if not config.torch_compile:
+        with amp(): fuse_adapters(model)
     return model.train()
 
 # %% ../../nbs/memory/03_plan.ipynb #fcd022a2
@@ -165,7 +166,7 @@ def _told_lengths(loss, length): # `loss` for lines of texts of this length
     return told
 
 def _lay_out(model, loss, config, attention, tracker, stack): # (loss, are all rows one line), until `stack` is closed
-    one_line = attention == 'sdpa' and take_texts_apart(model)
+    one_line = attention == 'sdpa' and not config.torch_compile and take_texts_apart(model)
     tracker.packed = _is_packed(config, attention, one_line)
     if not one_line: return loss, False
     stack.callback(keep_texts_together, model)
