@@ -166,7 +166,9 @@ def _told_lengths(loss, length): # `loss` for lines of texts of this length
     return told
 
 def _lay_out(model, loss, config, attention, tracker, stack): # (loss, are all rows one line), until `stack` is closed
-    one_line = attention == 'sdpa' and not config.torch_compile and take_texts_apart(model)
+    from llmft.memory.dryrun import StorageTracker
+    with StorageTracker(): # one that nobody looks at: without weights it answers what a model asks of its mask
+        one_line = attention == 'sdpa' and not config.torch_compile and take_texts_apart(model)
     tracker.packed = _is_packed(config, attention, one_line)
     if not one_line: return loss, False
     stack.callback(keep_texts_together, model)

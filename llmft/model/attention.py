@@ -9,7 +9,6 @@ __all__ = ['ATTENTION_BY_TEXT', 'text_lengths', 'texts_apart', 'lengths_as_mask'
 # %% ../../nbs/model/09_attention.ipynb #42011b49
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import lru_cache
 
 # %% ../../nbs/model/09_attention.ipynb #c9f228ae
 def text_lengths(
@@ -46,32 +45,36 @@ def lengths_as_mask(batch_size, q_length, kv_length, local_size=None, use_vmap=F
                      use_vmap=use_vmap, config=config, **kwargs)
 
 # %% ../../nbs/model/09_attention.ipynb #da605aa6
-@lru_cache(4)
 def _window_mask(length, window, device): # (length, length): a token sees itself and `window` - 1 before it
     import torch
-    i = torch.arange(length, device=device)
-    distance = i[:, None] - i
-    return (distance >= 0) & (distance < window)
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_().triu_(1 - window)
+
+def _known_mask(lengths, length, window, device): # each is made once for all layers; they are kept beside `lengths`
+    if not 0 < window < length: return None
+    known = vars(lengths).setdefault('masks', {})
+    if length not in known: known[length] = _window_mask(length, window, device)
+    return known[length]
 
 def _shares_keys(query): # can this device's kernels let heads share keys
     import torch
     return query.device.type != 'cuda' or torch.cuda.get_device_capability(query.device) >= (8, 0)
 
+# %% ../../nbs/model/09_attention.ipynb #525966f6
 def attention_by_text(module, query, key, value, attention_mask, dropout=0., scaling=None, **kwargs):
     "`sdpa` for each text alone if `attention_mask` holds lengths; returns (1, length, heads, size of a head), None."
     import torch
     from torch.nn.functional import scaled_dot_product_attention
-    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+    from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward, use_gqa_in_sdpa
     if attention_mask is None or attention_mask.dim() != 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     window, *lengths = attention_mask.tolist()
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1 and not _shares_keys(query): key, value, groups = repeat_kv(key, groups), repeat_kv(value, groups), 1
-    parts = []
+    groups, parts = query.shape[1] // key.shape[1], []
     for q, k, v in zip(*(t.split(lengths, dim=2) for t in (query, key, value))):
-        mask = _window_mask(q.shape[2], window, q.device) if 0 < window < q.shape[2] else None
+        mask = _known_mask(attention_mask, q.shape[2], window, q.device)
+        shares = groups > 1 and bool(_shares_keys(q)) and use_gqa_in_sdpa(mask, k, v)
+        if groups > 1 and not shares: k, v = repeat_kv(k, groups), repeat_kv(v, groups)
         parts.append(scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None, enable_gqa=groups > 1))
+            q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None, enable_gqa=shares))
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 # %% ../../nbs/model/09_attention.ipynb #7b7f0e6f
@@ -81,10 +84,15 @@ def _text_configs(model): # the configurations that say `sdpa`, each once
     found = {id(m.config): m.config for m in model.modules() if hasattr(m, 'config')}
     return [c for c in found.values() if getattr(c, '_attn_implementation', None) in ('sdpa', ATTENTION_BY_TEXT)]
 
+def _looks_back_otherwise(model): # is there a layer that carries something along the line, as a convolution does
+    kinds = getattr(model.config.get_text_config(), 'layer_types', None) or []
+    return getattr(model, '_is_stateful', False) or any(not str(kind).endswith('_attention') or 'linear' in str(kind)
+                                                        for kind in kinds)
+
 def _set_attention(configs, name):
     for config in configs: config._attn_implementation_internal = name
 
-def _difference(model): # how far two texts in a line are from what each is alone, as a fraction
+def _difference(model): # how far the second of two texts in a line is from what it is alone, as a fraction
     import torch
     device, n = model.get_input_embeddings().weight.device, min(40, model.config.get_text_config().vocab_size)
     ids, lengths = torch.arange(n, device=device)[None], [n//4, n - n//4]
@@ -93,25 +101,28 @@ def _difference(model): # how far two texts in a line are from what each is alon
         with texts_apart(lengths): line = model(input_ids=ids, position_ids=positions, use_cache=False).logits
         alone = [model(input_ids=part, position_ids=place, use_cache=False).logits
                  for part, place in zip(ids.split(lengths, 1), positions.split(lengths, 1))]
-    alone = torch.cat(alone, 1).float()
-    return ((line.float() - alone).norm()/alone.norm()).item()
+    line, alone = line[:, n//4:n//4 + 3].float(), alone[1][:, :3].float() # where the second text begins
+    return (line - alone).norm()/alone.norm()
+
+def _is_small(difference, dtype): # weights that are not there have none
+    import torch
+    return difference.is_meta or difference.item() < (1e-3 if dtype == torch.float32 else .05)
 
 # %% ../../nbs/model/09_attention.ipynb #b62ac510
 def take_texts_apart(
     model, # with or without adapter
 ) -> bool: # can it take several texts in one line
     "Let a model with `sdpa` take each text of a line by itself."
-    import torch
     from transformers import AttentionInterface, AttentionMaskInterface
     AttentionInterface.register(ATTENTION_BY_TEXT, attention_by_text)
     AttentionMaskInterface.register(ATTENTION_BY_TEXT, lengths_as_mask)
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
     configs, was_training = _text_configs(base), model.training
-    if not configs or getattr(base, '_is_stateful', False): return False
+    if not configs or _looks_back_otherwise(base): return False
     _set_attention(configs, ATTENTION_BY_TEXT)
-    if base.device.type == 'meta': return True # nothing can be computed
-    try: fine = _difference(model.eval()) < (1e-3 if base.dtype == torch.float32 else .05)
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError): fine = False
+    try: fine = _is_small(_difference(model.eval()), base.dtype)
+    except (ValueError, TypeError, IndexError, AttributeError): fine = False
+    except RuntimeError: fine = base.device.type == 'meta' # there are no numbers to ask for
     finally: model.train(was_training)
     if not fine: keep_texts_together(base)
     return fine

@@ -1,6 +1,7 @@
 "Texts one behind the other in a line against each text alone, over the attention of many models."
 import pytest, torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from llmft.memory.dryrun import StorageTracker
 from llmft.model import attention
 from llmft.model.attention import keep_texts_together, take_texts_apart, text_lengths, texts_apart
 from llmft.training.train import Collator
@@ -57,7 +58,7 @@ def test_keys_are_repeated_for_kernels_that_cannot_share_them(monkeypatch):
     take_texts_apart(model)
     expected = loss_and_gradients(model, LENGTHS)
     asked = []
-    monkeypatch.setattr(attention, '_shares_keys', lambda query: asked.append(query))
+    monkeypatch.setattr(attention, '_shares_keys', lambda query: asked.append(query) or False)
     torch.testing.assert_close(loss_and_gradients(model, LENGTHS), expected, rtol=1e-4, atol=1e-6)
     assert asked
 
@@ -118,6 +119,27 @@ def test_rows_in_a_line():
     assert batch['input_ids'].tolist() == [[5, 6, 7, 8, 9, 4, 4, 0]]
     assert batch['labels'].tolist() == [[-100, 6, 7, -100, 9, -100, 4, -100]]
     assert text_lengths(batch['position_ids']) == [3, 2, 2, 1]
+
+
+def test_each_mask_of_a_window_is_made_once(monkeypatch):
+    model, made, original = make_model('mistral'), [], attention._window_mask
+    take_texts_apart(model)
+    def make(*args):
+        made.append(args[:2])
+        return original(*args)
+    monkeypatch.setattr(attention, '_window_mask', make)
+    loss_and_gradients(model, LENGTHS)
+    assert sorted(made) == [(6, 5), (9, 5)] # not for each layer, and not for texts within the window
+
+
+@pytest.mark.parametrize('kind,options', [
+    ('lfm2', dict(layer_types=['conv', 'full_attention'])), ('deepseek_v32', dict(q_lora_rank=8, kv_lora_rank=8))], ids=str)
+def test_without_weights_the_same_models_are_refused(kind, options):
+    config = AutoConfig.for_model(kind, **SIZES | options)
+    with torch.device('meta'): model = AutoModelForCausalLM.from_config(config, attn_implementation='sdpa')
+    with StorageTracker(): assert not take_texts_apart(model)
+    with torch.device('meta'): model = AutoModelForCausalLM.from_config(AutoConfig.for_model('llama', **SIZES))
+    with StorageTracker(): assert take_texts_apart(model)
 
 
 @pytest.mark.gpu

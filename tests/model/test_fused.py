@@ -108,5 +108,38 @@ def test_a_layer_that_does_something_else_is_left_as_it_is():
     model = make_model()
     for layer in model.get_base_model().model.layers: layer.mlp = Odd(layer.mlp)
     expected = loss_and_gradients(model)
-    assert fuse_adapters(model) < 14
+    fuse_adapters(model)
+    assert not any('forward' in vars(layer.mlp) for layer in model.get_base_model().model.layers)
     torch.testing.assert_close(loss_and_gradients(model), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gate_with_limits_in_one_layer_is_left_as_it_is():
+    class Limited(torch.nn.Module):
+        def __init__(self, part, limit):
+            super().__init__()
+            self.__dict__.update(part.__dict__)
+            self.limit = limit
+        def forward(self, x):
+            gate = self.act_fn(self.gate_proj(x).clamp(max=self.limit))
+            return self.down_proj(gate * self.up_proj(x).clamp(-self.limit, self.limit))
+    model = make_model()
+    for layer, limit in zip(model.get_base_model().model.layers, (1e9, 10.)): layer.mlp = Limited(layer.mlp, limit)
+    assert fuse_adapters(model) == 14
+    mlps = [layer.mlp for layer in model.get_base_model().model.layers]
+    assert ['forward' in vars(mlp) for mlp in mlps] == [True, False] and 'forward' in vars(mlps[1].down_proj)
+
+
+def test_twice_and_beside_other_hooks():
+    from accelerate.hooks import ModelHook, add_hook_to_module
+    model, seen = make_model(), []
+    class Seen(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            seen.append(module)
+            return args, kwargs
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    add_hook_to_module(layer, Seen())
+    assert (fuse_adapters(model), fuse_adapters(model)) == (14, 0)
+    undo_fusing(model)
+    seen.clear()
+    loss_and_gradients(model)
+    assert seen == [layer]

@@ -294,9 +294,9 @@ def small_memory(monkeypatch, most, from_call=0, training=True):
     true_loss, seen = train.chunked_cross_entropy, []
     def loss(model, batch, **kw):
         if model.training == training:
-            seen.append(len(batch['input_ids']))
+            seen.append(len(trouble.batch_texts(batch)))
             value = true_loss(model, batch, **kw)
-            if training: value.register_hook(check_backward(len(batch['input_ids']), len(seen)))
+            if training: value.register_hook(check_backward(seen[-1], len(seen)))
             elif seen[-1] > most and len(seen) > from_call: raise torch.OutOfMemoryError('CUDA out of memory.')
             return value
         return true_loss(model, batch, **kw)
