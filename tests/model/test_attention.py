@@ -133,7 +133,8 @@ def test_each_mask_of_a_window_is_made_once(monkeypatch):
 
 
 @pytest.mark.parametrize('kind,options', [
-    ('lfm2', dict(layer_types=['conv', 'full_attention'])), ('deepseek_v32', dict(q_lora_rank=8, kv_lora_rank=8))], ids=str)
+    ('lfm2', dict(layer_types=['conv', 'full_attention'])),
+    ('deepseek_v32', dict(q_lora_rank=8, kv_lora_rank=8))], ids=str)
 def test_without_weights_the_same_models_are_refused(kind, options):
     config = AutoConfig.for_model(kind, **SIZES | options)
     with torch.device('meta'): model = AutoModelForCausalLM.from_config(config, attn_implementation='sdpa')
