@@ -16,7 +16,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..config.config import dump_yaml, load_config, save_config
-from ..config.keys import AnswerKeys, DistributedKeys, OutputKeys, PrecisionKeys, TrackerKeys
+from ..config.keys import (
+    AnswerKeys, BestModelKeys, DistributedKeys, OutputKeys, PrecisionKeys, SpeedKeys, TrackerKeys)
 from ..core import (
     MANIFEST, UserError, _warn_once, check_writable, checked_file, damaged_files, escape_markdown, folder_atomic,
     hide_secrets, markdown_table, num_processes, reason_line, remove_leftovers, text_table, user_path, write_atomic,
@@ -338,6 +339,8 @@ def start_run(
         if _read_json(out/'data.json') != data:
             raise UserError(f'output_dir: the data is not the same as when {out} was started. Take another folder '
                             '(--out DIR), or begin again (--overwrite).')
+        for name in _AT_START:
+            if (out/name).is_dir(): raise UserError(f'{out/name} is a folder, where a file is to be written. Remove it.')
         remove_leftovers(out)
         (out/MANIFEST).unlink(missing_ok=True) # until the files are as it says
         _write_start(out, config, hw)
@@ -357,10 +360,10 @@ def start_run(
 # %% ../../nbs/training/02_run.ipynb #82af22f9
 _LENGTH = {'num_epochs', 'max_steps'}
 _MAY_CHANGE = { # keys that may be different when a run is continued
-    *OutputKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields, *PrecisionKeys.model_fields,
-    *AnswerKeys.model_fields,
-    'eval_batch_size', 'auto_micro_batch', 'on_nan', 'loss_watchdog', 'gradient_checkpointing', 'activation_offloading',
-    'attn_implementation', 'device_map', 'max_memory', 'dataloader_num_workers',
+    *OutputKeys.model_fields, *BestModelKeys.model_fields, *TrackerKeys.model_fields, *DistributedKeys.model_fields,
+    *PrecisionKeys.model_fields, *SpeedKeys.model_fields, *AnswerKeys.model_fields,
+    'eval_batch_size', 'auto_micro_batch', 'on_nan', 'loss_watchdog', 'gradient_checkpointing', 'attn_implementation',
+    'device_map', 'max_memory',
 }
 
 # %% ../../nbs/training/02_run.ipynb #d9a5412e

@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 from ..config.config import Config, _did_you_mean, load_config, save_config
 from ..config.keys import (
-    AdapterKeys, AnswerKeys, DistributedKeys, OptimizerKeys, OutputKeys, PrecisionKeys, TrackerKeys, VariantKeys)
+    AdapterKeys, AnswerKeys, BestModelKeys, DistributedKeys, OptimizerKeys, OutputKeys, PrecisionKeys, SpeedKeys,
+    TrackerKeys, VariantKeys)
 from ..core import (
     UserError, check_writable, escape_markdown, hide_secrets, log, reason_line, user_path,
     write_atomic)
@@ -30,10 +31,9 @@ from .train import finetune
 from .watch import Window, duration, in_jupyter
 
 # %% ../../nbs/training/08_sweep.ipynb #afe01876
-_MAY_BE_SWEPT = {'load_best_model_at_end', 'early_stopping_patience'} # of `OutputKeys`
 _FIXED_KEYS = { # key -> why it cannot be swept
     **dict.fromkeys(('test_datasets', 'val_set_size'), 'the losses of different held-out rows cannot be compared'),
-    **dict.fromkeys(OutputKeys.model_fields.keys() - _MAY_BE_SWEPT, 'it says what is written, not what is learned'),
+    **dict.fromkeys(OutputKeys.model_fields, 'it says what is written, not what is learned'),
     **dict.fromkeys(TrackerKeys.model_fields, 'it says who is told, not what is learned'),
     **dict.fromkeys(AnswerKeys.model_fields, 'it changes nothing in the training'),
     'output_dir': 'each run has a folder of its own, in that of the sweep',
@@ -180,6 +180,7 @@ def _start_sweep(config, folder, runs): # -> `Sweep`, new or one that is gone on
 _NOT_OF_DATA = { # keys that change nothing in the rows, their tokens and what is reported about them
     *AdapterKeys.model_fields, *VariantKeys.model_fields, *PrecisionKeys.model_fields, *OutputKeys.model_fields,
     *TrackerKeys.model_fields, *AnswerKeys.model_fields, *DistributedKeys.model_fields, 'sweep',
+    *BestModelKeys.model_fields, *SpeedKeys.model_fields,
     *OptimizerKeys.model_fields.keys() - {'curriculum_sampling'}, 'learning_rate', 'lr_scheduler', 'weight_decay',
     'lr_scheduler_kwargs', 'cosine_min_lr_ratio', 'optimizer', 'max_grad_norm', 'gradient_checkpointing'}
 

@@ -28,7 +28,6 @@ from ..model.base import Choice, detect_hardware, load_base, load_hf_config
 from ..model.fused import fuse_adapters
 from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
-from ..model.optimizers import use_final_weights
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
 from ..tokens.tokenize import IGNORE_INDEX
@@ -164,6 +163,7 @@ def _mean_loss(trainer, batches): # over all trained tokens
     import torch
     was_training = trainer.model.training
     trainer.model.eval()
+    from llmft.model.optimizers import use_final_weights
     if trainer.optimizer is not None: use_final_weights(trainer.optimizer)
     loss = torch.zeros(2, dtype=torch.float64)
     for batch in batches: loss += careful_sum(trainer, trainer._prepare_inputs(batch))
@@ -430,6 +430,7 @@ def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an an
 
 # %% ../../nbs/training/03_train.ipynb #a88f62cc
 def _train(trainer, run, progress, checkpoint):
+    from llmft.model.optimizers import use_final_weights
     trainer.args.eval_on_start = trainer.args.eval_on_start and checkpoint is None
     trainer.train(resume_from_checkpoint=checkpoint)
     use_final_weights(trainer.optimizer)

@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 from llmft.config.config import load_config
 from llmft.core import UserError
 from llmft.model.adapters import add_adapter
-from llmft.model.attention import texts_apart
+from llmft.model.attention import text_lengths, texts_apart
 from llmft.model.base import choose_optimizer, load_base
 from llmft.model.optimizers import OPTIMIZERS, UNSUPPORTED_OPTIMIZERS
 from llmft.tokens.report import prepare_data
@@ -97,8 +97,8 @@ RATES = { # of four steps, the first of which is the warm-up; as shares of `lear
 def test_scheduler(name, train):
     trainer = train(lr_scheduler=name, lr_scheduler_kwargs=OPTIONS.get(name, {}), warmup_steps=1)
     rates = [rate/.01 for rate in logged(trainer, 'learning_rate')]
-    if name in MEASURING_SCHEDULERS: # nothing is good enough, so it falls after the second measurement
-        assert rates[0] == 1 and rates[-1] < 1 and rates == sorted(rates, reverse=True)
+    if name in MEASURING_SCHEDULERS: # nothing is good enough, so it falls; `greedy` may rise before
+        assert rates[0] == 1 and rates[-1] < 1 and (name == 'greedy' or rates == sorted(rates, reverse=True))
     else: assert rates == pytest.approx(RATES[name], abs=1e-3)
 
 
@@ -158,7 +158,8 @@ def smoothed_mean(trainer, batches, smoothing):
     model, total, n = trainer.model, 0, 0
     for batch in batches:
         inputs = {k: v for k, v in batch.items() if k != 'labels'}
-        with texts_apart(batch['position_ids']): scores = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
+        with texts_apart(text_lengths(batch['position_ids'])):
+            scores = model(**inputs, use_cache=False).logits[:, :-1].flatten(0, 1)
         labels = batch['labels'][:, 1:].flatten()
         total += cross_entropy(scores, labels, ignore_index=IGNORE_INDEX, label_smoothing=smoothing, reduction='sum')
         n += (labels != IGNORE_INDEX).sum()
