@@ -334,13 +334,12 @@ def start_run(
     resume=False,   # continue it
 ) -> Run:
     "Make the run folder, or get it ready to be continued."
-    data = hide_secrets(data)
     if resume:
-        if _read_json(out/'data.json') != data:
+        if _read_json(out/'data.json') != hide_secrets(data):
             raise UserError(f'output_dir: the data is not the same as when {out} was started. Take another folder '
                             '(--out DIR), or begin again (--overwrite).')
-        for name in _AT_START:
-            if (out/name).is_dir(): raise UserError(f'{out/name} is a folder, where a file is to be written. Remove it.')
+        if wrong := [name for name in _AT_START if (out/name).is_dir()]:
+            raise UserError(f'{out/wrong[0]} is a folder in place of a file. Remove it.')
         remove_leftovers(out)
         (out/MANIFEST).unlink(missing_ok=True) # until the files are as it says
         _write_start(out, config, hw)
@@ -352,7 +351,7 @@ def start_run(
     remove_leftovers(out.parent, out.name)
     with folder_atomic(out) as tmp:
         _write_start(tmp, config, hw)
-        _write_json(tmp/'data.json', data)
+        _write_json(tmp/'data.json', hide_secrets(data))
         write_manifest(tmp, _AT_START)
         _write_json(tmp/'status.json', {'state': 'running', 'pid': os.getpid(), 'replaced': replaced})
     return Run(out)
