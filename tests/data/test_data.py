@@ -9,6 +9,7 @@ from llmft.core import UserError
 from llmft.data.sources import iterate_source, load_rows, load_source
 from llmft.data.dedup import find_near_duplicates, prepare_rows, shingles, jaccard
 from llmft.data.files import read_file
+from llmft.hub import fetch_builtin
 from llmft.model.base import detect_hardware
 from llmft.tokens.stream import stream_sample, stream_tokens
 from llmft.tokens.tokenize import count_rows, encode_rows, usable_rows
@@ -16,10 +17,16 @@ from llmft.tokens.tokenize import count_rows, encode_rows, usable_rows
 ROWS = [{'instruction': f'question {i}', 'input': '' if i % 2 else 'x', 'output': f'answer {i}'} for i in range(8)]
 
 
+@pytest.fixture(scope='module')
+def builtin_model(): return fetch_builtin('smollm2-135m') # once, for making it takes half a minute
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, builtin_model):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv('LLMFT_HOME', str(tmp_path/'cache'))
+    (tmp_path/'cache').mkdir()
+    (tmp_path/'cache'/builtin_model.name).symlink_to(builtin_model)
     return tmp_path
 
 
