@@ -119,6 +119,7 @@ def take_texts_apart(
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
     configs, was_training = _text_configs(base), model.training
     if not configs or _looks_back_otherwise(base): return False
+    if all(c._attn_implementation == ATTENTION_BY_TEXT for c in configs): return True # it was asked before
     _set_attention(configs, ATTENTION_BY_TEXT)
     try: fine = _is_small(_difference(model.eval()), base.dtype)
     except (ValueError, TypeError, IndexError, AttributeError): fine = False
