@@ -61,7 +61,7 @@ def matrix(folder, small):
     "Each number format with each kind of adapter: train, measure, save, go on, ask, merge; against 32 bits on the CPU."
     from llmft.config.config import load_config
     from llmft.export.merge import merge_adapter
-    from llmft.inference.chat import load_run
+    from llmft.inference.load import load_run
     from llmft.training.train import finetune
     model, reference = small_model(folder), {}
     for kind, adapter in ADAPTERS.items():

@@ -217,7 +217,8 @@ def _chat(
         if '=' not in pair: raise UserError(f'--also {pair}: this is not NAME=RUN, such as --also poems=runs/poems.')
     other_runs = dict(pair.split('=', 1) for pair in also or [])
     log.info(f'opening {run}')
-    from llmft.inference.chat import chat_loop, load_run
+    from llmft.inference.chat import chat_loop
+    from llmft.inference.load import load_run
     chat_loop(load_run(run, also=other_runs, trust_remote_code=trust), temperature=temperature)
 
 # %% ../../nbs/commands/03_cli.ipynb #9c29a5cc
@@ -234,7 +235,8 @@ def _generate(
 ):
     "Answer questions."
     log.info('reading the questions')
-    from llmft.inference.chat import check_questions, label_answers, load_run, load_run_config, read_questions
+    from llmft.inference.load import load_run, load_run_config
+    from llmft.inference.questions import check_questions, label_answers, read_questions
     questions = read_questions(file, prompt)
     check_questions(questions, load_run_config(run).datasets[0], file)
     answers = load_run(run, trust_remote_code=trust).generate(

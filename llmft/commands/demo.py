@@ -13,7 +13,7 @@ from ..config.config import load_config
 from ..core import UserError, log, write_atomic
 from ..data.sources import load_rows
 from ..evaluation.scores import BeforeAfter, extract_code, score_model
-from ..inference.chat import load_run
+from ..inference.load import load_run
 from ..model.base import load_base
 from ..plots import plot_loss_text, plot_run
 from ..prompts.turns import row_to_turns

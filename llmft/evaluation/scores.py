@@ -17,7 +17,8 @@ from ..core import UserError, escape_markdown, log, markdown_table, memory_error
 from ..data.dedup import prepare_rows
 from ..data.sources import load_rows
 from .sandbox import CodeResult, run_code_batch
-from ..inference.chat import generate, load_run, load_run_config
+from ..inference.generate import generate
+from ..inference.load import load_run, load_run_config
 
 # %% ../../nbs/evaluation/02_scores.ipynb #f4f43d3b
 def _blocks(text):

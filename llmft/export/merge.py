@@ -13,7 +13,8 @@ from pathlib import Path
 from ..config.config import load_config, save_config
 from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
 from ..hub import model_errors
-from ..inference.chat import load_run_config, load_saved_tokenizer, prompt_ids
+from ..inference.generate import prompt_ids
+from ..inference.load import load_run_config, load_saved_tokenizer
 from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
 from ..tokens.special import align_special_tokens

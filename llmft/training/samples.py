@@ -20,7 +20,8 @@ from ..core import UserError, checked_file, write_atomic
 from ..data.sources import _all_entries
 from ..evaluation.sandbox import run_code_batch
 from ..evaluation.scores import extract_code
-from ..inference.chat import check_questions, generate_ids, prompt_ids
+from ..inference.generate import generate_ids, prompt_ids
+from ..inference.questions import check_questions
 from ..model.kernels import without_compiled_layers
 from ..plots import _COLOURS, _GREY, _axes, _label, _series, figure_style, plot_loss
 from ..prompts.turns import find_format, prompt_turns

@@ -15,7 +15,7 @@ from llmft.core import UserError, user_path
 from llmft.data.sources import iterate_files
 from llmft.evaluation.scores import score_run
 from llmft.export.merge import merge_adapter
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.memory.plan import plan_memory
 from llmft.model.base import load_base
 from llmft.prompts.turns import prompt_formats

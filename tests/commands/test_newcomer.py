@@ -6,8 +6,9 @@ import pytest
 
 from llmft.commands.cli import app, main
 from llmft.core import UserError
-from llmft.inference import chat as chat_module
-from llmft.inference.chat import chat_loop, label_answers
+from llmft.inference.chat import chat_loop
+from llmft.inference.generate import generate_ids, stream_generate
+from llmft.inference.questions import label_answers
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 HEAVY = {'torch', 'transformers', 'peft', 'datasets', 'bitsandbytes', 'trl'}
@@ -230,7 +231,7 @@ def test_the_bar_moves_with_the_tokens(config):
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.MonkeyPatch.context() as m:
         m.setattr(tqdm, 'set_postfix', lambda self, refresh, tokens: shown.append(tokens))
-        chat_module.generate_ids(model, tokenizer, [[5, 6], [7]], max_new_tokens=4, progress='Answering')
+        generate_ids(model, tokenizer, [[5, 6], [7]], max_new_tokens=4, progress='Answering')
     assert shown and shown == [*range(1, len(shown) + 1)] # until both have ended
 
 
@@ -238,7 +239,7 @@ def test_no_thread_is_left_in_the_model(config):
     from threading import active_count
     from transformers import AutoModelForCausalLM
     model, n_before = AutoModelForCausalLM.from_pretrained(config.base_model), active_count()
-    pieces = chat_module.stream_generate(model, small_tokenizer(), [5, 6], max_new_tokens=1000)
+    pieces = stream_generate(model, small_tokenizer(), [5, 6], max_new_tokens=1000)
     next(pieces)
     pieces.close()
     assert active_count() <= n_before

@@ -3,7 +3,8 @@ import pytest, torch, trl
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from llmft.config.config import RECIPES_DIR, Config, list_recipes, load_config
 from llmft.export.merge import merge_adapter
-from llmft.inference.chat import load_run, prompt_ids
+from llmft.inference.generate import prompt_ids
+from llmft.inference.load import load_run
 from llmft.model.base import choose_optimizer, detect_hardware
 from llmft.tokens.tokenize import IGNORE_INDEX, load_tokenizer
 from llmft.tokens.report import prepare_data

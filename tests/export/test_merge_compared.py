@@ -6,7 +6,7 @@ import torch
 
 import llmft.export.merge as merge
 from llmft.core import UserError
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from tests.small import SIZES, small_run
 from tests.tiny import save_tiny, small_tokenizer
 

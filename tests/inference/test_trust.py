@@ -8,7 +8,7 @@ import yaml
 from llmft.core import UserError, hide_secrets
 from llmft.evaluation.scores import score_run
 from llmft.export.merge import merge_adapter
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.training.run import _check_same_settings, check_output, start_run
 from llmft.model.base import detect_hardware
 from tests.bad_data import ask

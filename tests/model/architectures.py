@@ -7,7 +7,7 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from llmft.core import UserError
 from llmft.export.merge import merge_adapter
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.memory.dryrun import _storage_bytes, memory_peaks
 from llmft.memory.plan import attention_for, dry_run
 from llmft.model.adapters import add_adapter, parameter_report

@@ -10,7 +10,8 @@ from llmft.commands.cli import main
 from llmft.config.config import load_config, save_config
 from llmft.core import UserError
 from llmft.export.merge import merge_adapter
-from llmft.inference.chat import load_run, prompt_ids
+from llmft.inference.generate import prompt_ids
+from llmft.inference.load import load_run
 from llmft.model.base import load_base
 from llmft.tokens.special import add_tokens, load_raw_tokenizer
 from llmft.training.train import finetune, make_trainer, prepare_data

@@ -5,7 +5,7 @@ from tests.model import architectures
 from tests.model.architectures import ARCHITECTURES, difference, find_out, hf_config_of, plain, save_model, stored
 from llmft.commands.check import check_run
 from llmft.core import UserError
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.memory.plan import attention_for, plan_memory
 from llmft.model.adapters import add_adapter, parameter_report
 from llmft.model.architectures import bypassed_parts, check_packing, empty_model, model_class, supported_attention

@@ -239,7 +239,7 @@ def test_generation_stops_where_the_report_says(keys, tmp_path):
     "A source with a template of its own, on a model with another end token."
     import torch
     from transformers import AutoModelForCausalLM
-    from llmft.inference.chat import generate_ids
+    from llmft.inference.generate import generate_ids
     from llmft.tokens.report import config_stop_token_ids
     from llmft.tokens.special import align_special_tokens
     from llmft.tokens.tokenize import load_tokenizer

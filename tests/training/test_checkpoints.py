@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest, torch
 from llmft.config.config import load_config, save_config
 from llmft.core import UserError
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.training import train
 from llmft.training.checkpoints import checkpoint_damage, checkpoint_folders, folder_lock, newest_whole_checkpoint
 from llmft.training.run import Run, write_status

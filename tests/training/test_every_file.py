@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from llmft.config.config import load_config
 from llmft.core import UserError, _warn_once, write_manifest
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.training.checkpoints import checkpoint_folders, newest_whole_checkpoint
 from llmft.training.compare import compare_runs
 from llmft.training.run import _AT_START, Run, write_status

@@ -6,7 +6,7 @@ import pytest
 
 import llmft.training.train as train
 from llmft.core import UserError
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.model.adapters import import_peft
 from tests.small import small_config, small_run
 

@@ -3,7 +3,7 @@ import shutil, subprocess
 import pytest
 from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.inference.chat import load_run
+from llmft.inference.load import load_run
 from llmft.training import train
 from llmft.training.compare import compare_runs
 from llmft.training.run import Run, write_status

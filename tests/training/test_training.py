@@ -8,7 +8,8 @@ from trl import SFTConfig, SFTTrainer
 from llmft.training import train
 from llmft.config.config import DatasetConfig, load_config, save_config
 from llmft.core import UserError
-from llmft.inference.chat import load_run, prompt_ids
+from llmft.inference.generate import prompt_ids
+from llmft.inference.load import load_run
 from llmft.model.adapters import add_adapter
 from llmft.model.base import detect_hardware, load_base
 from llmft.prompts.turns import row_to_turns
