@@ -89,7 +89,7 @@ def test_titles_of_how_it_works(path):
 @pytest.fixture(scope='module')
 def processed():
     "What `nbdev-docs` does before Quarto: it runs the exported cells and each cell with an import on its own."
-    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=2, force=True)'
+    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)'
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {path: cells(f'_proc/{path}') for path in notebooks()}

@@ -227,9 +227,12 @@ def losses(tmp_path_factory):
     return losses
 
 
+QLORA_PACKED = dict(adapter='qlora', load_in_4bit=True, sample_packing=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('keys', [
-    dict(adapter='lora'), dict(adapter='full', sample_packing=True), dict(adapter='qlora', sample_packing=True),
+    dict(adapter='lora'), dict(adapter='full', sample_packing=True), QLORA_PACKED,
     dict(adapter='lora', lora_dropout=.1, gradient_checkpointing=False)], ids=str)
 def test_compiled_layers_learn_the_same(keys, losses):
     "`eager` traces as the compiler does and computes as PyTorch; no graph for each length."
@@ -244,7 +247,7 @@ def test_compiled_layers_learn_the_same(keys, losses):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('keys', [dict(adapter='lora'), dict(adapter='qlora', sample_packing=True)], ids=str)
+@pytest.mark.parametrize('keys', [dict(adapter='lora'), QLORA_PACKED], ids=str)
 def test_the_real_compiler(keys, losses):
     name = f'{keys["adapter"]}'
     plain, *_ = losses(f'plainly-{name}', **keys)
