@@ -2203,6 +2203,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'llmft/training/processes.py'),
                                           'llmft.training.processes._collate': ( 'training/processes.html#_collate',
                                                                                  'llmft/training/processes.py'),
+                                          'llmft.training.processes._disconnect': ( 'training/processes.html#_disconnect',
+                                                                                    'llmft/training/processes.py'),
                                           'llmft.training.processes._fail': ( 'training/processes.html#_fail',
                                                                               'llmft/training/processes.py'),
                                           'llmft.training.processes._is_first_to_fail': ( 'training/processes.html#_is_first_to_fail',

@@ -7,7 +7,7 @@ __all__ = ['local_rank', 'connect', 'is_connected', 'gather', 'FailedElsewhere',
            'largest', 'one_voice', 'SharedRows', 'check_same_rows', 'whole_weights', 'ShardedOnCPU']
 
 # %% ../../nbs/training/00_processes.ipynb #1e926342
-import hashlib, os, sys, traceback
+import atexit, hashlib, os, sys, traceback
 from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -46,7 +46,12 @@ def connect(
         dist.init_process_group(
             'cuda:nccl,cpu:gloo' if torch.cuda.is_available() else 'gloo', store=_store(), rank=int(os.environ['RANK']),
             world_size=num_processes(), timeout=timedelta(seconds=timeout or 1800))
+        atexit.register(_disconnect)
     _message_group()
+
+def _disconnect(): # when Python ends: threads that still wait for others would abort the process
+    import torch.distributed as dist
+    if dist.is_initialized(): dist.destroy_process_group()
 
 @lru_cache(1)
 def _message_group(): # of processes that wait for messages as long as they must
@@ -132,6 +137,7 @@ def _silence():
 
 # %% ../../nbs/training/00_processes.ipynb #94786dd3
 def _fail(error): # in one of several processes: say why, unless another one did
+    atexit.unregister(_disconnect) # the others may be gone, and would be waited for
     is_user_error = isinstance(error, UserError)
     is_first = not isinstance(error, FailedElsewhere) and (hasattr(error, 'is_first') or _is_first_to_fail())
     if is_first and is_main_process():
