@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Request', 'Batches']
 
-# %% ../../nbs/inference/05_batches.ipynb #c69dce1e
+# %% ../../nbs/inference/05_batches.ipynb #131f7f99
 import time
 from dataclasses import dataclass
 from threading import Condition, Thread
@@ -18,7 +18,7 @@ from .generate import Answer, check_length, grow
 from ..model.adapters import set_adapter
 from ..tokens.special import align_special_tokens
 
-# %% ../../nbs/inference/05_batches.ipynb #aa7aa258
+# %% ../../nbs/inference/05_batches.ipynb #6265c925
 @dataclass(eq=False)
 class Request:
     "An answer that somebody waits for."
@@ -31,17 +31,18 @@ class Request:
     @property
     def is_done(self): return self.is_dropped or self.error is not None or self.answer.reason is not None
 
-# %% ../../nbs/inference/05_batches.ipynb #b0836d35
+# %% ../../nbs/inference/05_batches.ipynb #201688ce
 class Batches:
     "A thread that lets answers grow together."
     def __init__(self, chat, max_batch=16, let_in_every=4, turn=32): # sizes in requests and in tokens
         self.chat, self.max_batch, self.let_in_every, self.turn = chat, max_batch, let_in_every, turn
         self.requests, self.changed, self.is_closing = [], Condition(), False
         self.counts = {'batches': 0, 'tokens': 0, 'largest': 0}
-        self.thread = Thread(target=self._run, daemon=True)
+        self.thread = None
 
     def start(self):
         self.chat.model.eval()
+        self.thread = Thread(target=self._run, daemon=True)
         self.thread.start()
         return self
 
@@ -57,9 +58,9 @@ class Batches:
             self.is_closing = True
             for request in self.requests: request.is_dropped = True
             self.changed.notify()
-        if self.thread.is_alive(): self.thread.join()
+        if self.thread: self.thread.join()
 
-# %% ../../nbs/inference/05_batches.ipynb #97289cf8
+# %% ../../nbs/inference/05_batches.ipynb #f791ee60
 def _use(chat, name): # the adapter of a request, without beginning a conversation
     run = chat.adapter_runs.get(name)
     if chat.adapter_runs: set_adapter(chat.model, run.adapter if run else None)
@@ -76,7 +77,7 @@ def _next_batch(self: Batches): # requests of one adapter; those that are left o
     self.requests = [r for r in self.requests if r not in batch] + batch
     return batch
 
-# %% ../../nbs/inference/05_batches.ipynb #945dad8a
+# %% ../../nbs/inference/05_batches.ipynb #f352c1d8
 @patch
 def _is_time(self: Batches, batch, n_tokens): # to pause the batch after so many tokens
     if self.is_closing or all(r.is_done for r in batch): return True
@@ -86,7 +87,7 @@ def _is_time(self: Batches, batch, n_tokens): # to pause the batch after so many
     newcomers = n_live < self.max_batch and any(r.model == batch[0].model for r in waiting)
     return newcomers and n_tokens >= self.let_in_every or bool(waiting) and n_tokens >= self.turn
 
-# %% ../../nbs/inference/05_batches.ipynb #9d1adbf2
+# %% ../../nbs/inference/05_batches.ipynb #fd0e8b07
 def _tell(request): # whoever waits may be gone
     try: request.tell(request)
     except Exception: request.is_dropped = True
@@ -102,7 +103,7 @@ def _fail(self: Batches, batch, exc):
         request.error = str(exc) if isinstance(exc, UserError) else f'the model failed: {reason_line(exc)}'
         _tell(request)
 
-# %% ../../nbs/inference/05_batches.ipynb #3fe4bbe4
+# %% ../../nbs/inference/05_batches.ipynb #cbd8afcf
 @patch
 def _grow(self: Batches, batch):
     "Let the answers of `batch` grow until it is time for another one."
