@@ -163,7 +163,7 @@ def _answering(batches, names, max_tokens, max_requests, is_chat): # -> the func
         waiting = Waiting(batches, model.adapter, read_answers(body, model, batches.chat.model, max_tokens, is_chat))
         streams, options = body.get('stream') or False, body.get('stream_options') or {}
         if streams and waiting.requests[0].answer.sampling.logprobs is not None:
-            raise ApiError('Probabilities cannot be streamed.', 'logprobs')
+            raise ApiError('Probabilities (`logprobs`) cannot be streamed.', 'logprobs')
         waiting.begin(max_requests)
         if streams:
             with_usage = isinstance(options, dict) and bool(options.get('include_usage'))

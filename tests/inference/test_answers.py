@@ -102,7 +102,7 @@ def test_a_failure_of_the_model_names_the_rows(home, tmp_path, monkeypatch):
         if len(calls) == 3: raise RuntimeError("can't allocate memory: you tried to allocate 9 bytes")
         return true_grow(*args, **kwargs)
     monkeypatch.setattr(answers, 'grow', grow)
-    with pytest.raises(UserError, match='Memory ran out while answering .*rows.jsonl:9 to .*rows.jsonl:12.*--batch-size'):
+    with pytest.raises(UserError, match='Memory ran out while answering .*rows.jsonl:9 to .*rows.jsonl:12.*--batch'):
         again(home[0], tmp_path/'out.jsonl')
     assert (tmp_path/'out.jsonl').read_bytes() == b''.join(home[1].splitlines(keepends=True)[:8]) # those before stay
 
