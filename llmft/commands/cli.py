@@ -204,8 +204,8 @@ def _demo(
     if run_demo(out, overwrite, say=_print).interrupted: raise typer.Exit(130)
 
 # %% ../../nbs/commands/03_cli.ipynb #4f4ec78e
-MaxNewTokens = Annotated[int, typer.Option(help='The longest answer, in tokens.')]
-Temperature = Annotated[float, typer.Option(help='0: always the likeliest token; higher: more varied.')]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help='The longest answer, in tokens.')]
+Temperature = Annotated[float, typer.Option(min=0, help='0: always the likeliest token; higher: more varied.')]
 TopP = Annotated[float, typer.Option(help='Draw from the likeliest tokens that have this share together.')]
 TopK = Annotated[int, typer.Option(help='Draw from so many of the likeliest tokens; 0: from all.')]
 MinP = Annotated[float, typer.Option(help='Draw from tokens at least this share as likely as the likeliest.')]

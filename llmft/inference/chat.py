@@ -214,7 +214,7 @@ def _command(text): # the first word, if it is meant as a command
 def _greeting(chat):
     model = chat.config.base_model + (f' as tuned in {chat.path}' if chat.path else '')
     memory = 'It remembers what was said.' if chat.multi_turn else 'Each question stands alone.'
-    return f'This is {model}. Type a question; /help lists commands, /quit ends. {memory}'
+    return f'This is {model}. Type a question. {memory} /help lists commands, /quit ends.'
 
 # %% ../../nbs/inference/01_chat.ipynb #6b91c9a8
 def _read_text(input_fn): # -> (text, may it be a command)

@@ -251,10 +251,11 @@ def generate_ids(
     model,     # from `load_base` or `load_run`
     tokenizer, # from `load_tokenizer`
     prompts,   # lists of ids, as from `prompt_ids`
+    max_new_tokens=256, # longest answer
     **settings, # `batch_size`, `progress`, and those of `Sampling`
 ) -> list[list[int]]: # the answers' ids in the order of the prompts, without the end token
     "The ids of the answers."
-    return [answer.ids for answer in generate_answers(model, tokenizer, prompts, **settings)]
+    return [a.ids for a in generate_answers(model, tokenizer, prompts, max_new_tokens=max_new_tokens, **settings)]
 
 # %% ../../nbs/inference/00_generate.ipynb #a883d283
 def default_dataset(tokenizer):

@@ -134,7 +134,8 @@ def test_stop_and_seed(served):
     ({'top_logprobs': 2}, 'top_logprobs'), ({'presence_penalty': 1}, 'presence_penalty'),
     ({'tools': [{'type': 'function', 'function': {'name': 'f'}}]}, 'tools'),
     ({'response_format': {'type': 'json_object'}}, 'response_format'),
-    ({'extra_body': {'temprature': 1}}, 'temprature'), ({'extra_body': {'min_p': 2}}, 'min_p'), ({'logprobs': True, 'stream': True}, 'logprobs')], ids=str)
+    ({'extra_body': {'temprature': 1}}, 'temprature'), ({'extra_body': {'min_p': 2}}, 'min_p'),
+    ({'logprobs': True, 'stream': True}, 'logprobs')], ids=str)
 def test_a_wrong_setting_is_named(settings, param, served):
     with pytest.raises(openai.BadRequestError) as e: ask_chat(served, 'Add 3', **settings)
     assert e.value.param == param and e.value.type == 'invalid_request_error' and param in e.value.message
