@@ -13,6 +13,7 @@ from pathlib import Path
 from ..config.config import load_config, save_config
 from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
 from ..hub import model_errors
+from ..inference.canary import write_canary
 from ..inference.generate import prompt_ids
 from ..inference.load import load_run_config, load_saved_tokenizer
 from ..model.adapters import load_saved_adapter
@@ -120,6 +121,7 @@ def _write_merged(run, out, config, dtype, overwrite):
         merged.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
         save_config(config, tmp/'llmft.yml')
+        write_canary(tmp, tokenizer, config)
         del model, merged
         saved = load_config(config, base_model=str(tmp), revision_of_model=None, base_model_config=None,
                             overrides_of_model_config={}, model_kwargs={})

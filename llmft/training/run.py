@@ -23,6 +23,7 @@ from ..core import (
     hide_secrets, markdown_table, num_processes, reason_line, remove_leftovers, text_table, user_path, write_atomic,
     write_manifest)
 from ..data.sources import _all_entries
+from ..inference.canary import write_canary
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.report import rows_per_step
@@ -545,8 +546,9 @@ def _save_model(run, model, tokenizer, weights=None): # the adapter or the whole
     with folder_atomic(run.path/('model' if is_full else 'adapter'), overwrite=True) as tmp:
         save_trained(model, tmp, detect_hardware(run.config).dtype, weights)
         tokenizer.save_pretrained(tmp)
-        if is_full: save_config(run.config, tmp/'llmft.yml')
-        else:
+        save_config(run.config, tmp/'llmft.yml')
+        write_canary(tmp, tokenizer, run.config)
+        if not is_full:
             ids = {key: getattr(special, key) for key in ('eos_token_id', 'pad_token_id', 'bos_token_id')}
             GenerationConfig(**ids).save_pretrained(tmp)
         write_manifest(tmp)

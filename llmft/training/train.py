@@ -20,6 +20,7 @@ from ..core import (
     user_path, write_atomic)
 from ..data.sources import _all_entries, check_sources
 from ..hub import hub_errors
+from ..inference.canary import write_canary
 from ..memory.plan import check_fits, plan_summary
 from ..model.adapters import cast_trainable_to_float32, add_adapter, model_notes, parameter_report
 from ..model.architectures import check_packing
@@ -525,6 +526,7 @@ def _prepare(config, out, overwrite, resume, say, force, data): # what `_finetun
         for line in machine_changes(out, hw): say(line)
     run = from_main(lambda: start_run(config, hw, data_provenance(config, data), out, overwrite, goes_on))
     from_main(lambda: data.report.save(out))
+    from_main(lambda: write_canary(out, data.tokenizer, config))
     return run, checkpoint, data, hw, model, samples, f'{data}\n\n{report}'
 
 # %% ../../nbs/training/03_train.ipynb #d3b776c8

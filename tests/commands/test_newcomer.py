@@ -152,7 +152,7 @@ def talk(*lines):
 
 
 @pytest.mark.parametrize('line, part', [
-    ('/hlep', 'Did you mean `/help`?'), ('/exit', 'no command /exit'), ('/save me', 'no command /save'),
+    ('/hlep', 'Did you mean `/help`?'), ('/exit', 'no command /exit'), ('/keep me', 'no command /keep'),
     ('/use other', 'there is no other'), ('/CLEAR', 'no command /CLEAR')])
 def test_commands_are_not_sent_to_the_model(line, part, capsys):
     assert talk(line) == [] and part in capsys.readouterr().out
