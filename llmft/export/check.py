@@ -11,6 +11,8 @@ import json, random
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from ..config.config import load_config
 from ..core import UserError, free_memory, log, memory_errors, user_path
 from .shards import stored_tensors, weight_files
@@ -22,51 +24,67 @@ from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
 from ..model.gpus import ram_bytes
 
-# %% ../../nbs/export/00_check.ipynb #eff5254f
+# %% ../../nbs/export/00_check.ipynb #f186cecb
 _ROUNDING = {'float32': 1e-5, 'bfloat16': 2**-8, 'float16': 2**-11} # distance that a format explains
-
-def _dot(a, b): return float((a.reshape(-1).double() @ b.reshape(-1).double()))
+_AT_ONCE = 1 << 18 # numbers that are compared at a time
 
 @dataclass
 class WeightChange:
-    "One weight of the merged model beside what it should be."
+    "One weight of the merged model beside what it should be; sizes are sums of squares."
     name: str
-    n: int           # numbers in it
     dtype: str
-    size: float      # of the change that the adapter makes, squared
-    product: float   # of that with the change that was found
-    distance: float  # from what it should be, as a share of its size
+    expected: float = 0 # size of the change that the adapter makes
+    found: float = 0    # size of the change that was found
+    product: float = 0  # of the two
+    off: float = 0      # size of what the weight is away from what it should be
+    size: float = 0     # of what it should be
+    exact: bool = True  # is each number the nearest one
     problem: str = None
 
     @property
-    def share(self): return self.product / self.size if self.size else 1.0
+    def share(self): return self.product / self.expected if self.expected else 1.0
 
-# %% ../../nbs/export/00_check.ipynb #62032e30
-def _problem(change, found, moved, delta, tolerance): # what is wrong with a weight, or `None`; `moved`: its change
-    noise = 2 * tolerance * float(found.float().norm())
-    if not moved.any(): return 'is as in the base model: the change of the adapter is not in it'
+    @property
+    def distance(self): return (self.off / self.size)**.5 if self.size else float(self.off > 0)
+
+# %% ../../nbs/export/00_check.ipynb #6202da37
+@patch
+def add(self: WeightChange, found, before, after): # some numbers of it
+    import torch
+    parts = [t.reshape(-1).split(_AT_ONCE) for t in (found, before, after)]
+    for raw, old, new in zip(*parts):
+        there, delta = raw.float(), new - old
+        moved, off = there - old, there - new
+        self.expected += float(torch.dot(delta, delta))
+        self.found += float(torch.dot(moved, moved))
+        self.product += float(torch.dot(moved, delta))
+        self.off += float(torch.dot(off, off))
+        self.size += float(torch.dot(new, new))
+        self.exact = self.exact and raw.equal(new.to(raw.dtype))
+
+# %% ../../nbs/export/00_check.ipynb #9116163a
+def _describe(change): # what is wrong with a weight, or `None`
+    tolerance = _ROUNDING.get(change.dtype)
+    if tolerance is None: return f'has the number format {change.dtype}, which is too coarse'
+    if change.exact or change.distance <= tolerance and abs(change.share - 1) <= .05: return None
+    if not change.found: return 'is as in the base model: the change of the adapter is not in it'
     if abs(change.share - 1) < .05 and change.distance < .2:
         return f'was rounded to fewer bits than {change.dtype} has (it is off by {change.distance:.2%})'
-    left = float((moved - change.share * delta).norm()) # what is not along the change of the adapter
-    if left > noise + .1 * abs(change.share) * change.size**.5:
+    # what is not along the change of the adapter
+    left = max(change.found - 2*change.share*change.product + change.share**2 * change.expected, 0)**.5
+    if left > 2*tolerance*change.size**.5 + .1*abs(change.share)*change.expected**.5:
         return 'does not come from this base model and this adapter'
     return f'has {change.share:.2f} times the change of the adapter: its scaling is wrong'
 
 def compare_weight(
-    name,   # of the weight
-    found,  # tensor of the merged model
-    before, # of the base, in 32 bits
-    after,  # as it should be, in 32 bits
+    name,  # of the weight
+    dtype, # of the merged model
+    parts, # (of the merged model, of the base in 32 bits, as it should be in 32 bits), some rows at a time
 ) -> WeightChange:
     "How well a merged weight fits."
-    dtype = str(found.dtype).removeprefix('torch.')
-    delta, moved = after - before, found.float() - before
-    distance = float((found.float() - after).norm()) / max(float(after.norm()), 1e-30)
-    change = WeightChange(name, found.numel(), dtype, _dot(delta, delta), _dot(moved, delta), distance)
-    tolerance = _ROUNDING.get(dtype)
-    if tolerance is None: change.problem = f'has the number format {dtype}, which is too coarse'
-    elif not found.equal(after.to(found.dtype)) and (distance > tolerance or abs(change.share - 1) > .05):
-        change.problem = _problem(change, found, moved, delta, tolerance)
+    change = WeightChange(name, str(dtype).removeprefix('torch.'))
+    for part in parts: change.add(*part)
+    change.problem = _describe(change)
     return change
 
 # %% ../../nbs/export/00_check.ipynb #613c2f7f
@@ -80,7 +98,7 @@ class MergeCheck:
 
     @property
     def share(self): # of what the adapter changes, that is in the merged model
-        size = sum(change.size for change in self.changes)
+        size = sum(change.expected for change in self.changes)
         return sum(change.product for change in self.changes) / size if size else 1.0
 
     def __str__(self):
@@ -108,10 +126,19 @@ def _check_share(check, merged): # a `UserError` if most of what was learned was
     raise UserError(f'{merged}: only {check.share:.0%} of what the adapter changes is left, because {dtype} rounds the '
                     'rest away: the numbers are too coarse for so small a change. Merge with `--dtype float32`.')
 
-# %% ../../nbs/export/00_check.ipynb #55716eca
-def _compare_unchanged(name, found, stored): # a weight that no adapter touches -> what is wrong, or `None`
+# %% ../../nbs/export/00_check.ipynb #f0a76491
+def _same_bytes(a, b): # of two `StoredTensor`
+    if (a.code, a.shape) != (b.code, b.shape): return False
+    with open(a.file, 'rb') as f, open(b.file, 'rb') as g:
+        f.seek(a.start); g.seek(b.start)
+        for n in [min(1 << 22, a.n_bytes - at) for at in range(0, a.n_bytes, 1 << 22)]:
+            if f.read(n) != g.read(n): return False
+    return True
+
+def _compare_unchanged(found, stored): # a weight that no adapter touches -> what is wrong, or `None`
+    if _same_bytes(found, stored): return None
+    if found.shape != stored.shape: return f'has the shape {[*found.shape]} instead of {[*stored.shape]}'
     new, old = found.load(), stored.load()
-    if new.shape != old.shape: return f'has the shape {[*new.shape]} instead of {[*old.shape]}'
     if new.equal(old.to(new.dtype)): return None
     if not old.is_floating_point(): return 'is not that of the base model'
     distance = float((new.float() - old.float()).norm()) / max(float(old.float().norm()), 1e-30)
@@ -119,18 +146,29 @@ def _compare_unchanged(name, found, stored): # a weight that no adapter touches 
     if distance < .2: return f'is off by {distance:.2%}: it was rounded to fewer bits than its number format has'
     return 'is not that of the base model, though no adapter changes it: another base, or another model'
 
-def _compare_unit(merge, unit, there): # -> (list of `WeightChange`, problems, names); `there`: the merged weights
-    before = merge.base(unit)
-    kept = {name: tensor.clone() for name, tensor in before.items()}
-    after = merge.in_files(unit, merge.sums(unit, before))
-    kept = _revert(merge, kept)
+# %% ../../nbs/export/00_check.ipynb #a4dad86d
+def _missing(name, shape, there): # what is wrong with a weight before it is looked at, or `None`
+    if name not in there: return 'is missing'
+    if there[name].shape == tuple(shape): return None
+    return f'has the shape {[*there[name].shape]} instead of {[*shape]}'
+
+def _compare_rows(merge, unit, there): # -> (list of `WeightChange`, problems, names)
     changes, problems = [], []
+    for name in unit.sources:
+        stored = merge.stored[name]
+        if problem := _missing(name, stored.shape, there): problems.append((name, problem))
+        else: changes.append(compare_weight(name, there[name].dtype, (
+            (there[name].load(part), before, after) for part, before, after in merge.rows(unit, stored))))
+    return changes, problems + [(c.name, c.problem) for c in changes if c.problem], {*unit.sources}
+
+def _compare_unit(merge, unit, there): # the same for any unit; `there`: the merged weights
+    if merge.in_rows(unit) is not None: return _compare_rows(merge, unit, there)
+    before = merge.base(unit)
+    kept = _revert(merge, {name: tensor.clone() for name, tensor in before.items()})
+    after, changes, problems = merge.in_files(unit, merge.sums(unit, before)), [], []
     for name, tensor in after.items():
-        stored = there.get(name)
-        if stored is None: problems.append((name, 'is missing'))
-        elif stored.shape != tuple(tensor.shape): problems.append((name, f'has the shape {[*stored.shape]} instead of '
-                                                                         f'{[*tensor.shape]}'))
-        else: changes.append(compare_weight(name, stored.load(), kept[name], tensor))
+        if problem := _missing(name, tensor.shape, there): problems.append((name, problem))
+        else: changes.append(compare_weight(name, there[name].dtype, [(there[name].load(), kept[name], tensor)]))
     return changes, problems + [(c.name, c.problem) for c in changes if c.problem], {*after}
 
 # %% ../../nbs/export/00_check.ipynb #1fd4e4f4
@@ -160,7 +198,7 @@ def compare_weights(
         check.changes, problems, seen = check.changes + changes, problems + found, seen | names
         step(sum(merge.stored[source].n_bytes for source in unit.sources))
     for name in sorted(merge.known - {*merge.unit_of}):
-        problem = _compare_unchanged(name, there[name], merge.stored[name]) if name in there else 'is missing'
+        problem = _compare_unchanged(there[name], merge.stored[name]) if name in there else 'is missing'
         if problem: problems.append((name, problem))
         check.n_unchanged += 1
         step(merge.stored[name].n_bytes)

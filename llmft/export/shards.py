@@ -68,15 +68,19 @@ def stored_tensors(
 # %% ../../nbs/export/00_shards.ipynb #efb58fc1
 @patch
 def load(self: StoredTensor,
-    dtype=None, # another number format
+    rows=None, # a pair: only the rows from the one to before the other
 ):
     "The weight as a tensor."
     import torch
-    data = torch.empty(self.n_bytes, dtype=torch.uint8)
+    shape, start, n_bytes = self.shape, self.start, self.n_bytes
+    if rows:
+        row = n_bytes // shape[0]
+        shape, start, n_bytes = (rows[1] - rows[0], *shape[1:]), start + rows[0]*row, (rows[1] - rows[0])*row
+    data = torch.empty(n_bytes, dtype=torch.uint8)
     with open(self.file, 'rb') as f:
-        f.seek(self.start)
-        if f.readinto(data.numpy()) != self.n_bytes: raise _damaged(self.file, f'{self.name} is not whole')
-    return data.view(self.dtype).reshape(self.shape).to(dtype or self.dtype)
+        f.seek(start)
+        if f.readinto(data.numpy()) != n_bytes: raise _damaged(self.file, f'{self.name} is not whole')
+    return data.view(self.dtype).reshape(shape)
 
 # %% ../../nbs/export/00_shards.ipynb #1ecbd9df
 _ENTRY_BYTES = 250 # for what a header says of a weight beside its name
@@ -95,11 +99,13 @@ class ShardWriter:
         self.entries[name] = {'dtype': code, 'shape': [*shape], 'data_offsets': [self.position, end]}
         self.position = end
 
-    def add(self, name, tensor): # from RAM
+    def add(self, name, tensor): self.add_parts(name, [tensor], tensor.shape, tensor.dtype) # from RAM
+
+    def add_parts(self, name, parts, shape, dtype): # `parts`: its rows, one tensor after the other
         import torch
-        data = tensor.detach().contiguous().cpu()
-        self.file.write(data.reshape(-1).view(torch.uint8).numpy())
-        self._note(name, _NAMES[str(data.dtype).removeprefix('torch.')], data.shape, data.numel()*data.element_size())
+        for part in parts: self.file.write(part.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        code = _NAMES[str(dtype).removeprefix('torch.')]
+        self._note(name, code, shape, math.prod(shape)*dtype.itemsize)
 
 # %% ../../nbs/export/00_shards.ipynb #2f29a258
 @patch

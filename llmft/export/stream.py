@@ -330,6 +330,44 @@ def in_files(self: StreamedMerge, unit, tensors): # `tensors`: from `base` or `s
             else: self.is_parted = True
     return _revert(self, tensors)
 
+# %% ../../nbs/export/00_stream.ipynb #7594bb58
+_AT_ONCE = 1 << 17 # numbers of a matrix that are summed at a time
+
+@patch
+def in_rows(self: StreamedMerge, unit): # peft's layer if it can be summed row by row, else `None`
+    from peft.tuners.lora.layer import Linear
+    from torch import nn
+    wrappers, names = [*unit.wrappers.values()], {group.name for group in unit.groups}
+    if len(wrappers) != 1 or type(wrappers[0]) is not Linear or names & {*self.quantized, *self.resized}: return None
+    wrapper, = wrappers
+    is_plain = type(wrapper.get_base_layer()) is nn.Linear and not wrapper.lora_variant and not wrapper.fan_in_fan_out
+    is_plain = is_plain and not any(wrapper.lora_bias.values()) and {*wrapper.lora_A} == {'default'}
+    is_named = all(type(group.transform).__name__ == 'WeightRenaming' and not group.copies for group in unit.groups)
+    return wrapper if is_plain and is_named else None
+
+# %% ../../nbs/export/00_stream.ipynb #b62c69bb
+@patch
+def rows(self: StreamedMerge, unit, stored, keep=True): # yield ((from, to), before, after)
+    import torch
+    wrapper, n_rows = self.in_rows(unit), stored.shape[0]
+    layer, (b, scores) = wrapper.get_base_layer(), (wrapper.lora_B['default'], wrapper.lora_B['default'].weight.data)
+    step = max(1, _AT_ONCE // (stored.n_bytes // stored.dtype.itemsize // n_rows)) if len(stored.shape) > 1 else n_rows
+    holder = self.holders[next(group.name for group in unit.groups if group.sources[0][0] == stored.name)]
+    for part in [(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]:
+        before = stored.load(part).float()
+        if holder[1] != 'weight': # a bias, which such an adapter leaves alone
+            yield part, before, before
+            continue
+        with torch.no_grad():
+            _place(holder, before.clone() if keep else before)
+            b.weight.data = scores[slice(*part)]
+            wrapper.merge()
+            after = layer.weight.data
+            _forget(wrapper)
+            b.weight.data = scores
+            _place(holder, None)
+        yield part, before, after
+
 # %% ../../nbs/export/00_stream.ipynb #786ccac5
 def _format_for(stored, dtype): # of one weight in the new files
     return dtype if dtype and stored.dtype.is_floating_point else stored.dtype
@@ -337,9 +375,10 @@ def _format_for(stored, dtype): # of one weight in the new files
 def _round(tensor, dtype, name): # from 32 bits
     import torch
     rounded = tensor.to(dtype)
-    if not rounded.is_floating_point() or torch.isfinite(rounded.sum(dtype=torch.float32)): return rounded
-    if torch.isfinite(rounded).all(): return rounded
-    what = 'are too large for' if torch.isfinite(tensor).all() else 'are no numbers (NaN or infinite) in'
+    if not rounded.is_floating_point() or not tensor.numel(): return rounded
+    low, high = map(float, torch.aminmax(tensor))
+    if max(-low, high) <= torch.finfo(dtype).max: return rounded # never with NaN
+    what = 'are too large for' if max(-low, high) < float('inf') else 'are no numbers (NaN or infinite) in'
     raise UserError(f'{name}: merged weights {what} {str(dtype).removeprefix("torch.")}. '
                     'Take another number format (--dtype bfloat16 or float32).')
 
@@ -382,8 +421,12 @@ def _write_one(self: StreamedMerge, writer, stored, dtype, ready): # `ready`: wh
         if new == stored.dtype: writer.copy(stored)
         else: writer.add(stored.name, _round(stored.load(), new, stored.name))
         return
+    unit = self.unit_of[stored.name]
+    if self.in_rows(unit) is not None:
+        parts = (_round(after, new, stored.name) for _, _, after in self.rows(unit, stored, False))
+        writer.add_parts(stored.name, parts, stored.shape, new)
+        return
     if stored.name not in ready:
-        unit = self.unit_of[stored.name]
         found = self.in_files(unit, self.sums(unit, self.base(unit)))
         for name in {*found} - {*unit.sources}: writer.add(name, _round(found.pop(name), new, name))
         ready |= {name: _round(tensor, _format_for(self.stored[name], dtype), name) for name, tensor in found.items()}
