@@ -89,7 +89,8 @@ def without_paths(
     "Text without folders of this machine."
     return _LOCAL_PATH.sub(lambda match: match[1] or match[0].strip('/\\').split('/')[-1], text)
 
-def _public_name(name): # of a model or data: as on the Hub, or the last part of a path
+def _public_name(name): # of a model or data: as on the Hub, an address without secrets, or the last part of a path
+    if '://' in str(name): return hide_secrets(str(name))
     return Path(name).name if is_local_path(str(name)) or Path(name).is_absolute() else str(name)
 
 # %% ../../nbs/export/06_card.ipynb #f7362174

@@ -70,7 +70,7 @@ def test_merges_of_others_are_right(dtype, tmp_path):
     check_merge(run, tmp_path/'theirs', answers=None if dtype == torch.float32 else False)
 
 
-@pytest.mark.parametrize(('alpha', 'message'), [(2, 'has 0.12 times|its scaling is wrong'), (64, 'has 2.00 times|scaling is wrong')])
+@pytest.mark.parametrize(('alpha', 'message'), [(2, 'its scaling is wrong'), (64, 'scaling is wrong')])
 def test_wrong_scaling(alpha, message, tmp_path):
     run = small_run(tmp_path)
     other = shutil.copytree(run, tmp_path/'other')
