@@ -323,17 +323,72 @@ def _score(
     _print(str(score_run(run, run_code=run_code, trust_remote_code=trust)))
 
 # %% ../../nbs/commands/03_cli.ipynb #d4b7e54f
-@app.command('merge', epilog=_examples('merge runs/first merged'))
+@app.command('merge', epilog=_examples('merge runs/first merged', 'merge runs/first merged --dtype float32'))
 def _merge(
     run: RunDir,
     out: Annotated[Path, typer.Argument(help='Folder for the merged model.')],
+    dtype: Annotated[str | None, typer.Option(metavar='FORMAT',
+        help='`float32`, `bfloat16` or `float16`; default: as the files of the base model.')] = None,
+    dequantized: Annotated[bool | None, typer.Option('--dequantized/--original',
+        help='Add to the weights in few bits that the training saw, or to the original ones; default: the original '
+             'ones, but for LoftQ.')] = None,
     overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace the folder if it exists.')] = False,
     trust: Trust = False,
 ):
-    "Write base and adapter as one model."
+    "Write base and adapter as one model, and compare it with them."
     log.info(f'opening {run}')
     from llmft.export.merge import merge_adapter
-    _print(f'merged model: {merge_adapter(run, out, overwrite=overwrite, trust_remote_code=trust)}')
+    out = merge_adapter(run, out, dtype, overwrite, trust, dequantized, say=lambda x: _print(str(x)))
+    _print(f'merged model: {out}')
+
+# %% ../../nbs/commands/03_cli.ipynb #6cdd9c11
+@app.command('gguf', epilog=_examples('gguf runs/first first.gguf', 'gguf merged small/model.gguf --type q8_0'))
+def _gguf(
+    run: RunDir,
+    out: Annotated[Path, typer.Argument(metavar='FILE', help='File to write, ending with .gguf.')],
+    type: Annotated[str, typer.Option(metavar='TYPE', help='Number format of the weights: `f32`, `f16`, `bf16`, '
+        '`q8_0`, `q5_1`, `q5_0`, `q4_1` or `q4_0`; with llama.cpp also `q4_k_m` and its like.')] = 'f16',
+    overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace files that exist.')] = False,
+    trust: Trust = False,
+):
+    "Write a run or a merged model for llama.cpp, Ollama and LM Studio."
+    log.info(f'opening {run}')
+    from llmft.core import UserError
+    from llmft.export.gguf import export_gguf
+    from llmft.export.ollama import write_modelfile
+    out = export_gguf(run, out, type, overwrite, trust, say=lambda x: _print(str(x)))
+    _print(f'written: {out}')
+    try: _print(f'written: {write_modelfile(run, out.parent/"Modelfile", out.name, overwrite, trust)}')
+    except UserError as e: _print(f'There is no Modelfile: {e}')
+
+# %% ../../nbs/commands/03_cli.ipynb #8a1bb166
+@app.command('card', epilog=_examples('card runs/first', 'card runs/first --out README.md'))
+def _card(
+    run: RunDir,
+    out: Annotated[Path | None, typer.Option(metavar='FILE', help='Write it to this file; else it is printed.')] = None,
+    merged: Annotated[bool, typer.Option('--merged', help='For the merged model.')] = False,
+):
+    "The model card of a run: data, settings, results, licence, how it is used."
+    from llmft.core import UserError, write_atomic
+    from llmft.export.card import model_card
+    if out and out.exists(): raise UserError(f'{out} exists already. Choose another name.')
+    text = model_card(run, merged=merged)
+    if out: _print(f'written: {write_atomic(out, text)}')
+    else: print(text, end='')
+
+@app.command('push', epilog=_examples('push runs/first me/model', 'push runs/first me/model --merged'))
+def _push(
+    run: RunDir,
+    repo: Annotated[str, typer.Argument(metavar='NAME/MODEL', help='The repository on the Hub.')],
+    merged: Annotated[bool, typer.Option('--merged', help='Send base and adapter as one model.')] = False,
+    public: Annotated[bool, typer.Option('--public', help='Let everybody see a new repository.')] = False,
+    revision: Annotated[str | None, typer.Option(help='The branch that is pushed to.')] = None,
+):
+    "Send a run to the Hub, with its card; the same command goes on with an upload that was cut off."
+    log.info(f'opening {run}')
+    from llmft.export.push import push_to_hub
+    url = push_to_hub(run, repo, merged, not public, revision, say=lambda x: _print(str(x)))
+    _print(f'sent: {url}')
 
 # %% ../../nbs/commands/03_cli.ipynb #744668eb
 @app.command('compare', epilog=_examples('compare runs/first runs/second', 'compare runs/* --picture curves.png'))

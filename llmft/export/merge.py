@@ -6,15 +6,19 @@
 __all__ = ['merge_adapter']
 
 # %% ../../nbs/export/01_merge.ipynb #dfe2b16c
-import shutil
+import json, shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ..config.config import load_config, save_config
-from ..core import UserError, check_writable, existing_parent, folder_atomic, log, memory_errors, user_path
+from ..config.config import save_config
+from ..core import (
+    UserError, check_writable, existing_parent, file_sha256, folder_atomic, log, memory_errors, remove_leftovers,
+    user_path, write_atomic)
+from .check import MERGE_FACTS, check_written
+from .stream import NotStreamed, StreamedMerge
 from ..hub import model_errors
 from ..inference.canary import write_canary
-from ..inference.generate import prompt_ids
 from ..inference.load import load_run_config, load_saved_tokenizer
 from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
@@ -38,18 +42,51 @@ def _check_out(out, overwrite): # a `UserError` if the merged model cannot be wr
     check_writable(out)
 
 # %% ../../nbs/export/01_merge.ipynb #0a62a130
-def _check_space(model, out): # a `UserError` before half a model is written
-    required = sum(p.numel() * p.element_size() for p in model.parameters())
+def _check_space(required, out): # a `UserError` before half a model is written; `required`: bytes
     free = shutil.disk_usage(existing_parent(out)).free
     if required > free:
         raise UserError(f'{out}: the merged model takes {required / 1e9:.1f} GB, but only {free / 1e9:.1f} GB '
             'are free there. Choose a folder on another disk.')
 
-# %% ../../nbs/export/01_merge.ipynb #5d82d903
+# %% ../../nbs/export/01_merge.ipynb #91091a12
+_FORMATS = {'float32': 'float32', 'fp32': 'float32', 'bfloat16': 'bfloat16', 'bf16': 'bfloat16',
+            'float16': 'float16', 'fp16': 'float16'}
+
+def _number_format(dtype): # what a user gave -> `torch.dtype`, or `None`: as in the files of the base
+    import torch
+    name = str(dtype).removeprefix('torch.')
+    if name in ('None', 'auto'): return None
+    if name in _FORMATS: return getattr(torch, _FORMATS[name])
+    raise UserError(f'dtype: merged weights are kept in float32, bfloat16 or float16, not in {name}.')
+
+# %% ../../nbs/export/01_merge.ipynb #27f9d386
 def _set_tied(model, is_tied): # in the configuration
     for part in {id(c): c for c in (model.config, model.config.get_text_config())}.values():
         part.tie_word_embeddings = is_tied
 
+def _save_settings(merge, tokenizer, out, dtype): # the configuration of the model and of its answers
+    from transformers import GenerationConfig
+    model, config = merge.plain, merge.config
+    with suppress(OSError):
+        model.generation_config = GenerationConfig.from_pretrained(merge.name, revision=config.revision_of_model)
+    align_special_tokens(model, tokenizer, config)
+    if merge.is_parted: _set_tied(model, False)
+    sizes = {}
+    for tensor in merge.stored.values(): sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.n_bytes
+    model.config.dtype = dtype or max(sizes, key=sizes.get)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(out)
+    model.generation_config.save_pretrained(out)
+
+def _save_beside(run, config, tokenizer, out, **facts): # what belongs to a merged model beside weights and settings
+    tokenizer.save_pretrained(out)
+    save_config(config, out/'llmft.yml')
+    for name in ('canary.json', 'template.jinja'):
+        if (run/name).is_file(): shutil.copyfile(run/name, out/name)
+    facts['adapter_sha256'] = file_sha256(run/'adapter'/'adapter_model.safetensors')
+    write_atomic(out/MERGE_FACTS, json.dumps(facts, indent=1) + '\n')
+
+# %% ../../nbs/export/01_merge.ipynb #5d82d903
 def _untie(model): # `PeftModel`; a weight that stands in several layers becomes several -> is the head parted, too
     from torch.nn import Parameter
     base, seen = model.get_base_model(), set()
@@ -71,76 +108,75 @@ def _merge(model): # `PeftModel` -> the base model with the adapter in its weigh
     if is_parted and not torch.equal(*(end.weight for end in ends)): _set_tied(merged, False)
     return merged
 
-# %% ../../nbs/export/01_merge.ipynb #fd9224e1
-_QUESTIONS = ('Write a function that reverses a string.', 'Name three fruits.', 'What is 2 + 2?')
-_N_TOKENS = 12 # of a greedy answer
+# %% ../../nbs/export/01_merge.ipynb #ce32ab3c
+def _write_in_ram(run, config, tokenizer, out, dtype):
+    hw = replace(detect_hardware(config), device='cpu')
+    with model_errors(run, 'adapter'):
+        model = load_saved_adapter(load_base(config, quantized=False, dtype=dtype or 'auto', hw=hw), run/'adapter')
+        _check_space(sum(p.numel() * p.element_size() for p in model.parameters()), out)
+        merged = align_special_tokens(_merge(model), tokenizer, config)
+    merged.save_pretrained(out)
+    return str(merged.dtype).removeprefix('torch.')
 
-def _test_rows(tokenizer, config): # lists of ids
-    import random
-    rows = [prompt_ids(question, tokenizer, config.datasets[0]) for question in _QUESTIONS]
-    return [*rows, random.Random(0).choices(range(len(tokenizer)), k=64)]
+# %% ../../nbs/export/01_merge.ipynb #a234acbc
+def _bar(merge): # of what is read, twice
+    from tqdm.auto import tqdm
+    total = 2 * sum(merge.stored[source].n_bytes for source in merge.known) if merge else 1
+    return tqdm(total=total, unit='B', unit_scale=True, desc='Merging')
 
-def _answers(model, rows): # [(ids with a greedy answer behind them, scores at each of them)]
-    import torch
-    rows, answers = [torch.tensor([row], device=model.device) for row in rows], []
-    model.eval()
-    with torch.inference_mode():
-        for ids in rows:
-            ids = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,
-                                 max_new_tokens=_N_TOKENS, min_new_tokens=_N_TOKENS, pad_token_id=0)
-            answers.append((ids, model(input_ids=ids, use_cache=False).logits.float()))
-    return answers
+def _streamed(config, run, dequantized, say): # a `StreamedMerge`, or `None`
+    try: return StreamedMerge(config, run/'adapter', dequantized)
+    except NotStreamed as e:
+        if dequantized: raise UserError(f'dequantized: this cannot be done here, because {e}. Leave it out.') from None
+        say(f'The whole model is loaded for this merge, because {e}.')
 
-# %% ../../nbs/export/01_merge.ipynb #6591857f
-def _differing_tokens(scores, expected, tolerance): # of the greedy answer; two that are nearly as likely do not count
-    best = scores[0, -_N_TOKENS - 1:-1].max(-1)
-    chosen = scores[0, -_N_TOKENS - 1:-1].gather(-1, expected[0, -_N_TOKENS - 1:-1].argmax(-1, keepdim=True))[:, 0]
-    return int(((best.values - chosen) > tolerance * best.values.abs().clamp(min=1)).sum())
+def _summary(config, name, dequantized): # what was chosen
+    few = config.load_in_4bit or config.load_in_8bit
+    if dequantized: base = 'the weights that the training saw, taken out of their few bits'
+    else: base = 'the original weights' + (', not those in few bits that the training saw (`dequantized` takes these)'
+                                           if few else '')
+    return f'Summed in float32 on {base}; kept in {name}.'
 
-def _check_same_answers(model, answers, run): # a `UserError` if `model` answers otherwise
-    import torch
-    tolerance = 1e-3 if model.dtype == torch.float32 else .05
-    for ids, expected in answers:
-        with torch.inference_mode(): scores = model(input_ids=ids, use_cache=False).logits.float()
-        difference = ((scores - expected).norm() / expected.norm()).item()
-        if difference <= tolerance and not _differing_tokens(scores, expected, tolerance): continue
-        raise UserError(f'{run}: the merged model does not answer as base and adapter do (the scores of its tokens '
-                        f'differ by {difference:.1%}), so it is not kept. This kind of adapter cannot be merged: use '
-                        'the run as it is.')
-
-# %% ../../nbs/export/01_merge.ipynb #fc7a434f
-def _write_merged(run, out, config, dtype, overwrite):
-    tokenizer = load_saved_tokenizer(run/'adapter', config)
-    hw = replace(detect_hardware(config), device='cpu') # in RAM
-    model = load_saved_adapter(load_base(config, quantized=False, dtype=dtype, hw=hw), run/'adapter')
-    _check_space(model, out)
-    with folder_atomic(out, overwrite) as tmp:
-        with model_errors(run, 'adapter'):
-            answers = _answers(model, _test_rows(tokenizer, config))
-            merged = align_special_tokens(_merge(model), tokenizer, config)
-        merged.save_pretrained(tmp)
-        tokenizer.save_pretrained(tmp)
-        save_config(config, tmp/'llmft.yml')
-        write_canary(tmp, tokenizer, config)
-        del model, merged
-        saved = load_config(config, base_model=str(tmp), revision_of_model=None, base_model_config=None,
-                            overrides_of_model_config={}, model_kwargs={})
-        _check_same_answers(load_base(saved, quantized=False, dtype=dtype, hw=hw), answers, run)
+# %% ../../nbs/export/01_merge.ipynb #6f0c47a6
+def _write_merged(run, out, config, dtype, overwrite, dequantized, answers, weights, say): # -> `MergeCheck`
+    tokenizer, merge = load_saved_tokenizer(run/'adapter', config), _streamed(config, run, dequantized, say)
+    if merge: _check_space(merge.n_bytes(dtype), out)
+    with folder_atomic(out, overwrite) as tmp, _bar(merge) as bar:
+        if merge:
+            merge.write(tmp, dtype, bar.update)
+            _save_settings(merge, tokenizer, tmp, dtype)
+            name = str(merge.plain.config.dtype).removeprefix('torch.')
+        else: name = _write_in_ram(run, config, tokenizer, tmp, dtype)
+        _save_beside(run, config, tokenizer, tmp, dtype=name, dequantized=dequantized, in_ram=merge is None)
+        check = check_written(config, run, tmp, merge, answers, dequantized, weights, bar.update)
+    say(_summary(config, name, dequantized))
+    return check
 
 # %% ../../nbs/export/01_merge.ipynb #6f703762
+def _default_dequantized(config): # LoftQ begins with what few bits lack
+    return config.peft_init_lora_weights == 'loftq'
+
 def merge_adapter(
     run,             # run folder
     out,             # folder to write; it must not exist
     dtype=None,      # number format of the merged weights; default: that of the base model
     overwrite=False, # replace `out` if it exists
     trust_remote_code=False, # run Python code that comes with the model; what stands in the folder does not count
+    dequantized=None,# add to the weights in few bits that the training saw; default: only for LoftQ
+    answers=None,    # also compare answers; default: where there is RAM for the model
+    weights=True,    # compare each weight that was written, which takes as long as the merge
+    say=print,       # where it is told what was chosen and compared; `None` for silence
 ) -> Path: # `out`
     "Write base and adapter as one model: safetensors, tokenizer, chat template, and the prompt format for llmft."
     run, out, config = user_path(run), user_path(out), load_run_config(run, trust_remote_code)
+    dtype, say = _number_format(dtype), say or (lambda *_: None)
     _check_run(run)
     _check_out(out, overwrite)
-    log.info('loading the model')
-    with memory_errors('while merging', 'A merge takes 2 bytes of RAM for each weight of the model, 4 where it was '
-                       'saved in 32 bits. Close what else uses it, or merge on a larger machine.'):
-        _write_merged(run, out, config, dtype or 'auto', overwrite)
+    if dequantized is None: dequantized = _default_dequantized(config)
+    if dequantized and not (config.load_in_4bit or config.load_in_8bit):
+        raise UserError('dequantized: the training saw the original weights, so there are no others. Leave it out.')
+    remove_leftovers(out.parent, out.name)
+    log.info('merging')
+    with memory_errors('while merging', 'Close what else uses it, or merge on a larger machine.'):
+        say(_write_merged(run, out, config, dtype, overwrite, dequantized, answers, weights, say))
     return out

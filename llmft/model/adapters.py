@@ -249,7 +249,8 @@ def load_saved_adapter(
                         '(A .bin file is not read, because loading one can run code that is hidden in it.)')
     check_weights_unchanged(folder)
     with model_errors(folder, 'adapter'), _peft_errors():
-        tuned = import_peft().PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        tuned = import_peft().PeftModel.from_pretrained(
+            model, folder, is_trainable=trainable, low_cpu_mem_usage=model.device.type == 'meta')
         if path.is_dir(): _check_adapter_weights(tuned, file, 'default')
     return tuned
 

@@ -24,6 +24,7 @@ from ..core import (
     write_manifest)
 from ..data.sources import _all_entries
 from ..inference.canary import write_canary
+from ..export.card import usage_markdown
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.report import rows_per_step
@@ -475,8 +476,7 @@ llmft chat {path}
 llmft generate {path} -p "your question"
 {merge}```
 
-In Python without llmft: `{load}`.
-
+{usage}
 Every setting stands in `config_completed.yml`, what was chosen for the machine in `settings.md`, \
 what was measured in `metrics.jsonl`, versions and hardware in `environment.json`, the data in `data.json`.
 '''
@@ -485,12 +485,9 @@ _STOPPED = ' **The run was stopped before its end; `llmft train` goes on with `-
 # %% ../../nbs/training/02_run.ipynb #856c0ebe
 def _usage(config, path): # `path`: of the run -> fields of the README that depend on what was trained
     if config.adapter == 'full':
-        return {'method': 'as a whole', 'merge': '', 'load': f'AutoModelForCausalLM.from_pretrained("{path}/model")'}
-    return {
-        'method': f'with {config.adapter} (rank {config.lora_r})',
-        'merge': f'llmft merge {path} {path}-merged\n',
-        'load': f'PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(BASE), "{path}/adapter")',
-    }
+        return {'method': 'as a whole', 'merge': ''}
+    method = f'with {config.adapter} (rank {config.lora_r})'
+    return {'method': method, 'merge': f'llmft merge {path} {path}-merged\n'}
 
 # %% ../../nbs/training/02_run.ipynb #70c37107
 def run_readme(
@@ -503,7 +500,7 @@ def run_readme(
         name=run.path.name, base=config.base_model, data=', '.join(d.path for d in config.datasets),
         stopped=_STOPPED if run.interrupted else '', summary=summary,
         steps=run.last('step') or 0, seconds=run.last('seconds') or 0, eval_loss=f', {eval_loss}' if eval_loss else '',
-        path=path, **_usage(config, path))
+        path=path, usage=usage_markdown(config, path), **_usage(config, path))
 
 # %% ../../nbs/training/02_run.ipynb #4452c2b1
 _SHOWN = '''{base}, tuned {method} on {data}: {text}.

@@ -6,6 +6,7 @@ import torch
 
 import llmft.export.merge as merge
 from llmft.core import UserError
+from llmft.export.stream import StreamedMerge
 from llmft.inference.load import load_run
 from tests.small import SIZES, small_run
 from tests.tiny import save_tiny, small_tokenizer
@@ -38,13 +39,15 @@ def test_merged_is_the_run(name, tied, tmp_path):
 
 
 def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch):
-    run, right = small_run(tmp_path), merge._merge
-    def wrong(model):
-        merged = right(model)
-        merged.lm_head.weight.data[5] *= -1
-        return merged
-    monkeypatch.setattr(merge, '_merge', wrong)
-    with pytest.raises(UserError, match='does not answer as base and adapter do'):
+    run, right = small_run(tmp_path), StreamedMerge.in_files
+    def wrong(self, unit, tensors): return {name: t.flip(0) for name, t in right(self, unit, tensors).items()}
+    write = StreamedMerge.write
+    def write_wrong(*args):
+        with monkeypatch.context() as patched:
+            patched.setattr(StreamedMerge, 'in_files', wrong)
+            return write(*args)
+    monkeypatch.setattr(StreamedMerge, 'write', write_wrong)
+    with pytest.raises(UserError, match='does not come from this base model'):
         merge.merge_adapter(run, tmp_path/'merged')
     assert not (tmp_path/'merged').exists()
     assert {p.name for p in tmp_path.iterdir()} == {'model', 'run', 'data.jsonl'}
@@ -60,6 +63,6 @@ def test_files_can_be_read_by_all(tmp_path):
 def test_out_of_memory(error, tmp_path, monkeypatch):
     run = small_run(tmp_path)
     def fail(*_): raise error
-    monkeypatch.setattr(merge, '_merge', fail)
+    monkeypatch.setattr(StreamedMerge, 'write', fail)
     with pytest.raises(UserError, match='Memory ran out while merging'): merge.merge_adapter(run, tmp_path/'merged')
     assert not (tmp_path/'merged').exists()
