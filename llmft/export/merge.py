@@ -81,8 +81,8 @@ def _save_settings(merge, tokenizer, out, dtype): # the configuration of the mod
 def _save_beside(run, config, tokenizer, out, **facts): # what belongs to a merged model beside weights and settings
     tokenizer.save_pretrained(out)
     save_config(config, out/'llmft.yml')
-    for name in ('canary.json', 'template.jinja'):
-        if (run/name).is_file(): shutil.copyfile(run/name, out/name)
+    write_canary(out, tokenizer, config)
+    if (run/'template.jinja').is_file(): shutil.copyfile(run/'template.jinja', out/'template.jinja')
     facts['adapter_sha256'] = file_sha256(run/'adapter'/'adapter_model.safetensors')
     write_atomic(out/MERGE_FACTS, json.dumps(facts, indent=1) + '\n')
 
