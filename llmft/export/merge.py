@@ -82,7 +82,6 @@ def _save_beside(run, config, tokenizer, out, **facts): # what belongs to a merg
     tokenizer.save_pretrained(out)
     save_config(config, out/'llmft.yml')
     write_canary(out, tokenizer, config)
-    if (run/'template.jinja').is_file(): shutil.copyfile(run/'template.jinja', out/'template.jinja')
     facts['adapter_sha256'] = file_sha256(run/'adapter'/'adapter_model.safetensors')
     write_atomic(out/MERGE_FACTS, json.dumps(facts, indent=1) + '\n')
 
