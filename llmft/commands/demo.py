@@ -12,6 +12,7 @@ from pathlib import Path
 from ..config.config import load_config
 from ..core import UserError, log, write_atomic
 from ..data.sources import load_rows
+from ..evaluation.sandbox import check_sandbox
 from ..evaluation.scores import BeforeAfter, extract_code, score_model
 from ..inference.load import load_run
 from ..model.base import load_base
@@ -52,9 +53,9 @@ def _show_data(config, tokenizer, say):
     say(show_mask(encode_turns(turns, tokenizer), tokenizer))
 
 # %% ../../nbs/commands/02_demo.ipynb #77837805
-def _score(model, tokenizer, config, rows, name): # -> (`Scores`, answers)
+def _score(model, tokenizer, config, rows, name, unsafe): # -> (`Scores`, answers)
     dataset, progress = config.test_datasets[0], f'Asking the {name} model'
-    return score_model(model, tokenizer, rows, dataset, run_code=True, progress=progress)
+    return score_model(model, tokenizer, rows, dataset, run_code=True, progress=progress, unsafe=unsafe)
 
 # %% ../../nbs/commands/02_demo.ipynb #4ff76786
 def _first_failure(answers, scores):
@@ -113,26 +114,28 @@ def run_demo(
     out='runs/demo', # run folder
     overwrite=False, # replace it if it exists
     say=print,       # where text goes
+    unsafe=False,    # run what the model writes also where no sandbox holds it
 ): # `Run`
     "Train the recipe `smollm2-135m` between two measurements and tell what happens."
     config = load_config('smollm2-135m', output_dir=str(out))
     if Path(out).exists() and not overwrite:
         raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
     check_output(config, overwrite)
+    check_sandbox(unsafe)
     say(_PLAN)
     _title(say, '1. The data')
     tokenizer = load_tokenizer(config)
     _show_data(config, tokenizer, say)
     _title(say, '2. The model before')
     rows = list(load_rows(config, 'test_datasets'))
-    base, before = _score(load_base(config), tokenizer, config, rows, 'base')
+    base, before = _score(load_base(config), tokenizer, config, rows, 'base', unsafe)
     _tell_before(say, rows, base, before)
     _title(say, '3. Training')
     run = finetune(config, overwrite=overwrite, say=lambda x: say(str(x)))
     _tell_training(say, run)
     if run.interrupted: return run
     _title(say, '4. The model after')
-    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned')
+    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned', unsafe)
     scores = BeforeAfter(base, tuned)
     _save_scores(run, scores, {'base': before, 'tuned': after})
     _tell_after(say, run, rows, scores, after)

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core import UserError, checked_file, write_atomic
 from ..data.sources import _all_entries
-from ..evaluation.sandbox import run_code_batch
+from ..evaluation.sandbox import check_sandbox, run_code_batch
 from ..evaluation.scores import extract_code
 from ..inference.generate import generate_ids, prompt_ids
 from ..inference.questions import check_questions
@@ -109,6 +109,7 @@ def make_scoring(
     has_tests = 'tests' in heldout.column_names if hasattr(heldout, 'column_names') else 'tests' in heldout[0]
     metric = config.eval_generate_metric
     if metric == 'auto': metric = 'pass_at_1' if has_tests and config.eval_run_code else 'exact_match'
+    if metric == 'pass_at_1': check_sandbox()
     rows, needed = _first_rows(config, heldout, len(heldout)), config.eval_generate_rows
     if metric == 'pass_at_1': kept = [pair for pair in rows if pair[0].get('tests')][:needed]
     else:

@@ -1,15 +1,16 @@
 "What `run_code` promises about programs that mean harm, tested from outside."
-import socket, subprocess, sys, time
+import socket, sys, time
 from pathlib import Path
 
 import pytest
 
 from llmft.evaluation import sandbox
+from llmft.evaluation.attacks import _leftovers
 from llmft.evaluation.scores import Scores, extract_code
 from llmft.evaluation.sandbox import run_code, run_code_batch, sandbox_report
 
 linux = pytest.mark.skipif(sys.platform != 'linux', reason='a protection of Linux')
-HELD = sandbox._run('', '', 10, 2**30)[1]
+LAYER, HELD = sandbox._file_layer()
 TESTS = 'assert double(4) == 8'
 
 
@@ -92,17 +93,8 @@ def test_network():
     with socket.create_server(('127.0.0.1', 0)) as server:
         port = server.getsockname()[1]
         code = f'import socket; socket.create_connection(("127.0.0.1", {port}), timeout=2)'
-        if sys.platform != 'win32': assert run_code(code, '').reason == 'refused'
-        offline = ''.join(map(_source, ('_child_leave_network', '_child_limit_processes', '_child_offline')))
-        program = f'{offline}\nprint(_child_offline(), flush=True)\n{code}'
-        p = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True)
-        if 'NET' in HELD: assert 'NET' in p.stdout and p.returncode == 1 and 'unreachable' in p.stderr
-        else: assert sandbox_report()['network'] == 'refused by Python'
-
-
-def _source(name):
-    import inspect
-    return inspect.getsource(getattr(sandbox, name))
+        if sys.platform != 'win32': assert run_code(code, '').reason in ('refused', 'error')
+        if 'SECCOMP' in HELD: assert 'kernel' in sandbox_report()['network and sockets']
 
 
 def test_files_stay_and_vanish(tmp_path):
@@ -160,13 +152,7 @@ def test_what_is_left_behind_is_killed(tmp_path):
     both = 'import ctypes, time\nctypes.CDLL(None).fork()\ntime.sleep(3000.125)'
     assert run_code(both, '', timeout=1).reason == 'timeout'
     time.sleep(.2)
-    commands = [_read(p) for p in Path('/proc').glob('[0-9]*/cmdline')]
-    assert not [command for command in commands if b'3000.125' in command or b'_child_main' in command]
-
-
-def _read(p):
-    try: return p.read_bytes()
-    except OSError: return b''
+    assert not _leftovers()
 
 
 @linux
