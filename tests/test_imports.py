@@ -22,8 +22,8 @@ STANDS_ON = {
     'memory': ['model'],
     'inference': ['model'],
     'evaluation': ['inference'],
-    'export': ['inference', 'evaluation'],
-    'training': ['memory', 'inference', 'evaluation', 'export'],
+    'export': ['memory', 'inference', 'evaluation'],
+    'training': ['export'],
     'commands': ['training'],
 }
 
