@@ -93,11 +93,12 @@ def _public_name(name): # of a model or data: as on the Hub, an address without 
     if '://' in str(name): return hide_secrets(str(name))
     return Path(name).name if is_local_path(str(name)) or Path(name).is_absolute() else str(name)
 
-# %% ../../nbs/export/06_card.ipynb #f7362174
+# %% ../../nbs/export/06_card.ipynb #6b3405f4
 def _read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except (OSError, ValueError): return {}
 
+# %% ../../nbs/export/06_card.ipynb #f7362174
 def _local_card(folder): # (text of the README.md of a model or data folder, its licence)
     try: text = (Path(folder)/'README.md').read_text(encoding='utf-8')
     except OSError: return '', None
@@ -117,12 +118,13 @@ def _license_of(name, kind='model'): # as the Hub spells it; `None` where it is 
     except Exception: return None # not a name on the Hub
     return _local_card(Path(file).parent)[1] if isinstance(file, str) else None
 
-# %% ../../nbs/export/06_card.ipynb #9a834d76
+# %% ../../nbs/export/06_card.ipynb #89bbe047
 def _on_hub_name(name): # the name on the Hub, or `None`
     name = str(name)
     if name.startswith('builtin/'): return BUILTIN_MODELS.get(name.removeprefix('builtin/'), {}).get('hub')
     return name if re.fullmatch(r'[\w.-]+/[\w.-]+', name) and not Path(name).exists() else None
 
+# %% ../../nbs/export/06_card.ipynb #9a834d76
 def _metadata(config, is_merged): # the head of a card
     base, license_name = _on_hub_name(config.base_model), _license_of(config.base_model)
     data = [d.path for d in config.datasets if _on_hub_name(d.path) and not d.path.startswith('builtin/')]
@@ -138,7 +140,7 @@ def _data_table(config, facts): # `facts`: of data.json
              ', '.join(value[:12] for value in hashes.get(d.path, {}).values())] for d in config.datasets]
     return markdown_table(['data', 'format', 'split', 'licence', 'SHA-256 begins with'], rows)
 
-# %% ../../nbs/export/06_card.ipynb #7a9e2676
+# %% ../../nbs/export/06_card.ipynb #60f09ae0
 def _metric(run, key, last=True): # of `metrics.jsonl`; `None` where it was not measured
     try: lines = (run/'metrics.jsonl').read_text(encoding='utf-8').splitlines()
     except OSError: return None
@@ -149,6 +151,7 @@ def _metric(run, key, last=True): # of `metrics.jsonl`; `None` where it was not 
     values = [value for value in values if value is not None]
     return values[-1 if last else 0] if values else None
 
+# %% ../../nbs/export/06_card.ipynb #7a9e2676
 def _numbers(value, name=''): # of a JSON -> pairs of a name and a number
     if isinstance(value, dict):
         for key, inner in value.items(): yield from _numbers(inner, f'{name} {key}'.strip())

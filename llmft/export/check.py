@@ -126,7 +126,7 @@ def _check_share(check, merged): # a `UserError` if most of what was learned was
     raise UserError(f'{merged}: only {check.share:.0%} of what the adapter changes is left, because {dtype} rounds the '
                     'rest away: the numbers are too coarse for so small a change. Merge with `--dtype float32`.')
 
-# %% ../../nbs/export/00_check.ipynb #f0a76491
+# %% ../../nbs/export/00_check.ipynb #9757f469
 def _same_bytes(a, b): # of two `StoredTensor`
     if (a.code, a.shape) != (b.code, b.shape): return False
     with open(a.file, 'rb') as f, open(b.file, 'rb') as g:
@@ -135,6 +135,7 @@ def _same_bytes(a, b): # of two `StoredTensor`
             if f.read(n) != g.read(n): return False
     return True
 
+# %% ../../nbs/export/00_check.ipynb #f0a76491
 def _compare_unchanged(found, stored): # a weight that no adapter touches -> what is wrong, or `None`
     if _same_bytes(found, stored): return None
     if found.shape != stored.shape: return f'has the shape {[*found.shape]} instead of {[*stored.shape]}'
@@ -146,12 +147,13 @@ def _compare_unchanged(found, stored): # a weight that no adapter touches -> wha
     if distance < .2: return f'is off by {distance:.2%}: it was rounded to fewer bits than its number format has'
     return 'is not that of the base model, though no adapter changes it: another base, or another model'
 
-# %% ../../nbs/export/00_check.ipynb #a4dad86d
+# %% ../../nbs/export/00_check.ipynb #1ef0b444
 def _missing(name, shape, there): # what is wrong with a weight before it is looked at, or `None`
     if name not in there: return 'is missing'
     if there[name].shape == tuple(shape): return None
     return f'has the shape {[*there[name].shape]} instead of {[*shape]}'
 
+# %% ../../nbs/export/00_check.ipynb #a4dad86d
 def _compare_rows(merge, unit, there): # -> (list of `WeightChange`, problems, names)
     changes, problems = [], []
     for name in unit.sources:
@@ -209,7 +211,7 @@ def compare_weights(
     _check_share(check, folder)
     return check
 
-# %% ../../nbs/export/00_check.ipynb #5b03e162
+# %% ../../nbs/export/00_check.ipynb #ceab137b
 _QUESTIONS = ('Write a function that reverses a string.', 'Name three fruits.', 'What is 2 + 2?')
 _N_TOKENS = 12 # of a greedy answer
 
@@ -219,6 +221,7 @@ def _heldout_questions(run): # of the run, some
     try: return [*dict.fromkeys(str(json.loads(line)['question']) for line in lines)][:4]
     except (ValueError, LookupError, TypeError): return []
 
+# %% ../../nbs/export/00_check.ipynb #5b03e162
 def _test_rows(tokenizer, config, run=None): # lists of ids
     questions = (run and _heldout_questions(run)) or _QUESTIONS
     rows = [prompt_ids(question, tokenizer, config.datasets[0])[-512:] for question in questions]
@@ -235,12 +238,13 @@ def _answers(model, rows): # [(ids with a greedy answer behind them, scores at e
             answers.append((ids, model(input_ids=ids, use_cache=False).logits.float()))
     return answers
 
-# %% ../../nbs/export/00_check.ipynb #f3fa0c6d
+# %% ../../nbs/export/00_check.ipynb #ad771104
 def _differing_tokens(scores, expected, tolerance): # of the greedy answer; two that are nearly as likely do not count
     best = scores[0, -_N_TOKENS - 1:-1].max(-1)
     chosen = scores[0, -_N_TOKENS - 1:-1].gather(-1, expected[0, -_N_TOKENS - 1:-1].argmax(-1, keepdim=True))[:, 0]
     return int(((best.values - chosen) > tolerance * best.values.abs().clamp(min=1)).sum())
 
+# %% ../../nbs/export/00_check.ipynb #f3fa0c6d
 def _compare_answers(model, answers, run, tolerance): # largest difference; a `UserError` if `model` answers otherwise
     import torch
     largest = 0.0
@@ -256,13 +260,14 @@ def _compare_answers(model, answers, run, tolerance): # largest difference; a `U
                         'the run as it is.')
     return largest
 
-# %% ../../nbs/export/00_check.ipynb #db825a32
+# %% ../../nbs/export/00_check.ipynb #ab745518
 def _dtype_in_ram(n_weights): # the format in which a model can be asked; `None` where there is no room for it
     import psutil, torch
     free = min(psutil.virtual_memory().available, ram_bytes())
     for dtype in (torch.float32, torch.bfloat16):
         if 1.3 * n_weights * dtype.itemsize + 2**30 < free: return dtype
 
+# %% ../../nbs/export/00_check.ipynb #db825a32
 def compare_answers(
     config,  # `Config` of the run
     run,     # its folder
@@ -286,7 +291,7 @@ def compare_answers(
     merged = load_base(saved, quantized=False, dtype=dtype, hw=hw)
     return len(rows), _compare_answers(merged, answers, run, tolerance)
 
-# %% ../../nbs/export/00_check.ipynb #c184deca
+# %% ../../nbs/export/00_check.ipynb #9dd602cf
 MERGE_FACTS = 'merge.json' # what a merge notes of itself
 
 def merge_facts(folder): # of a merged model; empty where another program wrote it
@@ -295,6 +300,7 @@ def merge_facts(folder): # of a merged model; empty where another program wrote 
     except (OSError, ValueError): return {}
     return facts if isinstance(facts, dict) else {}
 
+# %% ../../nbs/export/00_check.ipynb #c184deca
 def _file_dtype(folder): # the commonest format
     tensors = [tensor for file in weight_files(str(folder)) for tensor in stored_tensors(file)]
     if not tensors: raise UserError(f'{folder}: there are no weights (model.safetensors) that could be compared.')

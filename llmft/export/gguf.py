@@ -47,10 +47,11 @@ def gguf_architecture(hf_config): # the name in llama.cpp
     raise UserError(f'GGUF: `{hf_config.model_type}` is not written here; {", ".join(_ARCHITECTURES)} are. Convert the '
                     'merged model with llama.cpp\'s own `convert_hf_to_gguf.py`.')
 
-# %% ../../nbs/export/04_gguf.ipynb #698fd53a
+# %% ../../nbs/export/04_gguf.ipynb #5b27334e
 def _head_size(hf_config):
     return getattr(hf_config, 'head_dim', None) or hf_config.hidden_size//hf_config.num_attention_heads
 
+# %% ../../nbs/export/04_gguf.ipynb #698fd53a
 def _rope(hf_config): # the parameters of the positions
     rope = hf_config.rope_parameters
     return rope.get('full_attention', rope)
@@ -94,7 +95,7 @@ def _write_positions(writer, hf_config): # -> {name of a weight: array}
     elif kind != 'default': raise UserError(f'GGUF: positions of the kind `{kind}` are not written here.')
     return {}
 
-# %% ../../nbs/export/04_gguf.ipynb #cea21447
+# %% ../../nbs/export/04_gguf.ipynb #9fca1b8e
 def _write_special_sizes(writer, hf_config, arch): # what only some architectures have
     text = hf_config
     if arch == 'gemma2':
@@ -104,6 +105,7 @@ def _write_special_sizes(writer, hf_config, arch): # what only some architecture
     elif getattr(text, 'sliding_window', None) and getattr(text, 'use_sliding_window', True):
         log.warning('GGUF: llama.cpp looks at all tokens where this model has a sliding window.')
 
+# %% ../../nbs/export/04_gguf.ipynb #cea21447
 def _check_special_sizes(hf_config, arch): # a `UserError` where llama.cpp computes something else
     theirs = {'attention_multiplier': None, 'residual_multiplier': None, 'logits_scaling': None}
     for key in theirs:
@@ -130,7 +132,7 @@ def _converted(name, tensor, hf_config, arch): # as llama.cpp wants it
     if arch.startswith('gemma') and name.endswith('norm.weight'): return tensor + 1
     return tensor
 
-# %% ../../nbs/export/04_gguf.ipynb #dd6af982
+# %% ../../nbs/export/04_gguf.ipynb #cdff40c9
 def _quantization(name, shape, type): # the format of one weight
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType as Q
     if len(shape) < 2 or name.endswith('_norm.weight'): return Q.F32
@@ -139,6 +141,7 @@ def _quantization(name, shape, type): # the format of one weight
     wanted = Q[type.upper()]
     return wanted if shape[-1] % GGML_QUANT_SIZES[wanted][0] == 0 else Q.F16
 
+# %% ../../nbs/export/04_gguf.ipynb #dd6af982
 def _packed(tensor, kind, name): # -> array of numpy
     import gguf, numpy as np
     data = gguf.quantize(tensor.float().contiguous().numpy(), kind)
@@ -198,7 +201,7 @@ def _write_file(folder, file, type, config, tokenizer, template):
     try: _write_weights(writer, tensors, _write_positions(writer, hf_config), hf_config, arch, type)
     finally: writer.close()
 
-# %% ../../nbs/export/04_gguf.ipynb #d4b7da32
+# %% ../../nbs/export/04_gguf.ipynb #d72e9cd2
 def _check_out(out, overwrite):
     if out.is_dir() or not out.name.endswith('.gguf'):
         raise UserError(f'{out}: name a file that ends with .gguf, as model.gguf.')
@@ -206,6 +209,7 @@ def _check_out(out, overwrite):
         raise UserError(f'{out} exists already. Choose another name or allow overwriting (--overwrite).')
     check_writable(out)
 
+# %% ../../nbs/export/04_gguf.ipynb #d4b7da32
 @contextmanager
 def _whole_model(path, trust_remote_code, say): # the folder of a whole model; that of a run is made and goes away
     if (path/'model'/'llmft.yml').is_file(): yield path/'model'

@@ -10,7 +10,7 @@ import json
 
 from ..core import UserError
 
-# %% ../../nbs/export/03_gguf_tokenizer.ipynb #acb5dfc3
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #4ebc6a8b
 _LLAMA3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
            r"|\s+(?!\S)|\s+")
 _QWEN2 = _LLAMA3.replace('{1,3}', '')
@@ -26,6 +26,7 @@ def _steps(rule): # of a `pre_tokenizer` of tokenizer.json -> list of texts; `No
         return [rule['pattern'].get('Regex')]
     return [None]
 
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #acb5dfc3
 def pre_tokenizer_name(
     rules, # `pre_tokenizer` of tokenizer.json
 ) -> str:
@@ -35,7 +36,7 @@ def pre_tokenizer_name(
                     f'(known: {", ".join(_RULES.values())}). Convert the merged model with llama.cpp\'s own '
                     '`convert_hf_to_gguf.py`.')
 
-# %% ../../nbs/export/03_gguf_tokenizer.ipynb #75b82314
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #d135adf1
 def _token_lists(tokenizer, n_rows): # (texts, kinds) of all ids; `n_rows`: of the embeddings
     from gguf import TokenType
     if len(tokenizer) > n_rows:
@@ -47,13 +48,15 @@ def _token_lists(tokenizer, n_rows): # (texts, kinds) of all ids; `n_rows`: of t
         kinds[i] = TokenType.CONTROL if token.special else TokenType.USER_DEFINED
     return texts, kinds
 
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #75b82314
 def _merge_texts(merges): # as `a b`, whichever way the file has them
     return [merge if isinstance(merge, str) else ' '.join(merge) for merge in merges]
 
-# %% ../../nbs/export/03_gguf_tokenizer.ipynb #5acb748d
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #bf890539
 def _is_sentencepiece(model): # `model` of tokenizer.json
     return model['type'] == 'BPE' and bool(model.get('byte_fallback'))
 
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #5acb748d
 def _scores(texts, merges):
     ranks = {}
     for rank, pair in enumerate(_merge_texts(merges)): ranks.setdefault(pair.replace(' ', ''), -float(rank))
@@ -71,7 +74,7 @@ def _adds_blank(rules): # is a blank put in front of a text
     text = json.dumps([rules.get('normalizer'), rules.get('pre_tokenizer')])
     return '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
 
-# %% ../../nbs/export/03_gguf_tokenizer.ipynb #34879abb
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #31d7c5f5
 def _read_rules(tokenizer): # tokenizer.json
     if not getattr(tokenizer, 'is_fast', False): raise UserError('GGUF: this tokenizer has no tokenizer.json.')
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -79,6 +82,7 @@ def _read_rules(tokenizer): # tokenizer.json
     if kind != 'BPE': raise UserError(f'GGUF: a {kind} tokenizer is not known here, only BPE ones.')
     return rules
 
+# %% ../../nbs/export/03_gguf_tokenizer.ipynb #34879abb
 def _write_special(writer, tokenizer, stop_ids):
     for part in ('bos', 'eos', 'unk', 'pad'):
         i = getattr(tokenizer, f'{part}_token_id')

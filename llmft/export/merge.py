@@ -6,7 +6,7 @@
 __all__ = ['merge_adapter']
 
 # %% ../../nbs/export/01_merge.ipynb #dfe2b16c
-import json, shutil
+import json, shutil, warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,9 @@ def _untie(model): # `PeftModel`; a weight that stands in several layers becomes
 def _merge(model): # `PeftModel` -> the base model with the adapter in its weights
     import torch
     is_parted = _untie(model)
-    merged = model.merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # peft tells of matrices that are parted, which is seen to here
+        merged = model.merge_and_unload()
     ends = merged.get_input_embeddings(), merged.get_output_embeddings()
     if is_parted and not torch.equal(*(end.weight for end in ends)): _set_tied(merged, False)
     return merged

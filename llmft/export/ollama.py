@@ -15,9 +15,10 @@ from ..inference.generate import prompt_ids
 from ..inference.load import load_run_config, load_saved_tokenizer
 from ..tokens.special import stop_token_ids
 
-# %% ../../nbs/export/05_ollama.ipynb #01fd5be2
+# %% ../../nbs/export/05_ollama.ipynb #14a5bea6
 def _quoted(text): return '{{ ' + json.dumps(text, ensure_ascii=False) + ' }}' if text else ''
 
+# %% ../../nbs/export/05_ollama.ipynb #01fd5be2
 def go_template(
     pieces, # from `prompt_pieces`
 ) -> str:
@@ -36,10 +37,11 @@ def go_template(
             '{{ else if eq .Role "assistant" }}' + _quoted(pieces.answer) + '{{ .Content }}{{ end }}{{ end }}'
             + _quoted(pieces.generate))
 
-# %% ../../nbs/export/05_ollama.ipynb #9f1d41a1
+# %% ../../nbs/export/05_ollama.ipynb #b586441e
 def _stop_texts(tokenizer, config): # what ends an answer
     return [tokenizer.convert_ids_to_tokens(i) for i in stop_token_ids(tokenizer, config)]
 
+# %% ../../nbs/export/05_ollama.ipynb #9f1d41a1
 def modelfile(
     config,    # `Config` of the run
     tokenizer, # of the run

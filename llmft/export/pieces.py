@@ -14,7 +14,7 @@ from ..inference.generate import prompt_ids
 from ..prompts.chat import resolve_chat_template
 from ..prompts.turns import generation_prompt
 
-# %% ../../nbs/export/02_pieces.ipynb #e87d7bb2
+# %% ../../nbs/export/02_pieces.ipynb #a2000f3b
 def prompt_text(
     question,  # a text, or a list of messages
     tokenizer, # of the run
@@ -25,6 +25,7 @@ def prompt_text(
     text = ''.join(turn.text + (tokenizer.eos_token if turn.end else '') for turn in turns)
     return text.removeprefix(tokenizer.bos_token or '')
 
+# %% ../../nbs/export/02_pieces.ipynb #e87d7bb2
 def begins_with_bos(tokenizer, config): # does a prompt of the training
     "Whether the token for the beginning stands in front of a prompt."
     bos = tokenizer.bos_token_id
@@ -54,13 +55,14 @@ class Pieces:
         for m in talk[1:]: text += (self.answer if m['role'] == 'assistant' else self.question) + m['content']
         return text + self.generate
 
-# %% ../../nbs/export/02_pieces.ipynb #e1c84259
+# %% ../../nbs/export/02_pieces.ipynb #1d7616d2
 _SYSTEM, _TEXTS = 'SYSTEMTEXT', ('QUESTIONONE', 'ANSWERONE', 'QUESTIONTWO', 'ANSWERTWO', 'QUESTIONTHREE')
 
 def _messages(n, with_system=False): # with `n` questions and answers, a question last
     talk = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(_TEXTS[:n])]
     return [{'role': 'system', 'content': _SYSTEM}] * with_system + talk
 
+# %% ../../nbs/export/02_pieces.ipynb #e1c84259
 def _cut(text, marks): # `text` at each of `marks`, in order; `None` if one is missing
     parts = []
     for mark in marks:

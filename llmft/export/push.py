@@ -16,13 +16,14 @@ from .merge import merge_adapter
 from ..hub import exception_texts, hub_error, hub_errors
 from ..inference.load import load_run_config
 
-# %% ../../nbs/export/07_push.ipynb #e1fac94c
+# %% ../../nbs/export/07_push.ipynb #ff6d6805
 _PASSES = (r'\b5\d\d Server Error|Server error .5\d\d|\b429\b|ConnectError|ConnectTimeout|ReadError|WriteError'
            r'|ReadTimeout|WriteTimeout|RemoteProtocolError|NetworkError|ConnectionError|ConnectionReset|BrokenPipe')
 
 def _may_pass(exc): # is it a fault that may be gone soon
     return any(re.search(_PASSES, text) for text in exception_texts(exc))
 
+# %% ../../nbs/export/07_push.ipynb #e1fac94c
 def _message(exc, repo): # -> `UserError`
     if isinstance(exc, UserError): return exc
     again = ' The same command goes on where it stopped.'
@@ -44,13 +45,14 @@ def _with_patience(fn, repo, say, waits): # what `fn` returns; `waits`: seconds 
             say(f'{repo}: {hide_secrets(reason_line(e))}. Once more in {seconds:g} s.')
             time.sleep(seconds)
 
-# %% ../../nbs/export/07_push.ipynb #f1ebdcf1
+# %% ../../nbs/export/07_push.ipynb #f5854338
 _LEFT_OUT = ('llmft.yml', 'manifest.json', 'merge.json', 'README.md') # files with settings of this machine
 
 def _link(file, target):
     try: os.link(file, target)
     except OSError: shutil.copyfile(file, target)
 
+# %% ../../nbs/export/07_push.ipynb #f1ebdcf1
 def _public_adapter_config(file, target, base): # without the path of the base
     values = json.loads(file.read_text(encoding='utf-8'))
     values['base_model_name_or_path'] = base
@@ -71,7 +73,7 @@ def _public_folder(source, run, config, repo, merged): # `source`: of the weight
 def _base_name(config): # for strangers
     return _on_hub_name(config.base_model) or _public_name(config.base_model)
 
-# %% ../../nbs/export/07_push.ipynb #d7036f7c
+# %% ../../nbs/export/07_push.ipynb #975808fb
 def _upload(folder, repo, private, revision): # -> address of the commit
     from huggingface_hub import HfApi
     api = HfApi()
@@ -79,6 +81,7 @@ def _upload(folder, repo, private, revision): # -> address of the commit
     if revision: api.create_branch(full, branch=revision, exist_ok=True)
     return api.upload_folder(repo_id=full, folder_path=folder, revision=revision, commit_message='What llmft trained')
 
+# %% ../../nbs/export/07_push.ipynb #d7036f7c
 def _weights_folder(run, config, merged, tmp, say): # what is sent
     if (run/'llmft.yml').is_file(): return run
     if config.adapter == 'full': return run/'model'

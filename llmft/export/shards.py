@@ -38,10 +38,11 @@ class StoredTensor:
     @property
     def n_bytes(self): return self.end - self.start
 
-# %% ../../nbs/export/00_shards.ipynb #4db0321c
+# %% ../../nbs/export/00_shards.ipynb #c298653c
 def _damaged(file, problem): # -> `UserError`
     return UserError(f'{file}: this weights file is damaged or cut off: {problem}. Get it again.')
 
+# %% ../../nbs/export/00_shards.ipynb #4db0321c
 def _read_header(file): # (dict, where the bytes begin)
     size = os.path.getsize(file)
     with open(file, 'rb') as f:
@@ -107,7 +108,7 @@ class ShardWriter:
         code = _NAMES[str(dtype).removeprefix('torch.')]
         self._note(name, code, shape, math.prod(shape)*dtype.itemsize)
 
-# %% ../../nbs/export/00_shards.ipynb #2f29a258
+# %% ../../nbs/export/00_shards.ipynb #bbe1d6b2
 @patch
 def copy(self: ShardWriter, stored): # byte by byte from another file
     left = stored.n_bytes
@@ -120,6 +121,7 @@ def copy(self: ShardWriter, stored): # byte by byte from another file
             left -= len(block)
     self._note(stored.name, stored.code, stored.shape, stored.n_bytes)
 
+# %% ../../nbs/export/00_shards.ipynb #2f29a258
 @patch
 def close(self: ShardWriter): # write the header
     header = json.dumps(self.entries, separators=(',', ':')).encode()

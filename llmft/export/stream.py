@@ -78,7 +78,7 @@ def _note_copies(groups, model): # in the groups of shared weights; what is in t
         stored = [name for name in names if name in made]
         if len(stored) == 1: made[stored[0]].copies = {name: stored[0] for name in names if name != stored[0]}
 
-# %% ../../nbs/export/00_stream.ipynb #a5e9cb60
+# %% ../../nbs/export/00_stream.ipynb #839be997
 def _holders(model): # {name of a weight: (module, its name in it, what is there)}
     found = {}
     for path, module in model.named_modules(remove_duplicate=False):
@@ -86,6 +86,7 @@ def _holders(model): # {name of a weight: (module, its name in it, what is there
             if p is not None: found[f'{path}.{name}'.lstrip('.')] = module, name, p
     return found
 
+# %% ../../nbs/export/00_stream.ipynb #a5e9cb60
 def _place(holder, tensor): # put numbers into a layer; `None`: take them out
     from torch.nn import Parameter
     module, name, original = holder
@@ -93,11 +94,12 @@ def _place(holder, tensor): # put numbers into a layer; `None`: take them out
     if name in module._buffers: module._buffers[name] = value
     else: module._parameters[name] = value if tensor is None else Parameter(value, requires_grad=False)
 
-# %% ../../nbs/export/00_stream.ipynb #98793fd6
+# %% ../../nbs/export/00_stream.ipynb #a71266e5
 def _end_names(model): # of the weights of the first and the last layer
     ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
     return [name for name, (module, _, _) in _holders(model).items() if any(module is end for end in ends)]
 
+# %% ../../nbs/export/00_stream.ipynb #98793fd6
 def _resize(model, config, load): # give `model` rows for new tokens -> {name: tensor} of what changed its size
     before = {name: holder[2].shape for name, holder in _holders(model).items()}
     values = load(_end_names(model))
@@ -122,7 +124,7 @@ def _wrappers(tuned): # {name in the base model: peft's layer}; the name of expe
             found[f'{path}.{module.parameter_name}'], module = module, module.base_layer
     return found
 
-# %% ../../nbs/export/00_stream.ipynb #440462e2
+# %% ../../nbs/export/00_stream.ipynb #a5584a60
 def _merged(wrapper, path): # peft's sum -> {name in the base model: tensor}
     if hasattr(wrapper, 'parameter_name'):
         wrapper.merge()
@@ -134,11 +136,12 @@ def _merged(wrapper, path): # peft's sum -> {name in the base model: tensor}
         module = wrapper.get_base_layer()
     return {f'{path}.{name}': tensor for name, tensor in module.state_dict().items()}
 
+# %% ../../nbs/export/00_stream.ipynb #440462e2
 def _forget(wrapper): # that it was merged
     for module in wrapper.modules():
         if hasattr(module, 'merged_adapters'): module.merged_adapters.clear()
 
-# %% ../../nbs/export/00_stream.ipynb #6496c742
+# %% ../../nbs/export/00_stream.ipynb #16998b43
 def _quantized_names(config, hf_config): # (names of the weights that the run kept in few bits, how)
     import torch
     settings = _quantization_config(config, torch.float32)
@@ -149,6 +152,7 @@ def _quantized_names(config, hf_config): # (names of the weights that the run ke
     layers = quantize_layers(model, settings).named_modules()
     return {*experts, *(f'{name}.weight' for name, m in layers if type(m).__name__ == quantized)}, settings
 
+# %% ../../nbs/export/00_stream.ipynb #6496c742
 def _round_to_bits(tensor, settings): # to few bits and back
     from bitsandbytes import functional as bnb
     if settings.load_in_8bit:
@@ -158,7 +162,7 @@ def _round_to_bits(tensor, settings): # to few bits and back
                                      quant_type=settings.bnb_4bit_quant_type)
     return bnb.dequantize_4bit(codes, state).float().reshape(tensor.shape)
 
-# %% ../../nbs/export/00_stream.ipynb #7b975745
+# %% ../../nbs/export/00_stream.ipynb #88e06922
 @dataclass
 class Unit:
     "Groups and layers of peft that are summed together."
@@ -168,6 +172,7 @@ class Unit:
     @property
     def sources(self): return [source for group in self.groups for source, _ in group.sources]
 
+# %% ../../nbs/export/00_stream.ipynb #7b975745
 def _units(groups, targets_of, owners): # -> list of (groups, paths); `owners`: {weight: path of what changes it}
     units = []
     for group in groups:
@@ -190,7 +195,7 @@ def _check_adapter_kind(tuned): # a `NotStreamed` for an adapter that begins wit
         if saved.init_lora_weights in (True, False, 'gaussian', 'orthogonal', None): continue
         raise NotStreamed(f'an adapter that began with `{saved.init_lora_weights}` changes the base weights')
 
-# %% ../../nbs/export/00_stream.ipynb #a7ff33e6
+# %% ../../nbs/export/00_stream.ipynb #a0fffdea
 @contextmanager
 def _adapter_stays(): # inside the block peft leaves an adapter where it was read
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -199,6 +204,7 @@ def _adapter_stays(): # inside the block peft leaves an adapter where it was rea
     try: yield
     finally: BaseTunerLayer._move_adapter_to_device_of_base_layer = original
 
+# %% ../../nbs/export/00_stream.ipynb #a7ff33e6
 def _check_adapter_read(tuned, holders): # a `NotStreamed` if a weight of the adapter has no numbers
     base = {id(holder[2]) for holder in holders.values()}
     for name, p in tuned.named_parameters():
@@ -239,7 +245,7 @@ def _make_models(self: StreamedMerge):
     _check_adapter_read(self.tuned, self.holders)
     _check_adapter_kind(self.tuned)
 
-# %% ../../nbs/export/00_stream.ipynb #b2fe7d7a
+# %% ../../nbs/export/00_stream.ipynb #2e8a119a
 @patch
 def _load_weights(self: StreamedMerge, names): # of the model -> {name: tensor}
     found = {}
@@ -248,6 +254,7 @@ def _load_weights(self: StreamedMerge, names): # of the model -> {name: tensor}
         found |= group.convert({s: self.stored[s].load().float() for s, _ in group.sources}, self.plain)
     return {name: tensor for name, tensor in found.items() if name in names}
 
+# %% ../../nbs/export/00_stream.ipynb #b2fe7d7a
 @patch
 def _targets(self: StreamedMerge, group): # names in the model
     import torch
@@ -270,7 +277,7 @@ def _find_units(self: StreamedMerge):
     self.known = {source for group in self.groups for source, _ in group.sources}
     for unit in self.units: self._check_way_back(unit)
 
-# %% ../../nbs/export/00_stream.ipynb #96555978
+# %% ../../nbs/export/00_stream.ipynb #7ec5b365
 @patch
 def _check_shared(self: StreamedMerge, owners, targets): # a `NotStreamed` for weights that stand in several layers
     ends = {*_end_names(self.plain)}
@@ -279,9 +286,11 @@ def _check_shared(self: StreamedMerge, owners, targets): # a `NotStreamed` for w
         if (not copied or not {*names} <= ends) and any(name in owners for name in names):
             raise NotStreamed(f'{names[0]} stands in several layers')
 
+# %% ../../nbs/export/00_stream.ipynb #96555978
 def _revert(merge, tensors): # {name in the model: tensor} -> {name in the files: tensor}
     from transformers.core_model_loading import revert_weight_conversion
     return {name: t.contiguous() for name, t in revert_weight_conversion(merge.plain, tensors).items()}
+
 @patch
 def _check_way_back(self: StreamedMerge, unit): # a `NotStreamed` if the names of the files do not come back
     import torch
@@ -368,10 +377,11 @@ def rows(self: StreamedMerge, unit, stored, keep=True): # yield ((from, to), bef
             _place(holder, None)
         yield part, before, after
 
-# %% ../../nbs/export/00_stream.ipynb #786ccac5
+# %% ../../nbs/export/00_stream.ipynb #85e9a376
 def _format_for(stored, dtype): # of one weight in the new files
     return dtype if dtype and stored.dtype.is_floating_point else stored.dtype
 
+# %% ../../nbs/export/00_stream.ipynb #786ccac5
 def _round(tensor, dtype, name): # from 32 bits
     import torch
     rounded = tensor.to(dtype)
@@ -382,7 +392,7 @@ def _round(tensor, dtype, name): # from 32 bits
     raise UserError(f'{name}: merged weights {what} {str(dtype).removeprefix("torch.")}. '
                     'Take another number format (--dtype bfloat16 or float32).')
 
-# %% ../../nbs/export/00_stream.ipynb #632a7603
+# %% ../../nbs/export/00_stream.ipynb #a14470c7
 @patch
 def n_bytes(self: StreamedMerge, dtype=None): # of the new files, nearly
     import torch
@@ -392,6 +402,7 @@ def n_bytes(self: StreamedMerge, dtype=None): # of the new files, nearly
                for unit in self.units for group in unit.groups if group.copies for s, _ in group.sources)
     return grown + both + sum(size(torch.Size(self.stored[s].shape), self.stored[s]) for s in self.known)
 
+# %% ../../nbs/export/00_stream.ipynb #632a7603
 @patch
 def write(self: StreamedMerge,
     out,         # folder that exists
