@@ -271,7 +271,8 @@ def _undo(chat, rest, sampling):
 
 _ACTIONS = {
     '/reset': lambda chat, rest, sampling: _reset(chat, '', sampling), '/system': _reset, '/undo': _undo,
-    '/retry': _retry, '/save': _save, '/compare': _compare, '/adapters': lambda chat, rest, sampling: print(*chat.adapters),
+    '/retry': _retry, '/save': _save, '/compare': _compare,
+    '/adapters': lambda chat, rest, sampling: print(*chat.adapters),
     '/use': lambda chat, rest, sampling: _switch(chat, rest), '/help': lambda chat, rest, sampling: print(_HELP),
 }
 _ACTIONS['/clear'] = _ACTIONS['/reset']

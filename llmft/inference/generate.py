@@ -268,8 +268,7 @@ def generate(
     prompts,      # list of texts, rows, or lists of messages
     dataset=None, # `DatasetConfig`: the format; default: the chat template if there is one, else plain text
     details=False,# give each `Answer` with its ids, the reason why it ended, and the probabilities if they are kept
-    **settings,   # `max_new_tokens`, `temperature`, `top_p`, `top_k`, `min_p`, `seed`, `stop` and others of `Sampling`;
-                  # `batch_size` and `progress`
+    **settings,   # those of `Sampling`, such as `max_new_tokens`, `temperature` and `seed`; `batch_size`, `progress`
 ) -> list: # of texts
     "The model's answers."
     dataset = dataset or default_dataset(tokenizer)
@@ -282,7 +281,7 @@ def stream_generate(
     model,     # from `load_base` or `load_run`
     tokenizer, # from `load_tokenizer`
     ids,       # list of ids, as from `prompt_ids`
-    **settings, # see `Sampling`; `max_new_tokens` is 512 if it is not given
+    **settings, # as in `Sampling`; `max_new_tokens` is 512 if it is not given
 ): # iterator of pieces of text
     "Yield the answer as it is made."
     answer = Answer(ids, tokenizer, sampling_from({'max_new_tokens': 512} | settings))

@@ -175,31 +175,6 @@ def _answering(batches, names, max_tokens, max_requests, is_chat): # -> the func
         return JSONResponse(response(name, answers, is_chat)) if answers else Response(status_code=499)
     return answer
 
-# %% ../../nbs/inference/06_server.ipynb #3a7ec186
-def make_app(
-    chat,           # from `load_run`
-    api_key=None,   # asked of each request
-    max_tokens=2048,# longest answer
-    max_batch=16,   # answers that grow together
-    max_requests=256, # that may wait
-    max_body=4 << 20, # bytes of a request
-): # an ASGI app
-    "The app of the server; the thread of the model begins and ends with it."
-    fastapi, _ = import_server()
-    batches, names = Batches(chat, max_batch), model_names(chat)
-
-    @asynccontextmanager
-    async def life(app):
-        batches.start()
-        yield
-        batches.close()
-
-    app = fastapi.FastAPI(lifespan=life, openapi_url=None)
-    _add_routes(app, batches, names, max_tokens, max_requests)
-    door = Door(app, api_key, max_body)
-    door.batches = batches
-    return door
-
 # %% ../../nbs/inference/06_server.ipynb #452ff0b7
 def _add_routes(app, batches, names, max_tokens, max_requests):
     from fastapi import Request
@@ -228,6 +203,31 @@ def _add_routes(app, batches, names, max_tokens, max_requests):
         app.add_api_route(path, route, methods=['GET'])
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
+
+# %% ../../nbs/inference/06_server.ipynb #3a7ec186
+def make_app(
+    chat,           # from `load_run`
+    api_key=None,   # asked of each request
+    max_tokens=2048,# longest answer
+    max_batch=16,   # answers that grow together
+    max_requests=256, # that may wait
+    max_body=4 << 20, # bytes of a request
+): # an ASGI app
+    "The app of the server; the thread of the model begins and ends with it."
+    fastapi, _ = import_server()
+    batches, names = Batches(chat, max_batch), model_names(chat)
+
+    @asynccontextmanager
+    async def life(app):
+        batches.start()
+        yield
+        batches.close()
+
+    app = fastapi.FastAPI(lifespan=life, openapi_url=None)
+    _add_routes(app, batches, names, max_tokens, max_requests)
+    door = Door(app, api_key, max_body)
+    door.batches = batches
+    return door
 
 # %% ../../nbs/inference/06_server.ipynb #80a2e6e4
 def take_port(
@@ -263,6 +263,7 @@ def _address(place): # for a client
     host, port = place.getsockname()[:2]
     return f'http://{f"[{host}]" if ":" in host else host}:{port}/v1'
 
+# %% ../../nbs/inference/06_server.ipynb #c1f7733c
 def serve(
     run,              # run folder, model, or a name on the Hub
     also=None,        # {name: folder} of other runs of the same base

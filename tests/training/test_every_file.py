@@ -65,7 +65,8 @@ def damage(folder, name, way):
     return (folder/name).read_bytes() if (folder/name).exists() else None
 
 
-AT_START = {*_AT_START, 'report.md', 'report.json', 'metrics.jsonl', 'samples.jsonl', 'status.json', 'manifest.json'}
+AT_START = {*_AT_START, 'canary.json', 'report.md',
+            'report.json', 'metrics.jsonl', 'samples.jsonl', 'status.json', 'manifest.json'}
 IN_THE_END = {'README.md', 'loss.png', 'memory.json', 'samples.md'}
 WITH_CARD = {'README.md'} # transformers writes one beside the checkpoints
 
@@ -91,7 +92,8 @@ def test_checkpoint(way, home, tmp_path):
     assert newest_whole_checkpoint(newest.parent) == newest
 
 
-NOT_READ = {'status.json', 'report.md', 'report.json', 'manifest.json'} # when a run goes on; they are written again
+# when a run goes on; they are written again
+NOT_READ = {'status.json', 'canary.json', 'report.md', 'report.json', 'manifest.json'}
 DECIDE_OR_GROW = {'config_completed.yml', 'data.json', 'environment.json', 'metrics.jsonl'}
 
 @pytest.mark.parametrize('way', slow_ways)
