@@ -1,5 +1,5 @@
 "The sandbox against programs that mean harm, as root and as another user, with each of its layers."
-import os, subprocess, sys, tempfile
+import os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import pytest
@@ -56,13 +56,22 @@ def test_attacks_as_another_user(group):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('bwrap'), reason='needs bubblewrap')
+@pytest.mark.parametrize('group', ['read', 'write', 'network', 'processes', 'forging'])
+def test_attacks_in_bubblewrap(group):
+    if not sandbox._file_layer(('bubblewrap',))[0]: pytest.skip('bubblewrap is not allowed here')
+    own_world = {'a file beside the folder'} # it can be made, in a folder that nobody else sees
+    assert {*try_attacks([group], layers=('bubblewrap',)).through} <= own_world
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
 def test_attacks_where_llmft_is_not_run_by_root():
     code = ('from llmft.evaluation.attacks import try_attacks, ATTACKS\nfrom llmft.evaluation.sandbox import _file_layer\n'
             'groups = [g for g in ATTACKS if g != "remains"]\nprint(_file_layer()[0], try_attacks(groups).through)')
     command = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', sys.executable, '-c', code]
     p = subprocess.run(command, capture_output=True, text=True, cwd='/', env=os.environ | {'PYTHONPATH': str(ROOT)})
-    if 'Permission denied' in p.stderr: pytest.skip('another user cannot read this Python')
+    if 'Permission denied' in p.stderr: pytest.skip('another user cannot run this Python')
     assert p.stdout.split(maxsplit=1) == [LAYER, '[]\n'], p.stderr
 
 
