@@ -24,7 +24,8 @@ def main(n=40):
     start = time.perf_counter()
     assert all(r.ok for r in sandbox.run_code_batch([program]*n, progress=False))
     batch = (time.perf_counter() - start)/n
-    print(f'Python alone {bare:.3f} s, one program {one:.3f} s, one of many {batch:.3f} s ({sandbox._workers()} at once)')
+    print(f'Python alone {bare:.3f} s, one program {one:.3f} s, one of many {batch:.3f} s, '
+          f'{sandbox._workers()} at once')
 
 
 if __name__ == '__main__': main(*map(int, sys.argv[1:]))

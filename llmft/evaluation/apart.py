@@ -81,6 +81,7 @@ def _child_pack_known(v, pack):
 # %% ../../nbs/evaluation/01_apart.ipynb #4b9ea5ca
 class _ChildNamed(tuple): pass # a tuple whose values have names as well
 
+# %% ../../nbs/evaluation/01_apart.ipynb #6bc39057
 def _child_make_known(kind, values, *, allowed=frozenset('''collections.deque collections.Counter
         collections.OrderedDict decimal.Decimal fractions.Fraction datetime.date datetime.datetime datetime.time
         datetime.timedelta numpy.array'''.split())):
@@ -176,6 +177,7 @@ def _child_kind(v):
     if isinstance(v, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)): return 'function'
     return 'iterator' if hasattr(type(v), '__next__') else 'object'
 
+# %% ../../nbs/evaluation/01_apart.ipynb #8bf0c403
 def _child_lineage(cls): # of a class of exceptions: [[number to be, name], …], then the name of one that is built in
     own = []
     while getattr(builtins, cls.__name__, None) is not cls:
@@ -252,6 +254,7 @@ def _child_do(name, thing, *args, **kwargs):
     if name == 'exit': return thing.__exit__(None, None, None)
     return getattr(builtins if name in _CHILD_BUILTINS else operator, name)(thing, *args)
 
+# %% ../../nbs/evaluation/01_apart.ipynb #a6ca0081
 def _child_may(name, thing, args):
     "May the answer ask the tests for this?"
     kind = _child_kind(thing)
@@ -343,6 +346,7 @@ def _child_reason(e): # the word for what ended the run
     if isinstance(e, MemoryError): return 'memory'
     return 'refused' if isinstance(e, PermissionError) and str(e).startswith('refused: ') else 'error'
 
+# %% ../../nbs/evaluation/01_apart.ipynb #7b508887
 def _child_detail(e, code, tests):
     "The error in one short line."
     if isinstance(e, SystemExit): return 'the program ended itself before its tests were through'
@@ -407,6 +411,7 @@ def _child_sides(): # -> (this process's `_ChildSide`, number of the answer's pr
     for fd in others: os.close(fd)
     return _ChildSide(*own, trusted=not pid), pid
 
+# %% ../../nbs/evaluation/01_apart.ipynb #44429d7e
 def _child_ended(pid): # how the answer's process ended: (reason, details)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status in (-24, -14): return 'timeout', 'it used up its time' # SIGXCPU, SIGALRM

@@ -273,6 +273,7 @@ def _leftovers(): # processes of programs whose folder is gone
             if 'llmft-run-' in home and not os.path.exists(home): found.append(int(path.parent.name))
     return found
 
+# %% ../../nbs/evaluation/01_attacks.ipynb #ddda2b89
 def _harmed(bystander): # was it ended, or set back?
     limits = Path(f'/proc/{bystander.pid}/limits').read_text() if bystander.poll() is None else ''
     own = Path('/proc/self/limits').read_text()
@@ -288,6 +289,7 @@ class Attack:
     held: bool         # nothing came of it
     result: CodeResult # what the sandbox says of it
 
+# %% ../../nbs/evaluation/01_attacks.ipynb #adb215d9
 def _programs(group, attack, words): # (code, tests) with what the words stand for
     tests = {'read': 'assert "hf_secret" in got', 'forging': _TESTS}.get(group, 'assert got is True')
     code, tests = attack if isinstance(attack, tuple) else (attack, tests)

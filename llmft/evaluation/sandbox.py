@@ -50,6 +50,7 @@ from llmft.evaluation.apart import _child_main
 del sys.argv[1:], root, name, folder
 _child_main(files, int(memory), int(seconds))"""
 
+# %% ../../nbs/evaluation/01_sandbox.ipynb #41c9367e
 def _command(folder, files, memory, seconds):
     "The command that runs a program in `folder`."
     python = [sys.executable, '-s', '-B', '-c', _START, str(_PACKAGE), files, str(memory), str(seconds)]
@@ -86,6 +87,7 @@ def _folder_size(folder, most=10_000): # (bytes, entries) in it; `most` also whe
                 if n >= most: break
     return size, n
 
+# %% ../../nbs/evaluation/01_sandbox.ipynb #16bc81a4
 def _too_much(pid, folder, memory): # what a program has too much of, or None
     used = [_resident(p) for p in _processes(pid)] if sys.platform == 'linux' else []
     if sum(size for size, _ in used) > memory: return f'more than {memory >> 20} MiB in all'
