@@ -109,6 +109,13 @@ def _tell_after(say, run, rows, scores, after):
         say('\nA right answer, to a question that was answered wrongly before:\n')
         _show_answer(say, rows[i], after[i], scores.tuned.results[i])
 
+# %% ../../nbs/commands/02_demo.ipynb #345dc1e1
+def _check_start(config, out, overwrite, unsafe): # a `UserError` where the demo cannot begin
+    if Path(out).exists() and not overwrite:
+        raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
+    check_output(config, overwrite)
+    check_sandbox(unsafe)
+
 # %% ../../nbs/commands/02_demo.ipynb #4569f72e
 def run_demo(
     out='runs/demo', # run folder
@@ -118,10 +125,7 @@ def run_demo(
 ): # `Run`
     "Train the recipe `smollm2-135m` between two measurements and tell what happens."
     config = load_config('smollm2-135m', output_dir=str(out))
-    if Path(out).exists() and not overwrite:
-        raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
-    check_output(config, overwrite)
-    check_sandbox(unsafe)
+    _check_start(config, out, overwrite, unsafe)
     say(_PLAN)
     _title(say, '1. The data')
     tokenizer = load_tokenizer(config)

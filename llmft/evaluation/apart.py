@@ -39,26 +39,10 @@ def _child_unpack(v, take): # `take`: a function that unpacks what is no plain v
     if kind == 'range': return range(*(_child_unpack(x, take) for x in content))
     return take(kind, content, *rest)
 
-# %% ../../nbs/evaluation/01_apart.ipynb #0228b95a
-def _child_pack_known(v, pack):
-    "Packed, if it is of a class that both sides know or that extends a plain type; else None."
-    t, names = type(v), (type(v).__module__, type(v).__qualname__)
-    if names == ('collections', 'deque'): return ['known', *names, pack([list(v), v.maxlen])]
-    if names in (('collections', 'Counter'), ('collections', 'OrderedDict')): return ['known', *names, pack([dict(v)])]
-    if names in (('decimal', 'Decimal'), ('fractions', 'Fraction')): return ['known', *names, pack([str(v)])]
-    if names in (('datetime', 'date'), ('datetime', 'datetime'), ('datetime', 'time'), ('datetime', 'timedelta')):
-        made_from = v.__reduce__()[1]
-        return ['known', *names, pack(list(made_from))] if all(type(a) in (int, bytes) for a in made_from) else None
-    if names == ('numpy', 'ndarray') and v.dtype.kind in 'biufcU':
-        return ['known', 'numpy', 'array', pack([v.tolist(), v.dtype.str])]
-    if names[0] == 'numpy' and hasattr(v, 'item') and not isinstance(v, type): return pack(v.item())
-    if isinstance(v, tuple) and hasattr(t, '_fields'): return ['named', pack(list(t._fields)), pack(list(v))]
-    for plain in (int, float, complex, str, bytes, list, tuple, set, frozenset, dict):
-        if isinstance(v, plain): return pack(plain(v))
-
 # %% ../../nbs/evaluation/01_apart.ipynb #b165e929
-_CHILD_MODULES = frozenset('''builtins math cmath collections itertools functools operator decimal fractions datetime string
-    re json heapq bisect statistics copy dataclasses typing _operator _functools _collections _bisect _heapq'''.split())
+_CHILD_MODULES = frozenset('''builtins math cmath collections itertools functools operator decimal fractions datetime
+    string re json heapq bisect statistics copy dataclasses typing
+    _operator _functools _collections _bisect _heapq'''.split())
 _CHILD_NEVER = frozenset('eval exec compile open input breakpoint getattr setattr delattr vars globals locals'.split())
 
 def _child_reference(v): # [module, name] of what both sides have, or None
@@ -76,12 +60,31 @@ def _child_referred(module, name): # what it refers to: a name, or that of a cla
     for part in parts: thing = getattr(thing, part)
     return thing
 
+# %% ../../nbs/evaluation/01_apart.ipynb #0228b95a
+def _child_pack_known(v, pack):
+    "Packed, if it is of a class that both sides know or that extends a plain type; else None."
+    t, names = type(v), (type(v).__module__, type(v).__qualname__)
+    if reference := _child_reference(v): return ['from', *reference]
+    if names == ('collections', 'deque'): return ['known', *names, pack([list(v), v.maxlen])]
+    if names in (('collections', 'Counter'), ('collections', 'OrderedDict')): return ['known', *names, pack([dict(v)])]
+    if names in (('decimal', 'Decimal'), ('fractions', 'Fraction')): return ['known', *names, pack([str(v)])]
+    if names in (('datetime', 'date'), ('datetime', 'datetime'), ('datetime', 'time'), ('datetime', 'timedelta')):
+        made_from = v.__reduce__()[1]
+        return ['known', *names, pack(list(made_from))] if all(type(a) in (int, bytes) for a in made_from) else None
+    if names == ('numpy', 'ndarray') and v.dtype.kind in 'biufcU':
+        return ['known', 'numpy', 'array', pack([v.tolist(), v.dtype.str])]
+    if names[0] == 'numpy' and hasattr(v, 'item') and not isinstance(v, type): return pack(v.item())
+    if isinstance(v, tuple) and hasattr(t, '_fields'): return ['named', pack(list(t._fields)), pack(list(v))]
+    for plain in (int, float, complex, str, bytes, list, tuple, set, frozenset, dict):
+        if isinstance(v, plain): return pack(plain(v))
+
 # %% ../../nbs/evaluation/01_apart.ipynb #4b9ea5ca
 class _ChildNamed(tuple): pass # a tuple whose values have names as well
 
-def _child_make_known(kind, values, *, allowed=frozenset('''collections.deque collections.Counter collections.OrderedDict
-        decimal.Decimal fractions.Fraction datetime.date datetime.datetime datetime.time datetime.timedelta
-        numpy.array'''.split())):
+# %% ../../nbs/evaluation/01_apart.ipynb #6bc39057
+def _child_make_known(kind, values, *, allowed=frozenset('''collections.deque collections.Counter
+        collections.OrderedDict decimal.Decimal fractions.Fraction datetime.date datetime.datetime datetime.time
+        datetime.timedelta numpy.array'''.split())):
     "The object that `_child_pack_known` took apart."
     if kind == 'named':
         names, values = values
@@ -91,6 +94,56 @@ def _child_make_known(kind, values, *, allowed=frozenset('''collections.deque co
     module, name, arguments = values
     if f'{module}.{name}' not in allowed: raise TypeError(f'no known class: {module}.{name}')
     return getattr(importlib.import_module(module), name)(*arguments)
+
+# %% ../../nbs/evaluation/01_apart.ipynb #2f03bb91
+class _ChildRemote:
+    "Stands for an object of the other side."
+    def __init__(self, side, number, kind): vars(self).update(_side=side, _number=number, _kind=kind)
+
+    def __call__(self, *args, **kwargs):
+        if self._kind != 'coroutine function': return self._side.ask('call', self, *args, **kwargs)
+        async def run(): return self._side.ask('await', self, *args, **kwargs)
+        return run()
+
+    def __getattr__(self, name):
+        if name.startswith('__') and name not in ('__name__', '__doc__', '__qualname__'): raise AttributeError(name)
+        return self._side.ask('getattr', self, name)
+
+    def __setattr__(self, name, value): self._side.ask('setattr', self, name, value)
+    def __hash__(self): return self._number
+    def __ne__(self, other): return not self == other
+    def __exit__(self, *_): return bool(self._side.ask('exit', self))
+    def __enter__(self): return self._side.ask('enter', self)
+
+    def __contains__(self, value):
+        try: return any(value == one for one in self)
+        except TypeError: return self._side.ask('contains', self, value) # it cannot be walked through
+    def __instancecheck__(self, other): return type(other) is _ChildRemote and self._side.ask('isinstance', other, self)
+
+# %% ../../nbs/evaluation/01_apart.ipynb #15df2011
+_CHILD_ARITHMETIC = 'add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift'.split()
+
+def _child_add_operators(cls):
+    "Give the stand-ins the operators of Python."
+    def passed_on(name):
+        return lambda self, *args: self._side.ask(name, self, *args)
+    def with_another(name, compares):
+        def method(self, other):
+            if self is other and name == 'eq': return True
+            if compares and not isinstance(other, _ChildRemote): return NotImplemented
+            value = self._side.ask(name, self, other)
+            if isinstance(value, _ChildRemote) or isinstance(other, _ChildRemote): return value
+            raise TypeError(f'{name} of an object and a plain value gives a plain value, which its class decides')
+        return method
+    for name in 'len str repr bool int float abs round iter next getitem setitem delitem neg pos invert'.split():
+        setattr(cls, f'__{name}__', passed_on(name))
+    for name in 'eq lt le gt ge'.split(): setattr(cls, f'__{name}__', with_another(name, True))
+    for name in _CHILD_ARITHMETIC:
+        for before in ('', 'r', 'i'): # 2 - x is `rsub`, x -= 2 is `isub`
+            asked = f'i{name.strip("_")}' if before == 'i' else before + name
+            setattr(cls, f'__{before}{name.strip("_")}__', with_another(asked, False))
+
+_child_add_operators(_ChildRemote)
 
 # %% ../../nbs/evaluation/01_apart.ipynb #497bbc48
 class _ChildPeer:
@@ -124,6 +177,7 @@ def _child_kind(v):
     if isinstance(v, (types.FunctionType, types.MethodType, types.BuiltinFunctionType)): return 'function'
     return 'iterator' if hasattr(type(v), '__next__') else 'object'
 
+# %% ../../nbs/evaluation/01_apart.ipynb #8bf0c403
 def _child_lineage(cls): # of a class of exceptions: [[number to be, name], …], then the name of one that is built in
     own = []
     while getattr(builtins, cls.__name__, None) is not cls:
@@ -146,9 +200,7 @@ class _ChildObjects(_ChildPeer):
         known = _child_pack_known(v, self.pack)
         if known is not None: return known
         kind = _child_kind(v)
-        if kind != 'exception':
-            reference = _child_reference(v)
-            return ['from', *reference] if reference else ['mine', self.number(v), kind]
+        if kind != 'exception': return ['mine', self.number(v), kind]
         own, builtin = _child_lineage(v)
         return ['raised', [[self.number(cls), cls.__name__] for cls in own], builtin]
 
@@ -189,7 +241,7 @@ class _ChildErrors(_ChildObjects):
         return e
 
 # %% ../../nbs/evaluation/01_apart.ipynb #c29e0887
-_CHILD_ARITHMETIC = 'add sub mul truediv floordiv mod pow matmul and_ or_ xor lshift rshift'.split()
+_CHILD_BUILTINS = 'iter next len str repr bool int float abs round getattr setattr delattr hash isinstance'.split()
 
 def _child_do(name, thing, *args, **kwargs):
     "One operation."
@@ -200,9 +252,9 @@ def _child_do(name, thing, *args, **kwargs):
     if name[0] == 'r' and name[1:] in _CHILD_ARITHMETIC: return getattr(operator, name[1:])(args[0], thing)
     if name == 'enter': return thing.__enter__()
     if name == 'exit': return thing.__exit__(None, None, None)
-    in_builtins = 'iter next len str repr bool int float abs round getattr setattr delattr hash isinstance issubclass dir'
-    return getattr(builtins if name in in_builtins.split() else operator, name)(thing, *args)
+    return getattr(builtins if name in _CHILD_BUILTINS else operator, name)(thing, *args)
 
+# %% ../../nbs/evaluation/01_apart.ipynb #a6ca0081
 def _child_may(name, thing, args):
     "May the answer ask the tests for this?"
     kind = _child_kind(thing)
@@ -239,7 +291,7 @@ def _child_answer(self, name, thing, args, kwargs):
     mutable = (list, dict, set, bytearray)
     try:
         thing, packed, args = self.unpack(thing), args, [self.unpack(a) for a in args]
-        if not self.trusted and not _child_may(name, thing, args): raise TypeError(f'the tests do not give away: {name}')
+        if not (self.trusted or _child_may(name, thing, args)): raise TypeError(f'the tests do not give away: {name}')
         value = _child_do(name, thing, *args, **self.unpack(kwargs))
         now = [(i, self.pack(a)) for i, a in enumerate(args) if type(a) in mutable]
         same = next((i for i, _ in now if args[i] is value), None)
@@ -248,54 +300,6 @@ def _child_answer(self, name, thing, args, kwargs):
     self.send(*message)
 
 _ChildSide.answer = _child_answer
-
-# %% ../../nbs/evaluation/01_apart.ipynb #2f03bb91
-class _ChildRemote:
-    "Stands for an object of the other side."
-    def __init__(self, side, number, kind): vars(self).update(_side=side, _number=number, _kind=kind)
-
-    def __call__(self, *args, **kwargs):
-        if self._kind != 'coroutine function': return self._side.ask('call', self, *args, **kwargs)
-        async def run(): return self._side.ask('await', self, *args, **kwargs)
-        return run()
-
-    def __getattr__(self, name):
-        if name.startswith('__') and name not in ('__name__', '__doc__', '__qualname__'): raise AttributeError(name)
-        return self._side.ask('getattr', self, name)
-
-    def __setattr__(self, name, value): self._side.ask('setattr', self, name, value)
-    def __hash__(self): return self._number
-    def __ne__(self, other): return not self == other
-    def __exit__(self, *_): return bool(self._side.ask('exit', self))
-    def __enter__(self): return self._side.ask('enter', self)
-
-    def __contains__(self, value):
-        try: return any(value == one for one in self)
-        except TypeError: return self._side.ask('contains', self, value) # it cannot be walked through
-    def __instancecheck__(self, other): return isinstance(other, _ChildRemote) and self._side.ask('isinstance', other, self)
-
-# %% ../../nbs/evaluation/01_apart.ipynb #15df2011
-def _child_add_operators(cls):
-    "Give the stand-ins the operators of Python."
-    def passed_on(name):
-        return lambda self, *args: self._side.ask(name, self, *args)
-    def with_another(name, compares):
-        def method(self, other):
-            if self is other and name == 'eq': return True
-            if compares and not isinstance(other, _ChildRemote): return NotImplemented
-            value = self._side.ask(name, self, other)
-            if isinstance(value, _ChildRemote) or isinstance(other, _ChildRemote): return value
-            raise TypeError(f'{name} of an object and a plain value gives a plain value, which its class decides')
-        return method
-    for name in 'len str repr bool int float abs round iter next getitem setitem delitem neg pos invert'.split():
-        setattr(cls, f'__{name}__', passed_on(name))
-    for name in 'eq lt le gt ge'.split(): setattr(cls, f'__{name}__', with_another(name, True))
-    for name in _CHILD_ARITHMETIC:
-        for before in ('', 'r', 'i'): # 2 - x is `rsub`, x -= 2 is `isub`
-            asked = f'i{name.strip("_")}' if before == 'i' else before + name
-            setattr(cls, f'__{before}{name.strip("_")}__', with_another(asked, False))
-
-_child_add_operators(_ChildRemote)
 
 # %% ../../nbs/evaluation/01_apart.ipynb #3ee5e4b3
 def _child_free_names(tests):
@@ -321,15 +325,16 @@ def _child_resolve(side, described):
     return importlib.import_module(value) if kind == 'module' else side.unpack(value)
 
 # %% ../../nbs/evaluation/01_apart.ipynb #ec3a9da8
+_CHILD_SHARED = frozenset('''stdin stdout stderr redirect_stdout redirect_stderr capsys patch mock monkeypatch seed
+    inspect getsource signature globals builtins sys environ gc pandas torch unittest threading pickle'''.split())
+
 def _child_together(tests):
     "Must these tests share the answer's process?"
-    words = {'stdin', 'stdout', 'stderr', 'redirect_stdout', 'redirect_stderr', 'capsys', 'patch', 'mock', 'monkeypatch',
-             'seed', 'inspect', 'getsource', 'globals', 'builtins', 'sys', 'environ', 'signature', 'gc', 'pandas', 'torch',
-             'unittest', 'threading', 'async_generator', 'pickle'}
     own = _child_free_names(tests)[0]
     for node in ast.walk(ast.parse(tests)):
         names = {getattr(node, field, None) for field in ('id', 'attr', 'name', 'module')}
-        if {part for name in names if isinstance(name, str) for part in name.split('.')} & words: return True
+        if {part for name in names if isinstance(name, str) for part in name.split('.')} & _CHILD_SHARED:
+            return True
         if isinstance(node, ast.ClassDef) and {n.id for n in node.bases if isinstance(n, ast.Name)} & own: return True
         if isinstance(node, (ast.AsyncFor, ast.AsyncWith)): return True
     return False
@@ -341,6 +346,7 @@ def _child_reason(e): # the word for what ended the run
     if isinstance(e, MemoryError): return 'memory'
     return 'refused' if isinstance(e, PermissionError) and str(e).startswith('refused: ') else 'error'
 
+# %% ../../nbs/evaluation/01_apart.ipynb #7b508887
 def _child_detail(e, code, tests):
     "The error in one short line."
     if isinstance(e, SystemExit): return 'the program ended itself before its tests were through'
@@ -405,6 +411,7 @@ def _child_sides(): # -> (this process's `_ChildSide`, number of the answer's pr
     for fd in others: os.close(fd)
     return _ChildSide(*own, trusted=not pid), pid
 
+# %% ../../nbs/evaluation/01_apart.ipynb #44429d7e
 def _child_ended(pid): # how the answer's process ended: (reason, details)
     status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if status in (-24, -14): return 'timeout', 'it used up its time' # SIGXCPU, SIGALRM

@@ -16,7 +16,8 @@ from ..core import escape_markdown, markdown_table, text_table
 from .sandbox import FILE_LAYERS, CodeResult, _file_layer, _run, _workers
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #7adc55e8
-_PRELUDE = 'import ctypes, os, sys, time\nc, got = ctypes.CDLL(None, use_errno=True), None\nB = lambda path: path.encode()\n'
+_PRELUDE = 'import ctypes, os, sys, time\nc, got = ctypes.CDLL(None, use_errno=True), None\n' \
+           'B = lambda path: path.encode()\n'
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #72277c77
 _READ = {
@@ -108,7 +109,8 @@ _PROCESSES = {
     'a program by posix_spawn': 'n = (ctypes.c_char_p * 3)(b"sleep", b"9", None); p = ctypes.c_int()\n'
                                 'c.posix_spawn(ctypes.byref(p), b"/bin/sleep", None, None, n, None)',
     'subprocess': 'import subprocess; subprocess.Popen(["sleep", "9"], start_new_session=True)',
-    'multiprocessing': 'import multiprocessing as m; m.get_context("fork").Process(target=time.sleep, args=[9]).start()',
+    'multiprocessing': 'import multiprocessing as m\n'
+                       'm.get_context("fork").Process(target=time.sleep, args=[9]).start()',
     'a thread that stays': 'import threading; threading.Thread(target=time.sleep, args=[9]).start()',
     'out of the group': 'c.setsid(); c.setpgid(0, 0); c.setpgid(0, PARENT); time.sleep(.2)',
     'C: kill': 'c.kill(BYSTANDER, 10)',
@@ -177,8 +179,8 @@ _FORGE = {
                         'import math\nassert math.isclose(f(2), 3.5)')}
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #f32f4fbf
-_FRAMES = 'def f(x):\n    i = sys._getframe()\n    while i:\n        for v in [*i.f_locals.values(), *i.f_globals.values()]:\n' \
-          '            WITH\n        i = i.f_back\n'
+_FRAMES = 'def f(x):\n    i = sys._getframe()\n    while i:\n' \
+          '        for v in [*i.f_locals.values(), *i.f_globals.values()]:\n            WITH\n        i = i.f_back\n'
 _MARK = 'M = "isinst" + chr(97) + "nce(f(2), int)"\n' # a word of the tests that is not in this code
 _FORGE |= {
     'patch exec and compile': _PATCH + 'builtins.exec = builtins.compile = lambda *a, **k: None\ndef f(x): pass',
@@ -188,33 +190,38 @@ _FORGE |= {
     'patch os.write and json': 'import json; json.dumps = lambda *a: "[\\"ok\\", \\"\\"]"\ndef f(x): pass',
     'write ok everywhere': 'for i in range(99):\n    try: os.write(i, b"ok\\nok\\n\\n\\n")\n    except OSError: pass\n'
                            'def f(x): pass',
-    'messages of its own': 'def say(m):\n    d = m.encode(); d = len(d).to_bytes(8, "big") + d\n    for i in range(3, 30):\n'
-        '        try: os.write(i, d)\n        except OSError: pass\n'
+    'messages of its own': 'def say(m):\n    d = m.encode(); d = len(d).to_bytes(8, "big") + d\n'
+        '    for i in range(3, 30):\n        try: os.write(i, d)\n        except OSError: pass\n'
         'def f(x):\n    for _ in range(9): say(\'["value", true, null, []]\')\n    os._exit(0)',
     'the expected value from frames': (_FRAMES.replace('WITH', 'if type(v) is int and v > 9**9: return v'),
                                        'assert f(2) == 98765432101'),
     'the tests from frames': _MARK + _FRAMES.replace('WITH', 'if isinstance(v, str) and M in v and v != M: return 3'),
-    'the tests from the heap': _MARK + 'import gc\ndef f(x):\n    return 3 if any(M in str(o) for o in gc.get_objects() '
-                               'if isinstance(o, (tuple, list, dict)) and o is not globals()) else 0',
+    'the tests from the heap': _MARK + 'import gc\ndef f(x):\n    return 3 if any(M in str(o) for o in gc.get_objects()'
+                               ' if isinstance(o, (tuple, list, dict)) and o is not globals()) else 0',
     'the tests from files': _MARK + 'import glob\ndef f(x):\n    for p in glob.glob("../*") + ["/proc/self/fd/0"]:\n'
                             '        if M in open(p).read(): return 3',
     'the tests from memory': _MARK + 'def f(x):\n    for n in range(2**22, 2**23, 2**12):\n'
         '        with open("/proc/self/mem", "rb") as m:\n            m.seek(n)\n'
         '            if M.encode() in m.read(4096): return 3',
+}
+
+# %% ../../nbs/evaluation/01_attacks.ipynb #b869cf76
+_FORGE |= {
     'atexit': 'import atexit; atexit.register(os._exit, 0)\ndef f(x): pass',
     'trace': 'sys.settrace(lambda *a: None); sys.setprofile(lambda *a: os._exit(0))\ndef f(x): pass',
     'call the tests by name': 'def f(x):\n    import tests\n    tests.f = lambda x: 3',
     'change the argument': ('def f(x, y): y[:] = x; return x', 'want = (1, 2)\nassert f([3, 4], list(want)) == [1, 2]'),
     'an error of the tests': 'def f(x): raise StopIteration',
-    'code through an error': 'class E(Exception):\n    def __init__(self, *a): pass\n    __str__ = lambda s: os._exit(0)\n'
-                             'def f(x): raise E',
+    'code through an error': 'class E(Exception):\n    def __init__(self, *a): pass\n'
+                             '    __str__ = lambda s: os._exit(0)\ndef f(x): raise E',
     'a name of Python': ('class isinstance: pass\ndef f(x): return "3"', 'assert isinstance(f(2), int)')}
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #2d1e020f
 _REMAINS = {
     'own comparison': ('class V:\n    def __init__(self, x): pass\n    def __eq__(self, o): return True',
                        'assert V(1) == V(2)'),
-    'own membership': ('class A:\n    def __contains__(self, o): return True\ndef f(x): return A()', 'assert 3 in f(2)'),
+    'own membership': ('class A:\n    def __contains__(self, o): return True\ndef f(x): return A()',
+                       'assert 3 in f(2)'),
     'shared process': (_PATCH + 'builtins.all = lambda x: True\ndef f(x): return 3',
                        'import sys\nassert all([f(2) == 4])')}
 _TESTS = 'assert f(2) == 3 and isinstance(f(2), int)'
@@ -239,7 +246,8 @@ def _servers(home): # -> (what stands for what, calls)
     abstract = f'llmft-{os.getpid()}-{os.urandom(4).hex()}'
     for family, kind, address in ((socket.AF_INET, socket.SOCK_STREAM, ('127.0.0.1', 0)),
             (socket.AF_INET, socket.SOCK_DGRAM, None), (socket.AF_UNIX, socket.SOCK_STREAM, f'{home}/socket'),
-            (socket.AF_UNIX, socket.SOCK_STREAM, f'\0{abstract}'), (socket.AF_UNIX, socket.SOCK_DGRAM, f'{home}/datagrams')):
+            (socket.AF_UNIX, socket.SOCK_STREAM, f'\0{abstract}'),
+            (socket.AF_UNIX, socket.SOCK_DGRAM, f'{home}/datagrams')):
         made.append(server := socket.socket(family, kind))
         server.bind(address or made[0].getsockname())
         server.settimeout(.05)
@@ -265,6 +273,7 @@ def _leftovers(): # processes of programs whose folder is gone
             if 'llmft-run-' in home and not os.path.exists(home): found.append(int(path.parent.name))
     return found
 
+# %% ../../nbs/evaluation/01_attacks.ipynb #ddda2b89
 def _harmed(bystander): # was it ended, or set back?
     limits = Path(f'/proc/{bystander.pid}/limits').read_text() if bystander.poll() is None else ''
     own = Path('/proc/self/limits').read_text()
@@ -280,6 +289,7 @@ class Attack:
     held: bool         # nothing came of it
     result: CodeResult # what the sandbox says of it
 
+# %% ../../nbs/evaluation/01_attacks.ipynb #adb215d9
 def _programs(group, attack, words): # (code, tests) with what the words stand for
     tests = {'read': 'assert "hf_secret" in got', 'forging': _TESTS}.get(group, 'assert got is True')
     code, tests = attack if isinstance(attack, tuple) else (attack, tests)
@@ -298,6 +308,7 @@ def _attack(group, name, files):
         before, left = _state(home), []
         try:
             result = _run(*_programs(group, ATTACKS[group][name], words), files, 1, 2**28)[0]
+            result.detail = result.detail.replace(home, 'HOME')
             time.sleep(.1) # what is to come of it
             through = result.ok or result.seconds > 4 or _state(home) != before or calls or _escaped()
             left = _leftovers() if group == 'processes' else []

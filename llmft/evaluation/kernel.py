@@ -77,12 +77,12 @@ def _child_landlock(folder):
 # %% ../../nbs/evaluation/01_kernel.ipynb #8371fa55
 def _child_calls():
     "{what becomes of it: {name of a system call: its number on (x86-64, ARM)}}"
-    refused = '''socket 41 198 connect 42 203 bind 49 200 listen 50 201 fork 57 0 vfork 58 0 execve 59 221 execveat 322 281
-        kill 62 129 tkill 200 130 rt_sigqueueinfo 129 138 rt_tgsigqueueinfo 297 240 setsid 112 157 setpgid 109 154
-        ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272 memfd_create 319 279
-        shmget 29 194 shmat 30 196 semget 64 190 msgget 68 186 msgsnd 69 189 mq_open 240 180 mq_unlink 241 181
-        unshare 272 97 setns 308 268 chroot 161 51 pivot_root 155 41 mount 165 40 umount2 166 39 swapon 167 224
-        swapoff 168 225 reboot 169 142 sethostname 170 161 setdomainname 171 162 iopl 172 0 ioperm 173 0
+    refused = '''socket 41 198 connect 42 203 bind 49 200 listen 50 201 fork 57 0 vfork 58 0 execve 59 221
+        execveat 322 281 kill 62 129 tkill 200 130 rt_sigqueueinfo 129 138 rt_tgsigqueueinfo 297 240
+        setsid 112 157 setpgid 109 154 ptrace 101 117 process_vm_readv 310 270 process_vm_writev 311 271 kcmp 312 272
+        memfd_create 319 279 shmget 29 194 shmat 30 196 semget 64 190 msgget 68 186 msgsnd 69 189 mq_open 240 180
+        mq_unlink 241 181 unshare 272 97 setns 308 268 chroot 161 51 pivot_root 155 41 mount 165 40 umount2 166 39
+        swapon 167 224 swapoff 168 225 reboot 169 142 sethostname 170 161 setdomainname 171 162 iopl 172 0 ioperm 173 0
         init_module 175 105 delete_module 176 106 finit_module 313 273 quotactl 179 60 acct 163 89 settimeofday 164 170
         clock_settime 227 112 adjtimex 159 171 clock_adjtime 305 266 syslog 103 116 kexec_load 246 104
         kexec_file_load 320 294 bpf 321 280 perf_event_open 298 241 userfaultfd 323 282 add_key 248 217

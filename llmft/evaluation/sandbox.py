@@ -23,11 +23,11 @@ def _bubblewrap(folder): # the beginning of a command that runs in a small world
     program = shutil.which('bwrap')
     if not program: return []
     shown = [path for path in kernel._child_readable() if not path.startswith('/dev')]
-    shown += [sys.executable, *map(str, _PACKAGE.rglob('evaluation'))]
-    links = [part for path in ('/lib', '/lib64', '/bin') if os.path.islink(path)
-             for part in ('--symlink', os.readlink(path), path)]
-    binds = [part for path in dict.fromkeys(map(os.path.realpath, shown)) for part in ('--ro-bind', path, path)]
-    return [program, '--unshare-all', '--die-with-parent', '--dev', '/dev', *binds, *links,
+    shown += [sys.executable, f'{sys.prefix}/pyvenv.cfg', str(_PACKAGE/'evaluation')]
+    pairs = [(real, path) for path in shown for real in [os.path.realpath(path)] if os.path.exists(real)]
+    pairs = dict.fromkeys(pair for real, path in pairs for pair in ((real, real), (real, path)))
+    binds = [part for pair in pairs for part in ('--ro-bind', *pair)]
+    return [program, '--unshare-all', '--die-with-parent', '--dev', '/dev', *binds,
             '--bind', str(folder), str(folder), '--chdir', str(folder)]
 
 _PACKAGE = Path(apart.__file__).parent.parent
@@ -50,6 +50,7 @@ from llmft.evaluation.apart import _child_main
 del sys.argv[1:], root, name, folder
 _child_main(files, int(memory), int(seconds))"""
 
+# %% ../../nbs/evaluation/01_sandbox.ipynb #41c9367e
 def _command(folder, files, memory, seconds):
     "The command that runs a program in `folder`."
     python = [sys.executable, '-s', '-B', '-c', _START, str(_PACKAGE), files, str(memory), str(seconds)]
@@ -73,7 +74,7 @@ def _resident(pid): # (bytes of memory, threads)
     return int(fields[21]) * os.sysconf('SC_PAGE_SIZE'), int(fields[17])
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #b3849416
-def _folder_size(folder, most=10_000): # (bytes, entries) of the files in it, up to `most` entries; very deep ones count as `most`
+def _folder_size(folder, most=10_000): # (bytes, entries) in it; `most` also where it is very deep
     size, n, folders, deepest = 0, 0, [(folder, 0)], 100
     while folders and n < most:
         path, depth = folders.pop()
@@ -86,6 +87,7 @@ def _folder_size(folder, most=10_000): # (bytes, entries) of the files in it, up
                 if n >= most: break
     return size, n
 
+# %% ../../nbs/evaluation/01_sandbox.ipynb #16bc81a4
 def _too_much(pid, folder, memory): # what a program has too much of, or None
     used = [_resident(p) for p in _processes(pid)] if sys.platform == 'linux' else []
     if sum(size for size, _ in used) > memory: return f'more than {memory >> 20} MiB in all'
@@ -175,14 +177,12 @@ _NEEDED = {'landlock': {'LANDLOCK', 'SECCOMP'}, 'bubblewrap': {'SECCOMP'}, 'nobo
 
 @lru_cache
 def _file_layer(layers=FILE_LAYERS): # -> (the one that holds or '', names of the limits that hold)
-    limits = []
     for files in layers:
         if files == 'bubblewrap' and not shutil.which('bwrap'): continue
         if files == 'nobody' and getattr(os, 'geteuid', lambda: 1)(): continue
-        with suppress(OSError): result, limits = _run('x = 1', 'assert x == 1', files, 20, 2**30)
+        result, limits = _run('x = 1', 'assert x == 1', files, 20, 2**30)
         if result.ok and _NEEDED[files] <= {*limits}: return files, tuple(limits)
-    with suppress(OSError): limits = _run('', '', '', 20, 2**30)[1]
-    return '', tuple(limits)
+    return '', tuple(_run('', '', '', 20, 2**30)[1])
 
 # %% ../../nbs/evaluation/01_sandbox.ipynb #195482e1
 def check_sandbox(

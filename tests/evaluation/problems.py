@@ -43,18 +43,21 @@ def _problem(i):
               f'    """ {about}\n    >>> {name}(…)\n    """\n')
     tests = '\n'.join(_line(name, *case) for case in cases(n))
     return dict(task_id=f'Own/{i}', prompt=prompt, entry_point=name, canonical_solution=f'    {right}\n',
-                wrong_solution=f'    {wrong}\n', test=f"\n\nMETADATA = {{'author': 'llmft'}}\n\n\ndef check(candidate):\n{tests}\n")
+                wrong_solution=f'    {wrong}\n',
+                test=f"\n\nMETADATA = {{'author': 'llmft'}}\n\n\ndef check(candidate):\n{tests}\n")
 
 
 HUMAN_EVAL = [_problem(i) for i in range(164)]
 
 MBPP = [
-    dict(task_id=1, text='Write a function to find the volume of a box.', code='def volume(a, b, c):\r\n  return a * b * c',
+    dict(task_id=1, text='Write a function to find the volume of a box.',
+         code='def volume(a, b, c):\r\n  return a * b * c',
          wrong='def volume(a, b, c):\n  return a + b + c', test_setup_code='', challenge_test_list=[],
          test_list=['assert volume(1, 2, 3) == 6', 'assert volume(5, 7, 3) == 105']),
     dict(task_id=2, text='Write a function `sum` of two numbers.', code='def sum(a, b):\n    return a + b',
          wrong='def sum(a, b):\n    return a', test_setup_code='', test_list=['assert sum(10, 15) == 25']),
-    dict(task_id=3, prompt='Is the area of a circle close to that?', code='def area(r):\n    return 3.141592653589793 * r ** 2',
+    dict(task_id=3, prompt='Is the area of a circle close to that?',
+         code='def area(r):\n    return 3.141592653589793 * r ** 2',
          wrong='def area(r):\n    return r ** 2', test_imports=['import math'],
          test_list=['assert math.isclose(area(10), 314.1592653589793, rel_tol=0.001)']),
     dict(task_id=4, text='Find the height of a tree.', test_setup_code='root = Node(1)\nroot.left = Node(2)',

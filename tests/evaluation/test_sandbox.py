@@ -1,5 +1,5 @@
 "The sandbox against programs that mean harm, as root and as another user, with each of its layers."
-import os, subprocess, sys, tempfile
+import os, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 import pytest
@@ -56,13 +56,23 @@ def test_attacks_as_another_user(group):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which('bwrap'), reason='needs bubblewrap')
+@pytest.mark.parametrize('group', ['read', 'write', 'network', 'processes', 'forging'])
+def test_attacks_in_bubblewrap(group):
+    if not sandbox._file_layer(('bubblewrap',))[0]: pytest.skip('bubblewrap is not allowed here')
+    own_world = {'a file beside the folder'} # it can be made, in a folder that nobody else sees
+    assert {*try_attacks([group], layers=('bubblewrap',)).through} <= own_world
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason='needs root')
 def test_attacks_where_llmft_is_not_run_by_root():
-    code = ('from llmft.evaluation.attacks import try_attacks, ATTACKS\nfrom llmft.evaluation.sandbox import _file_layer\n'
+    code = ('from llmft.evaluation.attacks import try_attacks, ATTACKS\n'
+            'from llmft.evaluation.sandbox import _file_layer\n'
             'groups = [g for g in ATTACKS if g != "remains"]\nprint(_file_layer()[0], try_attacks(groups).through)')
     command = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', sys.executable, '-c', code]
     p = subprocess.run(command, capture_output=True, text=True, cwd='/', env=os.environ | {'PYTHONPATH': str(ROOT)})
-    if 'Permission denied' in p.stderr: pytest.skip('another user cannot read this Python')
+    if 'Permission denied' in p.stderr: pytest.skip('another user cannot run this Python')
     assert p.stdout.split(maxsplit=1) == [LAYER, '[]\n'], p.stderr
 
 
@@ -94,7 +104,8 @@ RIGHT = [
      'import itertools\nassert list(itertools.islice(count(), 3)) == [0, 1, 2]'),
     ('class V:\n    def __init__(self, x): self.x = x\n    def __add__(self, o): return V(self.x + o.x)\n'
      '    def __len__(self): return 4\n    def __rmul__(self, n): return V(n * self.x)\n'
-     '    def __eq__(self, o): return self.x == o.x\n    def __enter__(self): return self\n    def __exit__(self, *a): pass',
+     '    def __eq__(self, o): return self.x == o.x\n    def __enter__(self): return self\n'
+     '    def __exit__(self, *a): pass',
      'v = V(1)\nassert (v + V(2)).x == 3 and len(v) == 4 and isinstance(v, V) and (3 * v).x == 3 and v == V(1)\n'
      'with v as w: assert w is v'),
     ('import asyncio\nasync def g(x):\n    await asyncio.sleep(0)\n    return x',
@@ -106,7 +117,8 @@ RIGHT = [
     ('def f(): print("hi")', 'import io, contextlib\nout = io.StringIO()\n'
                              'with contextlib.redirect_stdout(out): f()\nassert out.getvalue() == "hi\\n"'),
     ('from enum import Enum\nclass C(Enum):\n    R = 1\ndef f(): return C.R', 'assert f() is C.R and C.R.value == 1'),
-    ('class T(dict): pass\nclass U:\n    def __contains__(self, k): return k == "a"', 'assert "a" in U() and T() == {}'),
+    ('class T(dict): pass\nclass U:\n    def __contains__(self, k): return k == "a"',
+     'assert "a" in U() and T() == {}'),
     ('import numpy as np\ndef f(n): return np.arange(n)', 'import numpy as np\nassert np.allclose(f(3), [0, 1, 2])'),
     ('def dec(f):\n    return lambda *a: f(*a) + 1', '@dec\ndef h(x): return x * 2\nassert h(3) == 7')]
 
@@ -122,7 +134,8 @@ def test_right_answers_pass(code, tests):
 def test_shape_of_human_eval(problems):
     answers = [(p, kind) for p in problems for kind in ('canonical_solution', 'wrong_solution')]
     results = run_code_batch([row_program(p, p[kind]) for p, kind in answers], progress=False, unsafe=True)
-    wrong = [(p['task_id'], kind, r) for (p, kind), r in zip(answers, results) if r.ok != (kind == 'canonical_solution')]
+    wrong = [(p['task_id'], kind, r) for (p, kind), r in zip(answers, results)
+             if r.ok != (kind == 'canonical_solution')]
     assert wrong == [] and len(HUMAN_EVAL) == 164
 
 
