@@ -269,6 +269,7 @@ def _is_axolotl_only(name):
     key = find_key(name)
     return key is not None and key.message != _SAME_HERE and name not in _FORMER_KEYS
 
+# %% ../../nbs/config/03_axolotl.ipynb #1a9e047d
 def is_axolotl(
     values, # names and values of a file
 ) -> bool:

@@ -301,7 +301,6 @@ def _model_at(loc):
 
 # %% ../../nbs/config/02_config.ipynb #24f774a9
 _NEARLY_THE_SAME = 0.85 # of difflib: `lora_rnk` is `lora_r`, `warmup_ration` is `warmup_ratio`
-
 def _did_you_mean_key(loc, only_near=False):
     "The nearest key of llmft, unless one of Axolotl is written nearly the same; `only_near`: no other than such a one."
     model, name = _model_at(loc), loc[-1]

@@ -60,6 +60,7 @@ def _reject_duplicate_keys(pairs): # (key, value) of a JSON object -> the object
     duplicate = next(key for i, key in enumerate(keys) if key in keys[:i])
     raise ValueError(f'`{duplicate}` is given twice in one object. Keep one of them.')
 
+# %% ../../nbs/data/01_files.ipynb #1ffa3e5f
 def _reject_constant(name): # `NaN`, `Infinity` or `-Infinity`
     raise ValueError(f'`{name}` is not a JSON value. Write `null` where there is none.')
 

@@ -175,7 +175,6 @@ def check_source_columns(
 
 # %% ../../nbs/data/02_sources.ipynb #757e8657
 def _is_large(value): return isinstance(value, int) and not -2**63 <= value < 2**64
-
 def _large_number(value): # one that 64 bits do not hold, anywhere in `value`; or None
     if _is_large(value): return value
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()

@@ -82,7 +82,6 @@ def usage_markdown(
 
 # %% ../../nbs/export/06_card.ipynb #e147333c
 _LOCAL_PATH = re.compile(r'''(?<![\w./:~-])(?:~|[A-Za-z]:)?[/\\](?:[^\s'"`<>|,:;*?/\\]+[/\\])+([^\s'"`<>|,:;*?/\\]*)''')
-
 def without_paths(
     text, # that may hold anything
 ) -> str: # the same, with names in place of absolute paths
@@ -133,6 +132,7 @@ def _metadata(config, is_merged): # the head of a card
               'tags': ['llmft', config.adapter]}
     return dump_yaml({key: value for key, value in values.items() if value})
 
+# %% ../../nbs/export/06_card.ipynb #9d5e5d6e
 def _data_table(config, facts): # `facts`: of data.json
     hashes = {source['path']: source.get('sha256') or {} for source in facts.get('sources', [])}
     rows = [[_public_name(d.path), d.type if isinstance(d.type, str) else 'own format', d.split or '',

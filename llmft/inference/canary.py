@@ -57,6 +57,7 @@ def _read_canary(file): # -> dict
         raise UserError(f'{file} cannot be read: {reason_line(e)}. Copy the folder again, or delete this file: then '
                         'it is not known whether prompts are as in training.') from None
 
+# %% ../../nbs/inference/02_canary.ipynb #9cb19fce
 def _difference(ids, expected, tokenizer): # in words
     n = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), min(len(ids), len(expected)))
     def token(ids): return repr(tokenizer.decode(ids[n:n + 1])) if n < len(ids) else 'nothing'

@@ -97,6 +97,7 @@ def _gpu_of_size(text): # '15GiB' -> `Gpu`; None if it is no size
     if memory <= 0: raise UserError(f'GPU {text!r}: the memory must be above 0, as in `15GiB`.')
     return Gpu(text.strip(), memory, (7, 5), cuda_context_bytes((7, 5)))
 
+# %% ../../nbs/model/01_gpus.ipynb #29b2c01c
 def _several_gpus(text): # '4xL4' -> `Gpu` with its count; None if it is no such name
     match = re.fullmatch(r'(\d+)\s*[x×*]\s*(.+)', text.strip(), re.I)
     if not match or not int(match[1]): return

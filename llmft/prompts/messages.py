@@ -150,6 +150,7 @@ def _role_names(dataset): # {name in the rows: name for the template}
     named = {other: role for role, others in roles.items() for other in others}
     return _ROLES | {role: role for role in roles} | named
 
+# %% ../../nbs/prompts/05_messages.ipynb #ee558fe8
 def _trained_roles(dataset): # the roles that are learned, by their names for the template
     names = _role_names(dataset)
     return {names.get(role, role) for role in dataset.roles_to_train}

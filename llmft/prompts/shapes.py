@@ -36,7 +36,6 @@ def _name_of(node): # the last name of an expression, as `content` in `m.content
     return node.arg.value if _is_text(node.arg) else _name_of(node.node)
 
 def _is_text(node): return isinstance(getattr(node, 'value', None), str)
-
 def _texts(found): # the texts that stand in some nodes of the tree
     from jinja2 import nodes
     inner = (c for n in found for c in ([n] if isinstance(n, nodes.Const) else n.find_all(nodes.Const)))

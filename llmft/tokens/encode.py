@@ -128,6 +128,7 @@ def _token_at(encoding, pos):
     if token is None: return bisect_left(encoding.offsets, (pos, pos)), True
     return token, encoding.token_to_chars(token)[0] == pos
 
+# %% ../../nbs/tokens/02_encode.ipynb #4aabdc5e
 def _last_section(texts, i, names): # `names`: the pattern of the control tokens
     "The text up to the end of turn `i`, from the last control token on, and the characters in front of it."
     for j in range(i, -1, -1):

@@ -294,6 +294,7 @@ def _html_line(line):
     style = f'border-left:4px solid {_COLOURS[line[0]]};padding-left:.5em;margin:.2em 0'
     return f'<div style="{style}">{escape(line[1])}</div>'
 
+# %% ../../nbs/tokens/07_report.ipynb #833a2d7f
 def _as_html(sections): # for a notebook
     def body(content):
         if isinstance(content, tuple): return html_table(*content, right=_numbers_right(content[0]))

@@ -136,7 +136,6 @@ def _check_loading(config):
 
 # %% ../../nbs/training/01_arguments.ipynb #b62a6f04
 MEASURING_SCHEDULERS = ('reduce_lr_on_plateau', 'greedy') # they look at the held-out loss
-
 def _scheduler_options(name): # {what its `lr_scheduler_kwargs` may hold: is it needed}
     from torch.optim.lr_scheduler import ReduceLROnPlateau
     from transformers import GreedyLR, SchedulerType

@@ -73,7 +73,6 @@ def _let_rate_rise(trainer, start, end, steps): # in place of the scheduler of t
 class LossOfRates:
     "Callback: gathers the losses, and stops when they break out."
     def __init__(self): self.losses, self.means = [], []
-
     def on_log(self, args, state, control, logs=None, **kwargs):
         if 'loss' not in logs: return
         if math.isfinite(logs['loss']):

@@ -62,6 +62,7 @@ def _colour_range(losses): # (loss of the first colour, of the last one)
     top = min(max(losses), best + 3*(middle - best))
     return best, top if top > best else best + 1e-6
 
+# %% ../../nbs/training/07_grid_plots.ipynb #4cf7d57f
 def _cell_colour(loss, low, high): # (colour of a cell, of the text in it)
     from matplotlib import colormaps
     share = min(max((loss - low)/(high - low), 0), 1)

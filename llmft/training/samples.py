@@ -75,6 +75,7 @@ def exact_match(
     "Is the answer that of the row, but for blanks at its ends."
     return float(answer.strip() == reference.strip())
 
+# %% ../../nbs/training/04_samples.ipynb #e52517fd
 def word_f1(
     answer, reference, # texts
 ) -> float: # 0 to 1

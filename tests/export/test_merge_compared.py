@@ -39,12 +39,12 @@ def test_merged_is_the_run(name, tied, tmp_path):
 
 
 def test_a_wrong_merge_is_not_written(tmp_path, monkeypatch):
-    run, right = small_run(tmp_path), StreamedMerge.in_files
-    def wrong(self, unit, tensors): return {name: t.flip(0) for name, t in right(self, unit, tensors).items()}
+    run, right = small_run(tmp_path), StreamedMerge.rows
+    def wrong(*args): return ((part, before, after.flip(0)) for part, before, after in right(*args))
     write = StreamedMerge.write
     def write_wrong(*args):
         with monkeypatch.context() as patched:
-            patched.setattr(StreamedMerge, 'in_files', wrong)
+            patched.setattr(StreamedMerge, 'rows', wrong)
             return write(*args)
     monkeypatch.setattr(StreamedMerge, 'write', write_wrong)
     with pytest.raises(UserError, match='does not come from this base model'):
