@@ -1162,6 +1162,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'llmft/inference/load.py'),
                                       'llmft.inference.load._foreign_config': ( 'inference/load.html#_foreign_config',
                                                                                 'llmft/inference/load.py'),
+                                      'llmft.inference.load._is_foreign': ('inference/load.html#_is_foreign', 'llmft/inference/load.py'),
                                       'llmft.inference.load._is_whole': ('inference/load.html#_is_whole', 'llmft/inference/load.py'),
                                       'llmft.inference.load._open_adapter': ( 'inference/load.html#_open_adapter',
                                                                               'llmft/inference/load.py'),

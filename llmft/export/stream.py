@@ -15,8 +15,7 @@ from fastcore.basics import patch
 
 from ..core import UserError
 from .shards import ShardWriter, stored_tensors, weight_files, write_index
-from ..hub import resolve_model
-from ..memory.dryrun import quantize_layers
+from ..hub import model_errors, resolve_model
 from ..model.adapters import load_saved_adapter
 from ..model.architectures import empty_model, model_class
 from ..model.base import _quantization_config, load_hf_config
@@ -144,6 +143,7 @@ def _forget(wrapper): # that it was merged
 # %% ../../nbs/export/00_stream.ipynb #16998b43
 def _quantized_names(config, hf_config): # (names of the weights that the run kept in few bits, how)
     import torch
+    from llmft.memory.dryrun import quantize_layers # imports torch
     settings = _quantization_config(config, torch.float32)
     if settings is None: return {}, None
     model = empty_model(hf_config)
@@ -438,7 +438,7 @@ def _write_one(self: StreamedMerge, writer, stored, dtype, ready): # `ready`: wh
         writer.add_parts(stored.name, parts, stored.shape, new)
         return
     if stored.name not in ready:
-        found = self.in_files(unit, self.sums(unit, self.base(unit)))
+        with model_errors(self.folder, 'adapter'): found = self.in_files(unit, self.sums(unit, self.base(unit)))
         for name in {*found} - {*unit.sources}: writer.add(name, _round(found.pop(name), new, name))
         ready |= {name: _round(tensor, _format_for(self.stored[name], dtype), name) for name, tensor in found.items()}
     writer.add(stored.name, ready.pop(stored.name))

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..config.config import Config, load_config
 from ..core import UserError, check_weights_unchanged, checked_file, log, memory_errors, user_path
 from ..hub import check_json_files, hub_errors, is_local_path, model_errors
-from .canary import check_canary
+from .canary import CANARY, check_canary
 from .chat import AdapterRun, Chat
 from ..model.adapters import load_extra_adapter, load_saved_adapter
 from ..tokens.special import align_special_tokens
@@ -74,14 +74,18 @@ def load_run_config(
     raise UserError(f'{path}: this is not a run folder of llmft (it has no config_completed.yml). It holds: {names}.')
 
 # %% ../../nbs/inference/02_load.ipynb #56ef6c4a
+def _is_foreign(path): # an adapter of another program without a tokenizer: it uses the one of its base
+    ours = path/'llmft.yml', path/CANARY, path.parent/'config_completed.yml'
+    has_tokenizer = (path/'tokenizer_config.json').exists()
+    return not has_tokenizer and (path/'adapter_config.json').is_file() and not any(file.exists() for file in ours)
+
 def load_saved_tokenizer(
     path,   # folder of an adapter or a merged model
     config, # `Config`
 ):
     "The tokenizer as it was saved with the model, template and all."
     from transformers import AutoTokenizer
-    if not (Path(path)/'tokenizer_config.json').is_file() and (Path(path)/'adapter_config.json').is_file():
-        return load_tokenizer(config) # an adapter of another program; it uses the tokenizer of its base
+    if _is_foreign(Path(path)): return load_tokenizer(config)
     with model_errors(path, 'tokenizer'):
         check_json_files(path)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=config.trust_remote_code)

@@ -280,7 +280,7 @@ def write_status(
 _RUN_FILES = {*'''
     config.yml config_completed.yml environment.json settings.md data.json report.md report.json metrics.jsonl loss.png
     status.json memory.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
-    manifest.json
+    manifest.json canary.json
 '''.split()}
 
 def put_aside(
