@@ -28,7 +28,7 @@ def prose(path):
 
 
 def test_the_course_is_numbered_and_each_page_leads_to_the_next():
-    assert [p.name[:2] for p in LEARN] == ['00', '01', '02', '03', '04', '05']
+    assert [p.name[:2] for p in LEARN] == ['00', '01', '02', '03', '04', '05', '06']
     for n, (page, after) in enumerate(zip(LEARN, LEARN[1:])):
         assert source(cells(page)[0]).startswith(f'# {n}. ')
         assert re.search(rf'\*\*Next:\*\* \[[^\]]+\]\({re.escape(after.name)}\)', source(cells(page)[-1])), page.name
