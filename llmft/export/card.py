@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config.config import dump_yaml
 from ..core import hide_secrets, markdown_table, user_path
 from ..hub import BUILTIN_MODELS, is_local_path
-from ..inference.load import load_run_config
+from ..inference.load import _read_json, load_run_config
 
 # %% ../../nbs/export/06_card.ipynb #fe258f25
 _ADAPTER_USAGE = '''### transformers and peft
@@ -91,11 +91,6 @@ def without_paths(
 def _public_name(name): # of a model or data: as on the Hub, an address without secrets, or the last part of a path
     if '://' in str(name): return hide_secrets(str(name))
     return Path(name).name if is_local_path(str(name)) or Path(name).is_absolute() else str(name)
-
-# %% ../../nbs/export/06_card.ipynb #6b3405f4
-def _read_json(path):
-    try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
 
 # %% ../../nbs/export/06_card.ipynb #f7362174
 def _local_card(folder): # (text of the README.md of a model or data folder, its licence)

@@ -15,11 +15,11 @@ from fastcore.basics import patch
 
 from ..config.config import load_config
 from ..core import UserError, free_memory, log, memory_errors, user_path
-from .shards import stored_tensors, weight_files
+from .shards import commonest_dtype, tensors_of
 from .stream import NotStreamed, StreamedMerge, _revert
 from ..hub import model_errors
 from ..inference.generate import prompt_ids
-from ..inference.load import load_run_config, load_saved_tokenizer
+from ..inference.load import _read_json, load_run_config, load_saved_tokenizer
 from ..model.adapters import load_saved_adapter
 from ..model.base import detect_hardware, load_base
 from ..model.gpus import ram_bytes
@@ -193,7 +193,7 @@ def compare_weights(
     step=lambda n_bytes: None, # called for what is done
 ) -> MergeCheck:
     "Compare all weights, one unit in RAM at a time; a `UserError` for the first that is wrong."
-    there = {tensor.name: tensor for file in weight_files(str(folder)) for tensor in stored_tensors(file)}
+    there = {tensor.name: tensor for tensor in tensors_of(folder)}
     check, problems, seen = MergeCheck(), [], set()
     for unit in merge.units:
         changes, found, names = _compare_unit(merge, unit, there)
@@ -296,17 +296,13 @@ MERGE_FACTS = 'merge.json' # what a merge notes of itself
 
 def merge_facts(folder): # of a merged model; empty where another program wrote it
     "How a model was merged."
-    try: facts = json.loads((Path(folder)/MERGE_FACTS).read_text(encoding='utf-8'))
-    except (OSError, ValueError): return {}
-    return facts if isinstance(facts, dict) else {}
+    return _read_json(Path(folder)/MERGE_FACTS)
 
 # %% ../../nbs/export/00_check.ipynb #c184deca
 def _file_dtype(folder): # the commonest format
-    tensors = [tensor for file in weight_files(str(folder)) for tensor in stored_tensors(file)]
+    tensors = tensors_of(folder)
     if not tensors: raise UserError(f'{folder}: there are no weights (model.safetensors) that could be compared.')
-    sizes = {}
-    for tensor in tensors: sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.n_bytes
-    return max(sizes, key=sizes.get), sum(tensor.n_bytes//tensor.dtype.itemsize for tensor in tensors)
+    return commonest_dtype(tensors), sum(tensor.n_bytes//tensor.dtype.itemsize for tensor in tensors)
 
 # %% ../../nbs/export/00_check.ipynb #32054f72
 def check_written(

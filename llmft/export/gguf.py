@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core import UserError, check_writable, log, remove_leftovers, user_path
 from .gguf_tokenizer import write_tokenizer
 from .merge import merge_adapter
-from .shards import stored_tensors, weight_files
+from .shards import tensors_of
 from ..hub import model_errors
 from ..inference.load import load_run_config, load_saved_tokenizer
 from .pieces import begins_with_bos, chat_template
@@ -161,7 +161,7 @@ def _tensor_names(folder, hf_config, arch): # {name in the GGUF file: `StoredTen
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
     number = next(key for key, name in MODEL_ARCH_NAMES.items() if name == arch)
     names, found = get_tensor_name_map(MODEL_ARCH(number), hf_config.num_hidden_layers), {}
-    for tensor in [t for file in weight_files(str(folder)) for t in stored_tensors(file)]:
+    for tensor in tensors_of(folder):
         if tensor.name.endswith('rotary_emb.inv_freq'): continue
         name = names.get_name(tensor.name, ('.weight', '.bias'))
         if name is None: raise UserError(f'GGUF: llama.cpp knows no weight like {tensor.name} in `{arch}`.')

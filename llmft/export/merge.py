@@ -16,6 +16,7 @@ from ..core import (
     UserError, check_writable, existing_parent, file_sha256, folder_atomic, log, memory_errors, remove_leftovers,
     user_path, write_atomic)
 from .check import MERGE_FACTS, check_written
+from .shards import commonest_dtype
 from .stream import NotStreamed, StreamedMerge
 from ..hub import model_errors
 from ..inference.canary import write_canary
@@ -71,9 +72,7 @@ def _save_settings(merge, tokenizer, out, dtype): # the configuration of the mod
         model.generation_config = GenerationConfig.from_pretrained(merge.name, revision=config.revision_of_model)
     align_special_tokens(model, tokenizer, config)
     if merge.is_parted: _set_tied(model, False)
-    sizes = {}
-    for tensor in merge.stored.values(): sizes[tensor.dtype] = sizes.get(tensor.dtype, 0) + tensor.n_bytes
-    model.config.dtype = dtype or max(sizes, key=sizes.get)
+    model.config.dtype = dtype or commonest_dtype(merge.stored.values())
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(out)
     model.generation_config.save_pretrained(out)

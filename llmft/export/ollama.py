@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..core import UserError, check_writable, user_path, write_atomic
 from .pieces import prompt_pieces, prompt_text, text_ids
+from ..inference.canary import _first_difference
 from ..inference.generate import prompt_ids
 from ..inference.load import load_run_config, load_saved_tokenizer
 from ..tokens.special import stop_token_ids
@@ -63,7 +64,7 @@ def check_prompt_ids(config, tokenizer): # a `UserError` that shows the differen
         ids = prompt_ids(question, tokenizer, config.datasets[0])
         found = text_ids(prompt_text(question, tokenizer, config), tokenizer, config)
         if ids == found: continue
-        n = next((i for i, (a, b) in enumerate(zip(ids, found)) if a != b), min(len(ids), len(found)))
+        n = _first_difference(ids, found)
         raise UserError('Ollama: the training made the tokens of a prompt in stretches, and as one text they are '
                         'others: '
                         f'{tokenizer.convert_ids_to_tokens(ids[n:n + 3])} became '

@@ -103,7 +103,8 @@ def answer_file(
     from tqdm.auto import tqdm
     sampling, run, out = sampling_from({'seed': 0} | settings), find_run(run), user_path(out)
     located = located_questions(source)
-    for location, question in located: check_questions([question], load_run_config(run).datasets[0], location)
+    dataset = load_run_config(run).datasets[0]
+    for location, question in located: check_questions([question], dataset, location)
     decides = [_model_digest(run), batch_size, vars(sampling)]
     keys = [answer_key(question, row, decides) for row, (_, question) in enumerate(located)]
     n_done = count_done(out, keys)

@@ -15,8 +15,6 @@ from fastcore.basics import patch
 
 from ..core import UserError, free_memory, is_out_of_memory, reason_line
 from .generate import Answer, check_length, grow
-from ..model.adapters import set_adapter
-from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/inference/05_batches.ipynb #6265c925
 @dataclass(eq=False)
@@ -61,13 +59,6 @@ class Batches:
         if self.thread: self.thread.join()
 
 # %% ../../nbs/inference/05_batches.ipynb #f791ee60
-def _use(chat, name): # the adapter of a request, without beginning a conversation
-    run = chat.adapter_runs.get(name)
-    if chat.adapter_runs: set_adapter(chat.model, run.adapter if run else None)
-    if not run: return
-    chat.model.generation_config.eos_token_id = chat.base_eos_token_id
-    align_special_tokens(chat.model, run.tokenizer, run.config)
-
 @patch
 def _next_batch(self: Batches): # requests of one adapter; those that are left out come first next time
     self.requests = [r for r in self.requests if not r.is_done]
@@ -130,5 +121,5 @@ def _run(self: Batches): # in the thread
         if is_idle: time.sleep(.01) # for those who come together
         with self.changed: batch = self._next_batch()
         if not batch: continue
-        _use(self.chat, batch[0].model)
+        self.chat._take_adapter(batch[0].model)
         self._grow(batch)

@@ -58,8 +58,11 @@ def _read_canary(file): # -> dict
                         'it is not known whether prompts are as in training.') from None
 
 # %% ../../nbs/inference/02_canary.ipynb #9cb19fce
+def _first_difference(ids, expected): # the place
+    return next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), min(len(ids), len(expected)))
+
 def _difference(ids, expected, tokenizer): # in words
-    n = next((i for i, (a, b) in enumerate(zip(ids, expected)) if a != b), min(len(ids), len(expected)))
+    n = _first_difference(ids, expected)
     def token(ids): return repr(tokenizer.decode(ids[n:n + 1])) if n < len(ids) else 'nothing'
     return f'token {n + 1} is {token(ids)} and was {token(expected)}'
 

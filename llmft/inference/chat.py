@@ -139,6 +139,15 @@ def adapters(self: Chat):
 
 # %% ../../nbs/inference/01_chat.ipynb #8e433222
 @patch
+def _take_adapter(self: Chat, name): # the one of a run, or none; the conversation stays -> its `AdapterRun`, or `None`
+    run = self.adapter_runs.get(name)
+    if self.adapter_runs: set_adapter(self.model, run.adapter if run else None)
+    if not run: return None
+    self.model.generation_config.eos_token_id = self.base_eos_token_id
+    align_special_tokens(self.model, run.tokenizer, run.config)
+    return run
+
+@patch
 def use(self: Chat,
     name, # one of `adapters`; `None` and `'base'`: no adapter, asked in the format of the run that was in use
 ) -> Chat:
@@ -146,16 +155,10 @@ def use(self: Chat,
     if name not in (None, *self.adapters):
         raise UserError(f'there is no adapter called {name!r}.{_did_you_mean(name, self.adapters)} '
                         f'There are {", ".join(self.adapters)}.')
-    self.name = name if name in self.adapter_runs else None
-    if self.name is None:
-        if self.adapter_runs: set_adapter(self.model, None)
-        self.start_conversation(self.tokenizer, self.config, None)
-        return self
-    run = self.adapter_runs[name]
-    set_adapter(self.model, run.adapter)
-    self.model.generation_config.eos_token_id = self.base_eos_token_id
-    align_special_tokens(self.model, run.tokenizer, run.config)
-    self.start_conversation(run.tokenizer, run.config, run.path)
+    run = self._take_adapter(name)
+    self.name = name if run else None
+    if run: self.start_conversation(run.tokenizer, run.config, run.path)
+    else: self.start_conversation(self.tokenizer, self.config, None)
     return self
 
 # %% ../../nbs/inference/01_chat.ipynb #4d2df021

@@ -133,7 +133,7 @@ class _Growth:
     def choose(self, ids, logits): # a logits processor: only the token that was chosen is left
         if self.is_over: return logits
         settings = [a.sampling for a in self.answers]
-        numbers = [random_number(s.seed, a.row, len(a.ids)) for a, s in zip(self.answers, settings)]
+        numbers = [s.temperature and random_number(s.seed, a.row, len(a.ids)) for a, s in zip(self.answers, settings)]
         seen = [a.prompt_ids + a.ids if s.repetition_penalty != 1 else () for a, s in zip(self.answers, settings)]
         kept = {i: logits[i].clone() for i, s in enumerate(settings) if s.logprobs is not None}
         chosen = choose_tokens(logits, seen, settings, numbers)
