@@ -162,11 +162,15 @@ def use(self: Chat,
     return self
 
 # %% ../../nbs/inference/01_chat.ipynb #4d2df021
+@patch
+def _check_has_base(self: Chat): # a `UserError` for a model that is no adapter on a base
+    if self.adapter_runs: return
+    name = self.path or self.config.base_model
+    raise UserError(f'{name}: this is a whole model, without a base to compare with.')
+
 @contextmanager
 def _as_base(chat): # the adapter in use is off in the block
-    if not chat.adapter_runs:
-        name = chat.path or chat.config.base_model
-        raise UserError(f'{name}: this is a whole model, without a base to compare with.')
+    chat._check_has_base()
     if chat.name is None: raise UserError('The base itself is in use. Take an adapter first: '
                                           f'{", ".join(chat.adapter_runs)}.')
     set_adapter(chat.model, None)
