@@ -7,8 +7,10 @@ __all__ = ['discard_body', 'read_body', 'has_key', 'send_json', 'Door', 'Waiting
            'take_port', 'serve_app', 'base_url', 'serve']
 
 # %% ../../nbs/inference/06_server.ipynb #fda79ddd
-import asyncio, hmac, json, socket
+import asyncio, hmac, json, logging, socket
 from contextlib import asynccontextmanager, suppress
+
+from fastcore.basics import patch
 
 from ..core import UserError, log, reason_line
 from .batches import Batches, Request
@@ -88,13 +90,6 @@ class Waiting:
         new = self.requests.index(request), request.answer.shown, reason, request.error
         self.loop.call_soon_threadsafe(self.news.put_nowait, new)
 
-    def begin(self, limit): # `limit`: how many requests there may be
-        if len(self.batches.requests) + len(self.requests) > limit:
-            raise ApiError('Too many requests are waiting. Try again later.', status=429, type='rate_limit_error',
-                           code='rate_limit_exceeded')
-        try: self.batches.submit(*self.requests)
-        except UserError as e: raise ApiError(str(e)) from None
-
     async def __aiter__(self): # (number, text so far, reason)
         n_open = len(self.requests)
         while n_open:
@@ -103,11 +98,21 @@ class Waiting:
             n_open -= reason is not None
             yield i, text, reason
 
-    def drop(self): # nobody waits any longer for what is not done
-        for request in self.requests:
-            if request.is_done: continue
-            request.is_dropped = True
-            self._tell(request)
+# %% ../../nbs/inference/06_server.ipynb #3ca78f73
+@patch
+def begin(self: Waiting, limit): # `limit`: how many requests there may be
+    if len(self.batches.requests) + len(self.requests) > limit:
+        raise ApiError('Too many requests are waiting. Try again later.', status=429, type='rate_limit_error',
+                       code='rate_limit_exceeded')
+    try: self.batches.submit(*self.requests)
+    except UserError as e: raise ApiError(str(e)) from None
+
+@patch
+def drop(self: Waiting): # nobody waits any longer for what is not done
+    for request in self.requests:
+        if request.is_done: continue
+        request.is_dropped = True
+        self._tell(request)
 
 # %% ../../nbs/inference/06_server.ipynb #221a74bd
 async def _events(waiting, model, is_chat, with_usage): # `model`: its name
@@ -259,13 +264,22 @@ def take_port(
 # %% ../../nbs/inference/06_server.ipynb #bf4ee7e2
 _LOOPBACK = ('127.', '::1', 'localhost')
 
-def serve_app(app, place): # `app`: from `make_app`; `place`: from `take_port`
+def serve_app(
+    app,   # from `make_app`
+    place, # from `take_port`
+    patience=3, # seconds for what is being answered when the end comes
+):
     "Serve until Ctrl-C."
     _, uvicorn = import_server()
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets=None):
+            logging.getLogger('uvicorn.error').setLevel(logging.CRITICAL) # what is cut off now is no error
+            await super().shutdown(sockets)
+
     quiet = {'log_level': 'warning', 'access_log': False, 'server_header': False}
-    server = uvicorn.Server(uvicorn.Config(app, timeout_graceful_shutdown=3, **quiet))
-    app.server = server
-    with suppress(KeyboardInterrupt): server.run(sockets=[place])
+    app.server = Server(uvicorn.Config(app, timeout_graceful_shutdown=patience, **quiet))
+    with suppress(KeyboardInterrupt): app.server.run(sockets=[place])
 
 def base_url(place): # of a socket
     "Where a browser or a client finds it."

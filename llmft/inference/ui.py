@@ -214,12 +214,10 @@ def model_names_asked(model, compare): # as on the page
     "Who answers."
     return [model, 'base'] if compare and model != 'base' else [model]
 
-def conversation_update(gr, parts, names, is_markdown, exchanges): # -> {component: what changes}
+def conversation_update(parts, names, is_markdown, exchanges): # -> {component: what changes}
     "The conversation in the columns of those who answer."
-    columns = {column: gr.update(value=column_html(exchanges, name, is_markdown), visible=name in names)
-               for column, name in zip(parts.columns, [names[0], 'base'])}
-    if names == ['base']: columns[parts.columns[1]] = gr.update(visible=False)
-    return columns | {parts.exchanges: exchanges}
+    columns = zip(parts.columns, [names[0], 'base'])
+    return {parts.exchanges: exchanges} | {column: column_html(exchanges, name, is_markdown) for column, name in columns}
 
 def buttons_update(gr, parts, is_busy): # -> {component: what changes}
     "While there is no answer it can be sent, else stopped."
@@ -246,18 +244,20 @@ def asking(gr, page, parts): # -> the function that Gradio calls
         names, start, is_new = model_names_asked(model, compare), time.monotonic(), True
         settings = dict(zip(_SETTINGS, settings))
         if 'seed' in settings: settings['seed'] = read_seed(settings['seed'])
+        if not question.strip(): return
         try:
             growing = page.ask(names, exchanges, question, system, request.session_hash, **settings)
             async for told, waiting in growing:
-                made = conversation_update(gr, parts, names, is_markdown, told)
+                made = conversation_update(parts, names, is_markdown, told)
                 made[parts.progress] = progress_line(names, waiting, time.monotonic() - start)
                 if is_new: yield made | begun_update(gr, parts, waiting)
                 else: yield made
                 is_new = False
             yield made | buttons_update(gr, parts, is_busy=False)
         except (UserError, ApiError) as e:
-            made = conversation_update(gr, parts, names, is_markdown, exchanges) | buttons_update(gr, parts, is_busy=False)
-            yield made | {parts.progress: f'**{e}**', parts.question: question}
+            made = conversation_update(parts, names, is_markdown, exchanges)
+            yield made | buttons_update(gr, parts, is_busy=False) | {
+                parts.progress: f'**{e}**', parts.question: question}
     return ask
 
 # %% ../../nbs/inference/08_ui.ipynb #8df14029
@@ -268,12 +268,14 @@ def taking_back(gr, page, parts): # -> functions that Gradio calls
         if not exchanges: return
         async for made in ask(request, exchanges[-1]['question'], exchanges[:-1], *rest):
             yield made | ({parts.question: question} if parts.question in made else {}) # what is being typed stays
-    def undo(question, exchanges, model, compare, is_markdown):
+    def undo(exchanges, *choice):
         if not exchanges: return {parts.progress: 'Nothing was asked yet.'}
-        made = show(exchanges[:-1], model, compare, is_markdown)
+        made = show(exchanges[:-1], *choice)
         return made | {parts.question: exchanges[-1]['question'], parts.progress: ' '}
     def show(exchanges, model, compare, is_markdown):
-        return conversation_update(gr, parts, model_names_asked(model, compare), is_markdown, exchanges)
+        names = model_names_asked(model, compare)
+        made = conversation_update(parts, names, is_markdown, exchanges)
+        return made | {parts.columns[1]: gr.update(value=made[parts.columns[1]], visible=len(names) > 1)}
     def clear(*choice): return show([], *choice) | {parts.progress: ' '}
     return retry, undo, show, clear
 
@@ -290,7 +292,7 @@ def connect(gr, page, blocks, parts):
     asked = [gr.on([parts.send.click, parts.question.submit], ask, sent, out, api_name='ask', **live),
              parts.others[0].click(retry, sent, out, api_name='retry', **live)]
     for event in asked: event.then(show, sent[1:5], out, api_visibility='private', **live)
-    parts.others[1].click(undo, sent[:5], out, api_name='undo', **live)
+    parts.others[1].click(undo, sent[1:5], out, api_name='undo', **live)
     gr.on([parts.others[2].click, parts.model.change], clear, choice, out, api_name='clear', **live)
     parts.stop.click(stop, api_name='stop', queue=False, show_progress='hidden')
     blocks.unload(stop)
@@ -301,10 +303,12 @@ _CSS = '''
 footer { display: none !important }
 main.fillable { padding: 16px !important }
 .block.conversation { height: 58vh; min-height: 240px; min-width: min(280px, 100%) !important;
-  overflow-y: auto !important; border: 1px solid var(--border-color-primary); border-radius: 8px; background: var(--block-background-fill) }
+  overflow-y: auto !important; border: 1px solid var(--border-color-primary); border-radius: 8px;
+  background: var(--block-background-fill) }
 .model { font-size: 13px; color: var(--body-text-color-subdued) }
-.said { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.5 var(--font-mono); width: fit-content;
-  max-width: 94%; padding: 8px 12px; margin: 10px 0 2px; border-radius: 8px; background: var(--background-fill-secondary) }
+.said { white-space: pre-wrap; overflow-wrap: anywhere; font: 14px/1.5 var(--font-mono); border-radius: 8px;
+  width: fit-content; max-width: 94%; padding: 8px 12px; margin: 10px 0 2px;
+  background: var(--background-fill-secondary) }
 .said.question { margin-left: auto; background: var(--primary-100); color: #111 }
 .dark .said.question { background: var(--primary-900); color: #fff }
 .said.answer:empty::before { content: '…' }
@@ -314,10 +318,16 @@ main.fillable { padding: 16px !important }
 .prose .copy:is(:hover, :focus-visible) { text-decoration: underline }
 '''
 
+def _theme(gr):
+    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['ui-monospace', 'Consolas', 'monospace']}
+    readable = {'block_info_text_color': '*neutral_500', 'body_text_color_subdued': '*neutral_500'}
+    return gr.themes.Default(primary_hue='blue', **fonts).set(**readable)
+
+# %% ../../nbs/inference/08_ui.ipynb #c05adc49
 def make_blocks(page): # `page`: `ChatPage`
     "The page as Gradio has it."
     gr, parts, run = import_gradio(), SimpleNamespace(), page.chat.path
-    title = f'{page.chat.config.base_model}' + (f' as tuned in {run}' if run else '')
+    title = page.chat.config.base_model + (f' as tuned in {run}' if run else '')
     with gr.Blocks(title=f'{next(iter(page.models))} · llmft', analytics_enabled=False, fill_width=True) as blocks:
         gr.Markdown(f'**{title}**')
         with gr.Row():
@@ -327,11 +337,6 @@ def make_blocks(page): # `page`: `ChatPage`
     return blocks
 
 # %% ../../nbs/inference/08_ui.ipynb #082c5e75
-def _theme(gr):
-    fonts = {'font': ['system-ui', 'sans-serif'], 'font_mono': ['ui-monospace', 'Consolas', 'monospace']}
-    readable = {'block_info_text_color': '*neutral_500', 'body_text_color_subdued': '*neutral_500'}
-    return gr.themes.Default(primary_hue='blue', **fonts).set(**readable)
-
 @patch
 def app(self: ChatPage): # an ASGI app
     "The page, to be served."
@@ -342,6 +347,18 @@ def app(self: ChatPage): # an ASGI app
                         enable_monitoring=False)
     return Door(app)
 
+# %% ../../nbs/inference/08_ui.ipynb #6449c9ca
+def chat_page(
+    run,          # run folder, model, or a name on the Hub; or a `Chat`
+    also=None,    # {name: folder} of other runs of the same base
+    compare=False,# begin with the base beside the run
+    trust_remote_code=False, # run Python code that comes with the model
+) -> ChatPage:
+    "A page to talk to a run: `chat_page(run).launch()`."
+    import_gradio()
+    chat = run if isinstance(run, Chat) else load_run(run, also=also, trust_remote_code=trust_remote_code)
+    return ChatPage(chat, compare)
+
 # %% ../../nbs/inference/08_ui.ipynb #dc46da1a
 @patch
 def launch(self: ChatPage,
@@ -351,7 +368,7 @@ def launch(self: ChatPage,
     if self.url: return self
     place, self.batches = take_port('127.0.0.1', port), Batches(self.chat, turn=8)
     self.served, self.url = self.app(), base_url(place)
-    self.thread = Thread(target=serve_app, args=(self.served, place), daemon=True)
+    self.thread = Thread(target=serve_app, args=(self.served, place, 0), daemon=True)
     self.thread.start()
     if 'google.colab' in sys.modules:
         from google.colab.output import serve_kernel_port_as_iframe
@@ -371,18 +388,6 @@ def _repr_html_(self: ChatPage):
     if not self.url or 'google.colab' in sys.modules: return escape(repr(self))
     return f'<iframe src="{self.url}" width="100%" height="900" style="border:0"></iframe>'
 
-# %% ../../nbs/inference/08_ui.ipynb #6449c9ca
-def chat_page(
-    run,          # run folder, model, or a name on the Hub; or a `Chat`
-    also=None,    # {name: folder} of other runs of the same base
-    compare=False,# begin with the base beside the run
-    trust_remote_code=False, # run Python code that comes with the model
-) -> ChatPage:
-    "A page to talk to a run: `chat_page(run).launch()`."
-    import_gradio()
-    chat = run if isinstance(run, Chat) else load_run(run, also=also, trust_remote_code=trust_remote_code)
-    return ChatPage(chat, compare)
-
 # %% ../../nbs/inference/08_ui.ipynb #c01c2387
 def serve_page(
     run,          # run folder, model, or a name on the Hub
@@ -397,4 +402,4 @@ def serve_page(
     page = chat_page(run, trust_remote_code=trust_remote_code, **choices)
     app = page.app()
     say(f'{base_url(place)} is the page of {", ".join(page.models)}. Ctrl-C ends it.')
-    serve_app(app, place)
+    serve_app(app, place, patience=0)
