@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['discard_body', 'read_body', 'has_key', 'send_json', 'Door', 'Waiting', 'import_server', 'batches_life', 'make_app',
-           'take_port', 'serve_app', 'base_url', 'serve']
+           'take_port', 'base_url', 'serve_app', 'serve']
 
 # %% ../../nbs/inference/06_server.ipynb #fda79ddd
 import asyncio, hmac, json, logging, socket
@@ -29,6 +29,7 @@ async def discard_body(receive):
         n_bytes += len(message.get('body', b''))
         if message['type'] == 'http.disconnect' or not message.get('more_body'): return
 
+# %% ../../nbs/inference/06_server.ipynb #d0f928c0
 async def read_body(receive, limit): # -> bytes; `None` if it is too large or the client is gone
     "The body of a request."
     parts, n_bytes = [], 0
@@ -48,6 +49,7 @@ def has_key(headers, key): # `headers`: pairs of bytes
     given = next((value for name, value in headers if name.lower() == b'authorization'), b'')
     return hmac.compare_digest(given, b'Bearer ' + key.encode())
 
+# %% ../../nbs/inference/06_server.ipynb #7a8e7382
 async def send_json(send, status, body):
     "Answer with a body of JSON."
     data = json.dumps(body, ensure_ascii=False).encode()
@@ -262,6 +264,12 @@ def take_port(
         raise UserError(f'{host}, port {port}, cannot be taken: {reason_line(e)}. Take another one (--port).') from None
 
 # %% ../../nbs/inference/06_server.ipynb #bf4ee7e2
+def base_url(place): # of a socket
+    "Where a browser or a client finds it."
+    host, port = place.getsockname()[:2]
+    return f'http://{f"[{host}]" if ":" in host else host}:{port}'
+
+# %% ../../nbs/inference/06_server.ipynb #0ab0d823
 _LOOPBACK = ('127.', '::1', 'localhost')
 
 def serve_app(
@@ -280,11 +288,6 @@ def serve_app(
     quiet = {'log_level': 'warning', 'access_log': False, 'server_header': False}
     app.server = Server(uvicorn.Config(app, timeout_graceful_shutdown=patience, **quiet))
     with suppress(KeyboardInterrupt): app.server.run(sockets=[place])
-
-def base_url(place): # of a socket
-    "Where a browser or a client finds it."
-    host, port = place.getsockname()[:2]
-    return f'http://{f"[{host}]" if ":" in host else host}:{port}'
 
 # %% ../../nbs/inference/06_server.ipynb #c1f7733c
 def serve(
