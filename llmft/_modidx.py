@@ -1335,7 +1335,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmft.inference.ui.buttons_update': ('inference/ui.html#buttons_update', 'llmft/inference/ui.py'),
                                     'llmft.inference.ui.chat_page': ('inference/ui.html#chat_page', 'llmft/inference/ui.py'),
                                     'llmft.inference.ui.column_html': ('inference/ui.html#column_html', 'llmft/inference/ui.py'),
-                                    'llmft.inference.ui.connect': ('inference/ui.html#connect', 'llmft/inference/ui.py'),
+                                    'llmft.inference.ui.connect_events': ('inference/ui.html#connect_events', 'llmft/inference/ui.py'),
                                     'llmft.inference.ui.conversation_update': ( 'inference/ui.html#conversation_update',
                                                                                 'llmft/inference/ui.py'),
                                     'llmft.inference.ui.exchange_html': ('inference/ui.html#exchange_html', 'llmft/inference/ui.py'),

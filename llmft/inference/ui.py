@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['import_gradio', 'exchange_messages', 'text_html', 'exchange_html', 'column_html', 'ChatPage', 'fitting_sampling',
            'progress_line', 'prompt_html', 'add_sliders', 'add_conversation', 'add_choices', 'model_names_asked',
-           'conversation_update', 'buttons_update', 'read_seed', 'begun_update', 'asking', 'taking_back', 'connect',
-           'make_blocks', 'chat_page', 'serve_page']
+           'conversation_update', 'buttons_update', 'read_seed', 'begun_update', 'asking', 'taking_back',
+           'connect_events', 'make_blocks', 'chat_page', 'serve_page']
 
 # %% ../../nbs/inference/08_ui.ipynb #6a15b237
 import os, random, sys, time
@@ -232,8 +232,8 @@ def conversation_update(parts, names, is_markdown, exchanges): # -> {component: 
 
 # %% ../../nbs/inference/08_ui.ipynb #aa8f74be
 def buttons_update(gr, parts, is_busy): # -> {component: what changes}
-    "While there is no answer it can be sent, else stopped."
-    others = {button: gr.update(interactive=not is_busy) for button in parts.others}
+    "While an answer comes it can be stopped, and nothing else."
+    others = {part: gr.update(interactive=not is_busy) for part in (*parts.others, parts.model)}
     return {parts.send: gr.update(visible=not is_busy), parts.stop: gr.update(visible=is_busy)} | others
 
 # %% ../../nbs/inference/08_ui.ipynb #d15dd457
@@ -292,14 +292,14 @@ def taking_back(gr, page, parts): # -> functions that Gradio calls
     return retry, undo, show, clear
 
 # %% ../../nbs/inference/08_ui.ipynb #e64e71fd
-def connect(gr, page, blocks, parts):
+def connect_events(gr, page, blocks, parts):
     "What each part does when it is used."
     ask, (retry, undo, show, clear) = asking(gr, page, parts), taking_back(gr, page, parts)
     def stop(request: gr.Request): page.stop(request.session_hash)
     choice = [parts.model, parts.compare, parts.markdown]
     sent = [parts.question, parts.exchanges, *choice, parts.system, *parts.settings]
     out = [parts.exchanges, *parts.columns, parts.progress, parts.question, parts.prompt, parts.send, parts.stop,
-           *parts.others]
+           *parts.others, parts.model]
     live = {'show_progress': 'hidden', 'concurrency_limit': None}
     asked = [gr.on([parts.send.click, parts.question.submit], ask, sent, out, api_name='ask', **live),
              parts.others[0].click(retry, sent, out, api_name='retry', **live)]
@@ -346,7 +346,7 @@ def make_blocks(page): # `page`: `ChatPage`
         with gr.Row():
             with gr.Column(scale=3, min_width=320): add_conversation(gr, page, parts)
             with gr.Column(scale=1, min_width=280): add_choices(gr, page, parts)
-        connect(gr, page, blocks, parts)
+        connect_events(gr, page, blocks, parts)
     return blocks
 
 # %% ../../nbs/inference/08_ui.ipynb #082c5e75
