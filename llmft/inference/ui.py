@@ -11,6 +11,7 @@ __all__ = ['import_gradio', 'exchange_messages', 'text_html', 'exchange_html', '
 # %% ../../nbs/inference/08_ui.ipynb #6a15b237
 import os, random, sys, time
 from html import escape
+from importlib import import_module
 from threading import Thread
 from types import SimpleNamespace
 
@@ -384,8 +385,7 @@ def launch(self: ChatPage,
     self.thread = Thread(target=serve_app, args=(self.served, place, 0), daemon=True)
     self.thread.start()
     if 'google.colab' in sys.modules:
-        from google.colab.output import serve_kernel_port_as_iframe
-        serve_kernel_port_as_iframe(place.getsockname()[1], height='900')
+        import_module('google.colab.output').serve_kernel_port_as_iframe(place.getsockname()[1], height='900')
     return self
 
 # %% ../../nbs/inference/08_ui.ipynb #65bbd851

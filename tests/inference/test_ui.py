@@ -89,10 +89,10 @@ def test_stop_ends_the_answer_at_once(page, client):
 
 def test_stop_is_for_those_who_said_it(page, client):
     other = Client(page.url, verbose=False)
-    job = ask(client, 'Add 3', 100, 2.0, 1, 0, 0, 1, '8')
+    job = ask(client, 'Add 3', 40, 2.0, 1, 0, 0, 1, '8')
     wait_for(lambda: len(job.outputs()) > 1)
     other.predict(api_name='/stop')
-    assert ' 100 tokens, the limit' in progress(job.result())
+    assert ' 40 tokens, the limit' in progress(job.result())
 
 
 def test_compare_asks_the_base_the_same(page, client, chat):
