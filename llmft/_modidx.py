@@ -3132,6 +3132,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'llmft.training.sweep._of_all_runs': ('training/sweep.html#_of_all_runs', 'llmft/training/sweep.py'),
                                       'llmft.training.sweep._progress': ('training/sweep.html#_progress', 'llmft/training/sweep.py'),
                                       'llmft.training.sweep._start_sweep': ('training/sweep.html#_start_sweep', 'llmft/training/sweep.py'),
+                                      'llmft.training.sweep._take_folder': ('training/sweep.html#_take_folder', 'llmft/training/sweep.py'),
                                       'llmft.training.sweep._text_of': ('training/sweep.html#_text_of', 'llmft/training/sweep.py'),
                                       'llmft.training.sweep._train_one': ('training/sweep.html#_train_one', 'llmft/training/sweep.py'),
                                       'llmft.training.sweep.final_loss': ('training/sweep.html#final_loss', 'llmft/training/sweep.py'),

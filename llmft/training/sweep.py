@@ -159,17 +159,24 @@ def _check_same_runs(path, old, new): # a `UserError` if a run of the sweep in `
     raise UserError(f'{path} was started with other values: {_axes_text(old)}. Now they are {_axes_text(new)}. Values '
                     'can be added, but not taken away: take another folder with --out DIR.')
 
+# %% ../../nbs/training/08_sweep.ipynb #0681018b
+def _take_folder(folder): # for a new sweep; a `UserError` if it holds something else
+    left = [*folder.iterdir()] if folder.is_dir() else []
+    if any(not path.name.startswith('.sweep.json.') for path in left):
+        raise UserError(f'{folder} is not the folder of a sweep and not empty. Take another one with --out DIR.')
+    for path in left: path.unlink()
+    check_writable(folder, 'sweep: ', 'Take another folder with --out DIR.')
+
 # %% ../../nbs/training/08_sweep.ipynb #df6f4ca9
 def _start_sweep(config, folder, runs): # -> `Sweep`, new or one that is gone on with
     sweep, values = Sweep(folder), hide_secrets(runs)
     fresh = [{'name': name, 'values': run, 'status': 'waiting'} for name, run in zip(run_names(runs), values)]
-    if not (folder/'sweep.json').is_file():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f'{folder} is not the folder of a sweep and not empty. Take another one with --out DIR.')
-        check_writable(folder, 'sweep: ', 'Take another folder with --out DIR.')
-        save_config(_public_config(load_config(config, sweep=None)), folder/'base.yml')
+    is_new = not (folder/'sweep.json').is_file()
+    if is_new:
+        _take_folder(folder)
         sweep._write(fresh)
-        return sweep
+    if not (folder/'base.yml').is_file(): save_config(_public_config(load_config(config, sweep=None)), folder/'base.yml')
+    if is_new: return sweep
     _check_same_base(folder, config, {key for run in runs for key in run})
     old = {json.dumps(entry['values'], sort_keys=True): entry for entry in sweep.entries}
     _check_same_runs(folder, [entry['values'] for entry in old.values()], values)

@@ -234,11 +234,11 @@ def test_goes_on_as_if_never_stopped(base, whole, tmp_path, monkeypatch, run, st
 @pytest.mark.slow
 def test_killed_at_random_moments(base, tmp_path):
     "SIGKILL, again and again, while the command does whatever it does."
-    base = load_config(base, max_steps=6)
+    base = load_config(base, max_steps=6, save_total_limit=9)
     file = tmp_path/'run.yml'
     file.write_text(yaml.safe_dump(base.model_dump(exclude_unset=True)))
     command = [sys.executable, '-m', 'llmft', 'sweep', str(file), '--set', 'lora_r=2,4', '--out', str(tmp_path/'sweep')]
-    for marker in ('base.yml', 'lora_r=2/checkpoints/checkpoint-2', 'lora_r=2/README.md', 'lora_r=4/data.json'):
+    for marker in ('sweep.json', 'base.yml', 'lora_r=2/checkpoints/checkpoint-2', 'lora_r=2/README.md', 'lora_r=4/data.json'):
         process = subprocess.Popen(command, env=os.environ | {'TQDM_DISABLE': '1'}, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
         while process.poll() is None and not (tmp_path/'sweep'/marker).exists(): time.sleep(.005)
