@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig', 'ModelKeys', 'PrecisionKeys', 'TokenKeys',
            'AdapterKeys', 'VariantKeys', 'RowKeys', 'DataKeys', 'StepKeys', 'TrainingKeys', 'OptimizerKeys',
-           'SpeedKeys', 'DistributedKeys', 'OutputKeys', 'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
+           'SpeedKeys', 'DistributedKeys', 'MergeKeys', 'GgufKeys', 'PushKeys', 'AfterKeys', 'OutputKeys',
+           'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
 from typing import Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_serializer, model_validator)
 
 # %% ../../nbs/config/01_keys.ipynb #640555e6
 class _Loader(yaml.SafeLoader):
@@ -424,6 +426,73 @@ class DistributedKeys(_Strict):
     ddp_bucket_cap_mb: int | None = _key(None, 'Megabytes of gradients in one message.', 'Several GPUs', gt=0)
     ddp_broadcast_buffers: bool | None = _key(None, 'Send buffers to all processes before each pass.', 'Several GPUs')
 
+# %% ../../nbs/config/01_keys.ipynb #3e105681
+class MergeKeys(_Strict):
+    "`merge`: base and adapter as one model."
+    folder: str | None = _key(None, 'Where the merged model goes; if not given, `merged` in the run folder.')
+    dtype: Literal['float32', 'bfloat16', 'float16'] | None = _key(None,
+        'The number format of its weights; if not given, that of the files of the base.')
+    dequantized: bool | None = _key(None,
+        'Add to the weights in few bits that the training saw, or, with `false`, to the original ones; if not given, '
+        'to the original ones, but for LoftQ.')
+
+class GgufKeys(_Strict):
+    "`gguf`: one file for llama.cpp, Ollama and LM Studio, with a Modelfile beside it."
+    type: str = _key('q8_0',
+        'The number format of its weights, as `f16`, `q8_0` or, with llama.cpp installed, `q4_k_m`.')
+    file: str | None = _key(None,
+        'The file, which ends with `.gguf`; if not given, `gguf/model.gguf` in the run folder.')
+
+# %% ../../nbs/config/01_keys.ipynb #9fc41f0a
+class PushKeys(_Strict):
+    "`push`: a repository on the Hub, with a card."
+    repo: str = _key(..., 'The repository on the Hub, as `name/model`; it is made if it is not there.')
+    merged: bool = _key(False, 'Send base and adapter as one model.')
+    private: bool = _key(True, 'A new repository is seen by you alone.')
+    revision: str | None = _key(None, 'The branch that is pushed to.')
+
+# %% ../../nbs/config/01_keys.ipynb #81698e6b
+_OF_ONE_TEXT = {'merge': None, 'gguf': 'type', 'push': 'repo'} # which key of a step a single text is
+
+def _step_settings(value, name): # what stands behind a step -> mapping, or what means that it is off
+    key = _OF_ONE_TEXT[name]
+    if isinstance(value, (dict, BaseModel)): return value
+    if isinstance(value, str) and key and value.lower() not in ('true', 'false', 'off', 'none'): return {key: value}
+    if value is False or str(value).lower() in ('false', 'off', 'none') and value is not None: return None
+    if value is True and name != 'push': return {}
+    examples = {'merge': '`true`, or a mapping, as `dtype: bfloat16`', 'gguf': 'a number format, as `q8_0`',
+                'push': 'the name of a repository, as `name/model`'}
+    raise ValueError(f'it must be {examples[name]}, or `false`.')
+
+def _steps_of_list(value): # `after` as a list, or one word -> mapping
+    if isinstance(value, str): value = [value]
+    if value in ([], {}) or isinstance(value, list) and {} in value:
+        raise ValueError('a step without a name or a value. Write a list of steps, as `[merge, gguf: q8_0]`.')
+    if not isinstance(value, list): return value
+    steps = [item for step in value for item in (step.items() if isinstance(step, dict) else [(step, True)])]
+    names = [name for name, _ in steps]
+    if twice := [name for name in names if names.count(name) > 1]: raise ValueError(f'`{twice[0]}` is given twice.')
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f'a list of steps, as `[merge, gguf: q8_0]`, not {wrong[0]!r}.')
+    return dict(steps)
+
+# %% ../../nbs/config/01_keys.ipynb #210a152f
+class AfterKeys(_Strict):
+    "Steps after training, in the order in which they are made."
+    merge: MergeKeys | None = _key(None, 'Write base and adapter as one model, and compare it with them.')
+    gguf: GgufKeys | None = _key(None, 'Write one file for llama.cpp, Ollama and LM Studio, and a Modelfile; '
+        'a single text is its `type`.')
+    evaluate: bool = _key(False, 'Measure base and tuned model on the held-out rows.')
+    push: PushKeys | None = _key(None, 'Send it to the Hub, with its card; a single text is its `repo`.')
+
+    @field_validator(*_OF_ONE_TEXT, mode='before')
+    @classmethod
+    def _check_step(cls, value, info): return _step_settings(value, info.field_name)
+
+    @model_serializer(mode='wrap')
+    def _drop_off(self, write): # in files stand only the steps that are made
+        return {name: value for name, value in write(self).items() if value not in (None, False)}
+
 # %% ../../nbs/config/01_keys.ipynb #df87a384
 class OutputKeys(_Strict):
     "What is written, and when."
@@ -449,6 +518,17 @@ class OutputKeys(_Strict):
         'Checkpoints without the optimizer: smaller, but a run that goes on from one begins with a new one.', 'Output')
     save_first_step: bool = _key(False,
         'Also keep a checkpoint after the first step, to see early that it can be written.', 'Output')
+    after: AfterKeys | None = _key(None,
+        'What is made of the model when training has ended well: a list of `merge`, `gguf`, `evaluate` and `push`, '
+        'or a mapping of them to their settings, as `gguf: q4_k_m`.', 'Output')
+
+    @field_validator('after', mode='before')
+    @classmethod
+    def _check_steps(cls, value): return _steps_of_list(value)
+
+    @field_validator('after')
+    @classmethod
+    def _check_any_step(cls, value): return value if value and value.model_dump() else None
 
 # %% ../../nbs/config/01_keys.ipynb #efe7bfc1
 class BestModelKeys(_Strict):

@@ -7,16 +7,15 @@ __all__ = ['TYPES', 'check_gguf_type', 'gguf_architecture', 'export_gguf']
 
 # %% ../../nbs/export/04_gguf.ipynb #f02cb32f
 import math, os, re, shutil, subprocess, tempfile
-from contextlib import contextmanager
 from pathlib import Path
 
-from ..core import UserError, check_writable, log, remove_leftovers, user_path
+from ..core import UserError, check_new_file, log, remove_leftovers, user_path
 from .gguf_tokenizer import write_tokenizer
-from .merge import merge_adapter
+from .merge import whole_model
 from .shards import tensors_of
 from ..hub import model_errors
 from ..inference.load import load_run_config, load_saved_tokenizer
-from .pieces import begins_with_bos, chat_template
+from ..inference.pieces import begins_with_bos, chat_template
 from ..model.base import load_hf_config
 from ..tokens.special import stop_token_ids
 
@@ -203,22 +202,10 @@ def _write_file(folder, file, type, config, tokenizer, template):
 
 # %% ../../nbs/export/04_gguf.ipynb #d72e9cd2
 def _check_out(out, overwrite):
-    if out.is_dir() or not out.name.endswith('.gguf'):
-        raise UserError(f'{out}: name a file that ends with .gguf, as model.gguf.')
-    if out.exists() and not overwrite:
-        raise UserError(f'{out} exists already. Choose another name or allow overwriting (--overwrite).')
-    check_writable(out)
+    if not out.name.endswith('.gguf'): raise UserError(f'{out}: name a file that ends with .gguf, as model.gguf.')
+    check_new_file(out, overwrite, 'model.gguf')
 
 # %% ../../nbs/export/04_gguf.ipynb #d4b7da32
-@contextmanager
-def _whole_model(path, trust_remote_code, say): # the folder of a whole model; that of a run is made and goes away
-    if (path/'model'/'llmft.yml').is_file(): yield path/'model'
-    elif (path/'llmft.yml').is_file(): yield path
-    else:
-        remove_leftovers(path.parent, path.name)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f'.{path.name[:40]}.') as tmp:
-            yield merge_adapter(path, Path(tmp)/'merged', trust_remote_code=trust_remote_code, say=say)
-
 def _quantize(source, out, type): # with llama.cpp
     command = ['llama-quantize', str(source), str(out), type.upper()]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -241,7 +228,7 @@ def export_gguf(
     _check_out(out, overwrite)
     out.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out.parent, out.name)
-    with _whole_model(run, trust_remote_code, say) as folder, model_errors(run, 'GGUF'):
+    with whole_model(run, trust_remote_code, say) as folder, model_errors(run, 'GGUF'):
         tokenizer = load_saved_tokenizer(folder, config)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name[:40]}.') as tmp:
             plain = type if type in TYPES else 'f16'

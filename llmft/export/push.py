@@ -7,14 +7,14 @@ __all__ = ['push_to_hub']
 
 # %% ../../nbs/export/07_push.ipynb #2aaa0f37
 import json, os, re, shutil, tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..core import UserError, hide_secrets, reason_line, user_path, write_atomic
 from .card import _on_hub_name, _public_name, model_card
-from .merge import merge_adapter
+from .merge import whole_model
 from ..hub import exception_texts, hub_error, hub_errors
-from ..inference.load import load_run_config
+from ..inference.load import load_run_config, weights_folder
 
 # %% ../../nbs/export/07_push.ipynb #ff6d6805
 _PASSES = (r'\b5\d\d Server Error|Server error .5\d\d|\b429\b|ConnectError|ConnectTimeout|ReadError|WriteError'
@@ -81,20 +81,11 @@ def _upload(folder, repo, private, revision): # -> address of the commit
     if revision: api.create_branch(full, branch=revision, exist_ok=True)
     return api.upload_folder(repo_id=full, folder_path=folder, revision=revision, commit_message='What llmft trained')
 
-# %% ../../nbs/export/07_push.ipynb #d7036f7c
-def _weights_folder(run, config, merged, tmp, say): # what is sent
-    if (run/'llmft.yml').is_file(): return run
-    if config.adapter == 'full': return run/'model'
-    if merged: return merge_adapter(run, Path(tmp)/'merged', say=say)
-    if not (run/'adapter'/'adapter_config.json').is_file():
-        raise UserError(f'{run}: there is no adapter to send; the run was stopped before it could be saved.')
-    return run/'adapter'
-
 # %% ../../nbs/export/07_push.ipynb #08110596
 def push_to_hub(
     run,           # run folder, or a folder that `merge_adapter` wrote
     repo,          # `name/model` on the Hub; it is made if it is not there
-    merged=False,  # send base and adapter as one model
+    merged=False,  # send base and adapter as one model; the folder of that model, if there is one
     private=True,  # a new repository is seen by you alone
     revision=None, # branch; it is made if it is not there
     say=print,     # where it is told what is done; `None` for silence
@@ -105,8 +96,8 @@ def push_to_hub(
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(repo)):
         raise UserError(f'{repo} is not a name on the Hub. A name looks like owner/name.')
     config = load_run_config(run)
-    with hub_errors(repo), tempfile.TemporaryDirectory(dir=run.parent, prefix='.merged.') as tmp:
-        source = _weights_folder(run, config, merged, tmp, say)
+    whole = whole_model(run if merged in (True, False) else merged, say=say) if merged else None
+    with hub_errors(repo), whole or nullcontext(weights_folder(run)) as source:
         is_whole = (source/'config.json').is_file()
         with _public_folder(source, run, config, repo, is_whole) as folder:
             _with_patience(lambda: _upload(folder, repo, private, revision), repo, say, waits)
