@@ -175,7 +175,7 @@ def check_new_file(
     if path.is_dir(): raise UserError(f'{path}: this is a folder. Name a file, as {path}/{example}.')
     if path.exists() and not overwrite:
         raise UserError(f'{path} exists already. Choose another name or allow overwriting (--overwrite).')
-    check_writable(path)
+    check_writable(path.parent)
 
 # %% ../nbs/core.ipynb #dcfb2ce3
 def cache_dir() -> Path: # the folder; it need not exist yet

@@ -33,12 +33,13 @@ def _parse_numbers(value):
     return number if isinstance(number, (int, float)) else value
 
 # %% ../../nbs/config/01_keys.ipynb #75e10768
+def _is_off(value): return value is False or str(value).lower() in ('none', 'null', 'false', 'off')
+
 def _read_off(value, field):
     "What false, `off` or `none` stands for in `field` of pydantic; any other `value` as it is."
     allowed = {field.annotation, *get_args(field.annotation)}
     choices = [choice for part in allowed for choice in get_args(part) if get_origin(part) is Literal]
-    is_off = value is False or str(value).lower() in ('none', 'null', 'false', 'off')
-    if not is_off or value in choices: return value
+    if not _is_off(value) or value in choices: return value
     if off := {'no', 'off', 'none'} & {*choices}: return off.pop()
     if field.is_required() or (bool in allowed and value is False): return value
     return field.default if field.default in (None, [], {}) else value
@@ -457,14 +458,15 @@ _OF_ONE_TEXT = {'merge': None, 'gguf': 'type', 'push': 'repo'} # which key of a 
 def _step_settings(value, name): # what stands behind a step -> mapping, or what means that it is off
     key = _OF_ONE_TEXT[name]
     if isinstance(value, (dict, BaseModel)): return value
-    if isinstance(value, str) and key and value.lower() not in ('true', 'false', 'off', 'none'): return {key: value}
-    if value is False or str(value).lower() in ('false', 'off', 'none') and value is not None: return None
+    if _is_off(value): return None
+    if isinstance(value, str) and key: return {key: value}
     if value is True and name != 'push': return {}
     examples = {'merge': '`true`, or a mapping, as `dtype: bfloat16`', 'gguf': 'a number format, as `q8_0`',
                 'push': 'the name of a repository, as `name/model`'}
     raise ValueError(f'it must be {examples[name]}, or `false`.')
 
 def _steps_of_list(value): # `after` as a list, or one word -> mapping
+    if _is_off(value): return None
     if isinstance(value, str): value = [value]
     if value in ([], {}) or isinstance(value, list) and {} in value:
         raise ValueError('a step without a name or a value. Write a list of steps, as `[merge, gguf: q8_0]`.')

@@ -36,6 +36,7 @@ def _check_run(run): # a `UserError` if there is no adapter in the run folder
 
 # %% ../../nbs/export/01_merge.ipynb #49586cb5
 def _check_out(out, overwrite): # a `UserError` if the merged model cannot be written there
+    if out.exists() and not out.is_dir(): raise UserError(f'{out} is a file, and a merged model is a folder.')
     if out.exists() and not overwrite:
         raise UserError(f'{out} exists already. Choose another folder or allow overwriting (--overwrite).')
     if out.is_dir() and any(out.iterdir()) and not (out/'llmft.yml').is_file():

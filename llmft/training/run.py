@@ -280,7 +280,7 @@ def write_status(
 _RUN_FILES = {*'''
     config.yml config_completed.yml environment.json settings.md data.json report.md report.json metrics.jsonl loss.png
     status.json memory.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
-    manifest.json canary.json
+    manifest.json canary.json after.json merged gguf
 '''.split()}
 
 def put_aside(
