@@ -58,8 +58,9 @@ def _check_same_template(name, path, template, trust): # a `UserError` if anothe
 def vllm_command(
     run,       # run folder, model, or a name on the Hub
     also=None, # {name: folder} of other runs of the same base
-    host='127.0.0.1', port=8000, # where it listens
+    host='127.0.0.1', port=8000, # where it listens; `None`: it is not said
     trust_remote_code=False, # run Python code that comes with the model
+    template=None, # file with the chat template; default: one is written into the cache
 ) -> list[str]:
     "The command that serves a run with vLLM."
     path, also = find_run(run), also or {}
@@ -67,7 +68,7 @@ def vllm_command(
     folder = weights_folder(path)
     is_whole = _is_whole(folder)
     if is_whole and also: raise UserError(f'{path}: this is a whole model, and no other adapter can be put on it.')
-    template, rest = _write_template(path, folder, config), ['--trust-remote-code'] * trust_remote_code
+    template, rest = template or _write_template(path, folder, config), ['--trust-remote-code'] * trust_remote_code
     if is_whole: model = [str(folder), '--served-model-name', folder.resolve().name]
     else:
         folders, rank = _lora_modules({path.resolve().name: path} | also, trust_remote_code)
@@ -78,7 +79,7 @@ def vllm_command(
         if config.revision_of_model: rest += ['--revision', config.revision_of_model]
         if config.load_in_4bit: rest += ['--quantization', 'bitsandbytes']
     return ['vllm', 'serve', *model, '--chat-template', str(template), '--generation-config', 'vllm',
-            '--host', host, '--port', str(port), *rest]
+            *(['--host', host, '--port', str(port)] if host else []), *rest]
 
 # %% ../../nbs/inference/07_vllm.ipynb #82998e2a
 def takes_vllm(

@@ -123,7 +123,7 @@ def test_the_plan(tmp_path):
     assert 'after training: merge into' in str(check_run(config)) and not plan_after(config).problems
     assert plan_after(small_config(tmp_path)) is None
     without = plan_after(small_config(tmp_path, after=['gguf'])).needs['gguf']
-    assert without.passing and not plan_after(config).needs['gguf'].passing # a merged model is there, or made for a while
+    assert without.passing and not plan_after(config).needs['gguf'].passing # the merged model is kept
     pissa = plan_after(small_config(tmp_path, after=['merge'], peft_init_lora_weights='pissa')).needs['merge']
     assert pissa.kept == plan_after(config).needs['merge'].kept and pissa.ram != plan_after(config).needs['merge'].ram
 
