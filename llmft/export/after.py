@@ -17,7 +17,7 @@ from ..core import (
     MANIFEST, UserError, existing_parent, file_sha256, free_memory, hide_secrets, log, reason_line, user_path,
     write_atomic)
 from .gguf import TYPES, check_gguf, export_gguf
-from .merge import _check_out, merge_adapter
+from .merge import _check_out, merge_adapter, takes_dequantized
 from .ollama import check_prompt_ids, modelfile, write_modelfile
 from .push import check_upload, push_to_hub
 from .stream import streaming_obstacle
@@ -81,7 +81,10 @@ class MergeStep(AfterStep):
     name = 'merge'
     @property
     def target(self): return merged_folder(self.config, self.run)
-    def check(self, tokenizer=None, overwrite=False): _check_out(self.target, overwrite)
+    def check(self, tokenizer=None, overwrite=False):
+        takes_dequantized(self.config, self.settings.dequantized)
+        _check_out(self.target, overwrite)
+
     def is_there(self): return (self.target/'config.json').is_file()
 
     def needs(self, size):

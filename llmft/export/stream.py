@@ -198,7 +198,7 @@ def streaming_obstacle(config, hf_config): # text; `None`: it can be streamed, a
     "Why the adapter of a run will not be merged weight by weight."
     try:
         _check_streamable(config, hf_config)
-        _check_adapter_kind(config.peft_init_lora_weights)
+        if config.peft_init_lora_weights != 'loftq': _check_adapter_kind(config.peft_init_lora_weights)
     except NotStreamed as e: return str(e)
 
 # %% ../../nbs/export/00_stream.ipynb #a0fffdea

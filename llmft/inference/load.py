@@ -120,6 +120,12 @@ def weights_folder(
     if _is_whole(path/'model'): return path/'model'
     return path if _is_whole(path) else _adapter_folder(path)
 
+# %% ../../nbs/inference/02_load.ipynb #1d8f8865
+def _check_bits(path, config, is_quantized): # a `UserError` if the base has other weights than the adapter was made for
+    if config.peft_init_lora_weights != 'loftq' or is_quantized: return
+    raise UserError(f'{path}: the adapter of LoftQ holds what the few bits of its base lack, so it does not fit the '
+                    'original weights. Open it with the base of its training (quantized=True), or merge it first.')
+
 # %% ../../nbs/inference/02_load.ipynb #422a00b8
 # keys that change the base model
 _BASE_KEYS = 'base_model_config revision_of_model overrides_of_model_config resize_token_embeddings_to_32x'.split()
@@ -147,6 +153,7 @@ def add_run(self: Chat,
     config = load_run_config(path, first.config.trust_remote_code)
     folder = _adapter_folder(path)
     _check_same_base(first, path, config)
+    _check_bits(path, config, getattr(self.model.get_base_model(), 'is_quantized', False))
     tokenizer, adapter = load_saved_tokenizer(folder, config), f'run{len(self.adapter_runs)}'
     if tokenizer.get_vocab() != first.tokenizer.get_vocab():
         raise UserError(f'{path}: its tokenizer has other tokens than that of {first.path}, so its base model is '
@@ -166,6 +173,7 @@ def _open_whole(path, config): # a `Chat`
 def _open_adapter(path, config, quantized): # a `Chat` with one adapter, which is called as its folder
     from llmft.model.base import load_base
     folder, name = _adapter_folder(path), path.resolve().name
+    _check_bits(path, config, quantized)
     tokenizer = load_saved_tokenizer(folder, config)
     model = load_saved_adapter(load_base(config, quantized), folder)
     chat = Chat(model, tokenizer, config, path)

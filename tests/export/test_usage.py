@@ -1,10 +1,8 @@
 "The lines of a run's README are run, and answer as llmft does."
 import re
-from pathlib import Path
 
 import pytest
 
-from llmft.core import UserError
 from llmft.export.card import model_card
 from llmft.export.usage import PROMPT_TEMPLATE, usage_markdown, write_prompt_template
 from llmft.inference.load import load_run, load_run_config, load_saved_tokenizer, weights_folder
