@@ -281,6 +281,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'llmft.config.keys.DistributedKeys': ('config/keys.html#distributedkeys', 'llmft/config/keys.py'),
                                    'llmft.config.keys.FormatKeys': ('config/keys.html#formatkeys', 'llmft/config/keys.py'),
                                    'llmft.config.keys.GgufKeys': ('config/keys.html#ggufkeys', 'llmft/config/keys.py'),
+                                   'llmft.config.keys.MeasuringKeys': ('config/keys.html#measuringkeys', 'llmft/config/keys.py'),
                                    'llmft.config.keys.MergeKeys': ('config/keys.html#mergekeys', 'llmft/config/keys.py'),
                                    'llmft.config.keys.ModelKeys': ('config/keys.html#modelkeys', 'llmft/config/keys.py'),
                                    'llmft.config.keys.OptimizerKeys': ('config/keys.html#optimizerkeys', 'llmft/config/keys.py'),

@@ -382,7 +382,8 @@ def _yaml_loc(loc):
         if loc[i] == '[key]': return False
         if i == 0 or isinstance(loc[i], int): return True
         parent = loc[i - 1]
-        return loc[0] == 'after' or isinstance(parent, int) or parent in ('roles', 'message_property_mappings', 'UserFormat')
+        is_mapping = parent in ('roles', 'message_property_mappings', 'UserFormat')
+        return loc[0] == 'after' or isinstance(parent, int) or is_mapping
     return tuple(part for i, part in enumerate(loc) if is_key(i))
 
 # %% ../../nbs/config/02_config.ipynb #3009dc19

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig', 'ModelKeys', 'PrecisionKeys', 'TokenKeys',
            'AdapterKeys', 'VariantKeys', 'RowKeys', 'DataKeys', 'StepKeys', 'TrainingKeys', 'OptimizerKeys',
-           'SpeedKeys', 'DistributedKeys', 'MergeKeys', 'GgufKeys', 'PushKeys', 'AfterKeys', 'OutputKeys',
-           'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
+           'SpeedKeys', 'DistributedKeys', 'MergeKeys', 'GgufKeys', 'PushKeys', 'AfterKeys', 'MeasuringKeys',
+           'OutputKeys', 'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
@@ -437,6 +437,7 @@ class MergeKeys(_Strict):
         'Add to the weights in few bits that the training saw, or, with `false`, to the original ones; if not given, '
         'to the original ones, but for LoftQ.')
 
+# %% ../../nbs/config/01_keys.ipynb #8ec2ff34
 class GgufKeys(_Strict):
     "`gguf`: one file for llama.cpp, Ollama and LM Studio, with a Modelfile beside it."
     type: str = _key('q8_0',
@@ -465,6 +466,7 @@ def _step_settings(value, name): # what stands behind a step -> mapping, or what
                 'push': 'the name of a repository, as `name/model`'}
     raise ValueError(f'it must be {examples[name]}, or `false`.')
 
+# %% ../../nbs/config/01_keys.ipynb #cf588934
 def _steps_of_list(value): # `after` as a list, or one word -> mapping
     if _is_off(value): return None
     if isinstance(value, str): value = [value]
@@ -496,8 +498,8 @@ class AfterKeys(_Strict):
         return {name: value for name, value in write(self).items() if value not in (None, False)}
 
 # %% ../../nbs/config/01_keys.ipynb #df87a384
-class OutputKeys(_Strict):
-    "What is written, and when."
+class MeasuringKeys(_Strict):
+    "What is measured, and when."
     output_dir: str = _key('runs/llmft', 'The run folder.', 'Output')
     logging_steps: int | None = _key(None,
         'A line of metrics every so many steps; if not given, '
@@ -508,6 +510,10 @@ class OutputKeys(_Strict):
         'Measure so often per epoch, and once at the end; 0 is never, as `eval_strategy: no`.', 'Output', ge=0)
     eval_steps: float | None = _key(None,
         'The same as a number of steps, or below 1 as a share of all steps.', 'Output', ge=0)
+
+# %% ../../nbs/config/01_keys.ipynb #a54a0604
+class OutputKeys(MeasuringKeys):
+    "What is written, and when."
     save_strategy: Literal['no', 'steps', 'epoch', 'best'] | None = _key(None,
         'Keep a checkpoint never, every `save_steps`, after each '
         'epoch, or when the held-out loss is the lowest so far.', 'Output')

@@ -52,6 +52,7 @@ class StepNeeds:
     passing: int = 0   # what is written beside it and goes away
     ram: int = 0
 
+# %% ../../nbs/export/08_after.ipynb #4321a3ab
 class AfterStep:
     "One step after training."
     def __init__(self,
@@ -87,20 +88,25 @@ class MergeStep(AfterStep):
 
     def is_there(self): return (self.target/'config.json').is_file()
 
-    def needs(self, size):
-        return StepNeeds(_merged_bytes(size, self.settings.dtype), 0, _merge_ram(self.config, size))
-
     def __str__(self): return f'merge into {self.target}' + (f', {self.settings.dtype}' if self.settings.dtype else '')
 
-    def make(self, overwrite, say):
-        merge_adapter(self.run, self.target, self.settings.dtype, overwrite, self.config.trust_remote_code,
-                      self.settings.dequantized, say=say)
-        return f'written: {self.target}'
+# %% ../../nbs/export/08_after.ipynb #c0dd3a6c
+@patch
+def needs(self: MergeStep, size):
+    return StepNeeds(_merged_bytes(size, self.settings.dtype), 0, _merge_ram(self.config, size))
 
-    def command(self):
-        chosen = {True: ['--dequantized'], False: ['--original']}.get(self.settings.dequantized, [])
-        dtype = ['--dtype', self.settings.dtype] if self.settings.dtype else []
-        return ['merge', self.run, self.target, *dtype, *chosen]
+@patch
+def make(self: MergeStep, overwrite, say): # -> what to say of it
+    s = self.settings
+    merge_adapter(self.run, self.target, s.dtype, overwrite, self.config.trust_remote_code, s.dequantized, say=say)
+    return f'written: {self.target}'
+
+# %% ../../nbs/export/08_after.ipynb #a6901b9a
+@patch
+def command(self: MergeStep): # which makes it by hand
+    chosen = {True: ['--dequantized'], False: ['--original']}.get(self.settings.dequantized, [])
+    dtype = ['--dtype', self.settings.dtype] if self.settings.dtype else []
+    return ['merge', self.run, self.target, *dtype, *chosen]
 
 # %% ../../nbs/export/08_after.ipynb #b8c9e32e
 _K_BITS = {'q2_k': 3.0, 'q3_k_s': 3.5, 'q3_k_m': 4.0, 'q3_k_l': 4.3, 'q4_k_s': 4.6, 'q4_k_m': 4.9, 'q5_k_s': 5.6,
@@ -128,11 +134,13 @@ class GgufStep(AfterStep):
     def command(self): return ['gguf', self.made_of(), self.target, '--type', self.type]
     def made_of(self): return self.source if (self.source/'config.json').is_file() else self.run
 
-    def needs(self, size):
-        is_made = self.source == self.run and self.config.adapter != 'full'
-        passing = _merged_bytes(size)*is_made + _gguf_bytes(size, 'f16')*(self.type not in TYPES)
-        ram = max(GiB + 3*4*size.largest, _merge_ram(self.config, size) if is_made else 0)
-        return StepNeeds(_gguf_bytes(size, self.type), passing, ram)
+# %% ../../nbs/export/08_after.ipynb #dd87dc53
+@patch
+def needs(self: GgufStep, size):
+    is_made = self.source == self.run and self.config.adapter != 'full'
+    passing = _merged_bytes(size)*is_made + _gguf_bytes(size, 'f16')*(self.type not in TYPES)
+    ram = max(GiB + 3*4*size.largest, _merge_ram(self.config, size) if is_made else 0)
+    return StepNeeds(_gguf_bytes(size, self.type), passing, ram)
 
 # %% ../../nbs/export/08_after.ipynb #2b591f1c
 @patch
@@ -146,6 +154,7 @@ def note(self: GgufStep, tokenizer): # why there will be no Modelfile, or `None`
         modelfile(self.config, tokenizer)
     except UserError as e: return f'There will be no Modelfile: {e}'
 
+# %% ../../nbs/export/08_after.ipynb #726fe64e
 @patch
 def make(self: GgufStep, overwrite, say):
     export_gguf(self.made_of(), self.target, self.type, overwrite, self.config.trust_remote_code, say=say)
@@ -165,15 +174,18 @@ class EvaluateStep(AfterStep):
     def command(self): return ['evaluate', self.run]
     def is_there(self): return (self.run/'evaluation.json').is_file()
 
-    def check(self, tokenizer=None, overwrite=False):
-        if importlib.util.find_spec(_EVALUATE) is None:
-            raise UserError('this version of llmft has no such step. Take it out, and use `llmft score`.')
-        if not (self.config.val_set_size or self.config.test_datasets):
-            raise UserError('there are no held-out rows to measure on. Set `val_set_size`, or take it out.')
+# %% ../../nbs/export/08_after.ipynb #209a6b0b
+@patch
+def check(self: EvaluateStep, tokenizer=None, overwrite=False):
+    if importlib.util.find_spec(_EVALUATE) is None:
+        raise UserError('this version of llmft has no such step. Take it out, and use `llmft score`.')
+    if not (self.config.val_set_size or self.config.test_datasets):
+        raise UserError('there are no held-out rows to measure on. Set `val_set_size`, or take it out.')
 
-    def make(self, overwrite, say):
-        say(importlib.import_module(_EVALUATE).evaluate(self.run))
-        return f'written: {self.run/"evaluation.json"}'
+@patch
+def make(self: EvaluateStep, overwrite, say):
+    say(importlib.import_module(_EVALUATE).evaluate(self.run))
+    return f'written: {self.run/"evaluation.json"}'
 
 # %% ../../nbs/export/08_after.ipynb #5fda14e5
 class PushStep(AfterStep):
@@ -185,22 +197,27 @@ class PushStep(AfterStep):
 
     def check(self, tokenizer=None, overwrite=False): check_upload(self.settings.repo)
 
-    def needs(self, size):
-        if not self.settings.merged or self.merged: return StepNeeds()
-        return StepNeeds(0, _merged_bytes(size), _merge_ram(self.config, size))
-
     def __str__(self):
         what = 'base and adapter as one model' if self.settings.merged else 'what was trained'
         return f'push {what} to {self.settings.repo}' + ', private' * self.settings.private
 
-    def make(self, overwrite, say):
-        s, folder = self.settings, self.merged if self.merged and (self.merged/'config.json').is_file() else None
-        return f'sent: {push_to_hub(self.run, s.repo, folder or s.merged, s.private, s.revision, say=say)}'
+# %% ../../nbs/export/08_after.ipynb #5354aa86
+@patch
+def needs(self: PushStep, size):
+    if not self.settings.merged or self.merged: return StepNeeds()
+    return StepNeeds(0, _merged_bytes(size), _merge_ram(self.config, size))
 
-    def command(self):
-        s = self.settings
-        return ['push', self.run, s.repo, *['--merged']*s.merged, *['--public']*(not s.private),
-                *(['--revision', s.revision] if s.revision else [])]
+@patch
+def make(self: PushStep, overwrite, say):
+    s, folder = self.settings, self.merged if self.merged and (self.merged/'config.json').is_file() else None
+    return f'sent: {push_to_hub(self.run, s.repo, folder or s.merged, s.private, s.revision, say=say)}'
+
+# %% ../../nbs/export/08_after.ipynb #9a712646
+@patch
+def command(self: PushStep):
+    s = self.settings
+    return ['push', self.run, s.repo, *['--merged']*s.merged, *['--public']*(not s.private),
+            *(['--revision', s.revision] if s.revision else [])]
 
 # %% ../../nbs/export/08_after.ipynb #e3ae090c
 STEPS = (MergeStep, GgufStep, EvaluateStep, PushStep) # in the order in which they are made
@@ -241,6 +258,7 @@ def _line(step, needs): # of the plan
     if needs.ram: sizes.append(f'at most {_gb(needs.ram)} of RAM')
     return f'after training: {step}' + (f' ({", ".join(sizes)})' if sizes else '')
 
+# %% ../../nbs/export/08_after.ipynb #d16e879b
 @patch
 def __str__(self: AfterPlan):
     lines = [_line(step, self.needs[name]) for name, step in self.steps.items()]
@@ -257,6 +275,7 @@ def _disks(plan): # {disk: [a path on it, bytes at the highest moment]}
         disk[1], disk[2] = disk[1] + needs.kept, max(disk[2], needs.passing)
     return [(place, kept + passing) for place, kept, passing in found.values() if kept + passing]
 
+# %% ../../nbs/export/08_after.ipynb #153bc4aa
 def _lacks(plan, run_bytes, machines): # yield what is too much for which machine
     for machine in machines:
         is_here = machine.name == find_machine().name
@@ -281,11 +300,13 @@ def _place(step): # as it is noted: in the run folder, which may move, or where 
 def _is_ours(step, records): # may its target be replaced
     return step.target is not None and (records.get(step.name) or {}).get('target') == _place(step)
 
+# %% ../../nbs/export/08_after.ipynb #687664a8
 def _problems(steps, tokenizer, overwrite, records): # yield what is known to fail
     for name, step in steps.items():
         try: step.check(tokenizer, overwrite or _is_ours(step, records))
         except UserError as e: yield f'after: {name}: {e}'
 
+# %% ../../nbs/export/08_after.ipynb #8afae566
 def plan_after(
     config,         # `Config`
     tokenizer=None, # from `load_tokenizer`; `None`: it is not looked at
@@ -328,6 +349,7 @@ def _note(step, weights): # what is noted of a step
     settings = step.settings.model_dump(mode='json') if hasattr(step.settings, 'model_dump') else step.settings
     return hide_secrets({'settings': settings, 'weights': weights, 'target': _place(step)})
 
+# %% ../../nbs/export/08_after.ipynb #6699924a
 def _is_made(step, record, weights): # has this been made already
     note = _note(step, weights)
     return bool(record.get('made')) and {key: record.get(key) for key in note} == note and step.is_there()
@@ -349,6 +371,7 @@ def _failure(step, exc): # text
     reason = str(exc) if isinstance(exc, UserError) else f'{type(exc).__name__}: {reason_line(exc)}'
     return f'{step.name}: {hide_secrets(reason)}\n  By itself: llmft {shlex.join(map(str, step.command()))}'
 
+# %% ../../nbs/export/08_after.ipynb #b33eaae2
 def make_after(
     config,         # `Config`
     run=None,       # run folder that is finished; default: `output_dir`

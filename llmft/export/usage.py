@@ -48,6 +48,7 @@ print(tokenizer.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_to
 ```
 '''
 
+# %% ../../nbs/export/05_usage.ipynb #4ca09643
 def _python(value): return json.dumps(value) if isinstance(value, str) else repr(value)
 
 def _few_bits(config): # (classes to import, argument) for a base that was kept in few bits
@@ -87,6 +88,7 @@ def _vllm_lines(run, template): # Markdown
     except UserError as e: return f'{e}\n'
     return f'```\n{shlex.join(map(str, command))}\n```\n'
 
+# %% ../../nbs/export/05_usage.ipynb #56f30e96
 _MERGE_LINES = '''### One whole model
 
 ```
@@ -147,6 +149,7 @@ def write_prompt_template(
     try: return write_atomic(Path(folder)/PROMPT_TEMPLATE, chat_template(config, tokenizer, with_bos=True))
     except UserError: return None
 
+# %% ../../nbs/export/05_usage.ipynb #de615c8e
 def usage_markdown(
     config,    # `Config` of the run
     run,       # its folder, with what was trained and the prompt template
