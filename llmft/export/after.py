@@ -90,23 +90,18 @@ class MergeStep(AfterStep):
 
     def __str__(self): return f'merge into {self.target}' + (f', {self.settings.dtype}' if self.settings.dtype else '')
 
-# %% ../../nbs/export/08_after.ipynb #c0dd3a6c
-@patch
-def needs(self: MergeStep, size):
-    return StepNeeds(_merged_bytes(size, self.settings.dtype), 0, _merge_ram(self.config, size))
+    def needs(self, size):
+        return StepNeeds(_merged_bytes(size, self.settings.dtype), 0, _merge_ram(self.config, size))
 
-@patch
-def make(self: MergeStep, overwrite, say): # -> what to say of it
-    s = self.settings
-    merge_adapter(self.run, self.target, s.dtype, overwrite, self.config.trust_remote_code, s.dequantized, say=say)
-    return f'written: {self.target}'
+    def make(self, overwrite, say): # -> what to say of it
+        s = self.settings
+        merge_adapter(self.run, self.target, s.dtype, overwrite, self.config.trust_remote_code, s.dequantized, say=say)
+        return f'written: {self.target}'
 
-# %% ../../nbs/export/08_after.ipynb #a6901b9a
-@patch
-def command(self: MergeStep): # which makes it by hand
-    chosen = {True: ['--dequantized'], False: ['--original']}.get(self.settings.dequantized, [])
-    dtype = ['--dtype', self.settings.dtype] if self.settings.dtype else []
-    return ['merge', self.run, self.target, *dtype, *chosen]
+    def command(self): # which makes it by hand
+        chosen = {True: ['--dequantized'], False: ['--original']}.get(self.settings.dequantized, [])
+        dtype = ['--dtype', self.settings.dtype] if self.settings.dtype else []
+        return ['merge', self.run, self.target, *dtype, *chosen]
 
 # %% ../../nbs/export/08_after.ipynb #b8c9e32e
 _K_BITS = {'q2_k': 3.0, 'q3_k_s': 3.5, 'q3_k_m': 4.0, 'q3_k_l': 4.3, 'q4_k_s': 4.6, 'q4_k_m': 4.9, 'q5_k_s': 5.6,
@@ -174,18 +169,15 @@ class EvaluateStep(AfterStep):
     def command(self): return ['evaluate', self.run]
     def is_there(self): return (self.run/'evaluation.json').is_file()
 
-# %% ../../nbs/export/08_after.ipynb #209a6b0b
-@patch
-def check(self: EvaluateStep, tokenizer=None, overwrite=False):
-    if importlib.util.find_spec(_EVALUATE) is None:
-        raise UserError('this version of llmft has no such step. Take it out, and use `llmft score`.')
-    if not (self.config.val_set_size or self.config.test_datasets):
-        raise UserError('there are no held-out rows to measure on. Set `val_set_size`, or take it out.')
+    def check(self, tokenizer=None, overwrite=False):
+        if importlib.util.find_spec(_EVALUATE) is None:
+            raise UserError('this version of llmft has no such step. Take it out, and use `llmft score`.')
+        if not (self.config.val_set_size or self.config.test_datasets):
+            raise UserError('there are no held-out rows to measure on. Set `val_set_size`, or take it out.')
 
-@patch
-def make(self: EvaluateStep, overwrite, say):
-    say(importlib.import_module(_EVALUATE).evaluate(self.run))
-    return f'written: {self.run/"evaluation.json"}'
+    def make(self, overwrite, say):
+        say(importlib.import_module(_EVALUATE).evaluate(self.run))
+        return f'written: {self.run/"evaluation.json"}'
 
 # %% ../../nbs/export/08_after.ipynb #5fda14e5
 class PushStep(AfterStep):
@@ -201,23 +193,18 @@ class PushStep(AfterStep):
         what = 'base and adapter as one model' if self.settings.merged else 'what was trained'
         return f'push {what} to {self.settings.repo}' + ', private' * self.settings.private
 
-# %% ../../nbs/export/08_after.ipynb #5354aa86
-@patch
-def needs(self: PushStep, size):
-    if not self.settings.merged or self.merged: return StepNeeds()
-    return StepNeeds(0, _merged_bytes(size), _merge_ram(self.config, size))
+    def needs(self, size):
+        if not self.settings.merged or self.merged: return StepNeeds()
+        return StepNeeds(0, _merged_bytes(size), _merge_ram(self.config, size))
 
-@patch
-def make(self: PushStep, overwrite, say):
-    s, folder = self.settings, self.merged if self.merged and (self.merged/'config.json').is_file() else None
-    return f'sent: {push_to_hub(self.run, s.repo, folder or s.merged, s.private, s.revision, say=say)}'
+    def make(self, overwrite, say):
+        s, folder = self.settings, self.merged if self.merged and (self.merged/'config.json').is_file() else None
+        return f'sent: {push_to_hub(self.run, s.repo, folder or s.merged, s.private, s.revision, say=say)}'
 
-# %% ../../nbs/export/08_after.ipynb #9a712646
-@patch
-def command(self: PushStep):
-    s = self.settings
-    return ['push', self.run, s.repo, *['--merged']*s.merged, *['--public']*(not s.private),
-            *(['--revision', s.revision] if s.revision else [])]
+    def command(self):
+        s = self.settings
+        return ['push', self.run, s.repo, *['--merged']*s.merged, *['--public']*(not s.private),
+                *(['--revision', s.revision] if s.revision else [])]
 
 # %% ../../nbs/export/08_after.ipynb #e3ae090c
 STEPS = (MergeStep, GgufStep, EvaluateStep, PushStep) # in the order in which they are made
