@@ -3052,6 +3052,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'llmft.training.run._markdown_picture': ( 'training/run.html#_markdown_picture',
                                                                               'llmft/training/run.py'),
                                     'llmft.training.run._next_commands': ('training/run.html#_next_commands', 'llmft/training/run.py'),
+                                    'llmft.training.run._other_programs': ('training/run.html#_other_programs', 'llmft/training/run.py'),
                                     'llmft.training.run._public_config': ('training/run.html#_public_config', 'llmft/training/run.py'),
                                     'llmft.training.run._read_facts': ('training/run.html#_read_facts', 'llmft/training/run.py'),
                                     'llmft.training.run._read_json': ('training/run.html#_read_json', 'llmft/training/run.py'),

@@ -489,6 +489,12 @@ def _usage(config, path): # `path`: of the run -> fields of the README that depe
     method = f'with {config.adapter} (rank {config.lora_r})'
     return {'method': method, 'merge': f'llmft merge {path} {path}-merged\n'}
 
+# %% ../../nbs/training/02_run.ipynb #f502e535
+def _other_programs(run, tokenizer): # Markdown; whatever cannot be said does not spoil a run
+    if tokenizer is None: return ''
+    try: return usage_markdown(run.config, run.path, tokenizer)
+    except Exception as e: return f'How other programs load it is not known: {reason_line(e)}\n'
+
 # %% ../../nbs/training/02_run.ipynb #70c37107
 def run_readme(
     run,     # `Run`
@@ -497,12 +503,11 @@ def run_readme(
 ) -> str: # Markdown
     "The run in words."
     config, path, eval_loss = run.config, run.path.as_posix(), _eval_loss_text(run.metrics)
-    usage = usage_markdown(config, run.path, tokenizer) if tokenizer else ''
     return _README.format(
         name=run.path.name, base=config.base_model, data=', '.join(d.path for d in config.datasets),
         stopped=_STOPPED if run.interrupted else '', summary=summary,
         steps=run.last('step') or 0, seconds=run.last('seconds') or 0, eval_loss=f', {eval_loss}' if eval_loss else '',
-        path=path, usage=usage, **_usage(config, path))
+        path=path, usage=_other_programs(run, tokenizer), **_usage(config, path))
 
 # %% ../../nbs/training/02_run.ipynb #4452c2b1
 _SHOWN = '''{base}, tuned {method} on {data}: {text}.
