@@ -288,10 +288,10 @@ def _is_ours(step, records): # may its target be replaced
     return step.target is not None and (records.get(step.name) or {}).get('target') == _place(step)
 
 # %% ../../nbs/export/08_after.ipynb #687664a8
-def _problems(steps, tokenizer, overwrite, records): # yield what is known to fail
+def _problems(steps, tokenizer, overwrite, records): # yield the names of steps that are known to fail, and why
     for name, step in steps.items():
         try: step.check(tokenizer, overwrite or _is_ours(step, records))
-        except UserError as e: yield f'after: {name}: {e}'
+        except UserError as e: yield name, f'after: {name}: {e}'
 
 # %% ../../nbs/export/08_after.ipynb #8afae566
 def plan_after(
@@ -306,9 +306,9 @@ def plan_after(
     if not steps: return None
     log.info('planning what is made after training')
     size, records = model_size(config), _read_json(user_path(config.output_dir)/AFTER)
-    problems = [*_problems(steps, tokenizer, overwrite, records)]
-    if problems: return AfterPlan(steps, {name: StepNeeds() for name in steps}, problems)
-    plan = AfterPlan(steps, {name: step.needs(size) for name, step in steps.items()})
+    problems = dict(_problems(steps, tokenizer, overwrite, records))
+    needs = {name: StepNeeds() if name in problems else step.needs(size) for name, step in steps.items()}
+    plan = AfterPlan(steps, needs, [*problems.values()])
     plan.lacks = [*_lacks(plan, run_bytes, machines or [find_machine()])]
     if tokenizer is not None: plan.notes = [*filter(None, (step.note(tokenizer) for step in steps.values()))]
     return plan
