@@ -67,7 +67,7 @@ def damage(folder, name, way):
 
 AT_START = {*_AT_START, 'canary.json', 'report.md',
             'report.json', 'metrics.jsonl', 'samples.jsonl', 'status.json', 'manifest.json'}
-IN_THE_END = {'README.md', 'loss.png', 'memory.json', 'samples.md'}
+IN_THE_END = {'README.md', 'loss.png', 'memory.json', 'samples.md', 'prompt_template.jinja'}
 WITH_CARD = {'README.md'} # transformers writes one beside the checkpoints
 
 
