@@ -19,7 +19,7 @@ def write(merged, folder):
     from llmft.export.gguf import export_gguf
     from llmft.inference.generate import generate_ids, prompt_ids
     from llmft.inference.load import load_run_config, load_saved_tokenizer
-    from llmft.export.pieces import prompt_text
+    from llmft.inference.pieces import prompt_text
     folder, config = Path(folder), load_run_config(merged)
     tokenizer = load_saved_tokenizer(merged, config)
     export_gguf(merged, folder/'model.gguf', 'f16')

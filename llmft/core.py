@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['HIDDEN', 'log', 'MANIFEST', 'UserError', 'reason_line', 'user_path', 'sync_to_disk', 'write_atomic', 'replace_folder',
-           'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'cache_dir', 'hide_secrets',
-           'file_sha256', 'file_entry', 'write_manifest', 'read_manifest', 'damaged_files', 'find_damage',
-           'check_weights_unchanged', 'checked_file', 'drop_none', 'text_table', 'markdown_table', 'html_table',
-           'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown', 'silence_warnings', 'share_cores',
-           'num_processes', 'is_main_process', 'kept_environment']
+           'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'check_new_file', 'cache_dir',
+           'hide_secrets', 'file_sha256', 'file_entry', 'write_manifest', 'read_manifest', 'damaged_files',
+           'find_damage', 'check_weights_unchanged', 'checked_file', 'drop_none', 'text_table', 'markdown_table',
+           'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown', 'silence_warnings',
+           'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
 
 # %% ../nbs/core.ipynb #6749d383
 import errno, hashlib, json, logging, os, re, shutil, stat, tempfile
@@ -128,8 +128,9 @@ def folder_atomic(
             _open_to_all(p, 0o777 if p.is_dir() else 0o666) # weights are written for one user
             with _write_errors(path): sync_to_disk(p)
         replace_folder(tmp, path)
-    except BaseException:
+    except BaseException as e:
         shutil.rmtree(tmp, ignore_errors=True)
+        if isinstance(e, UserError): e.args = (str(e).replace(str(tmp), str(path)),) # by the name that is known
         raise
 
 # %% ../nbs/core.ipynb #c5e409f3
@@ -163,6 +164,18 @@ def check_writable(
         raise UserError(f'{what}{path} cannot be written, {parent} is not a folder. {advice}')
     if not os.access(parent, os.W_OK):
         raise UserError(f'{what}{path} cannot be written, {parent} is read-only for you. {advice}')
+
+# %% ../nbs/core.ipynb #7b34fa02
+def check_new_file(
+    path,            # file that is to be written
+    overwrite=False, # may it be replaced
+    example='file',  # a name that it could have
+):
+    "A `UserError` if a file cannot be written there; nothing is made."
+    if path.is_dir(): raise UserError(f'{path}: this is a folder. Name a file, as {path}/{example}.')
+    if path.exists() and not overwrite:
+        raise UserError(f'{path} exists already. Choose another name or allow overwriting (--overwrite).')
+    check_writable(path.parent)
 
 # %% ../nbs/core.ipynb #dcfb2ce3
 def cache_dir() -> Path: # the folder; it need not exist yet

@@ -13,6 +13,7 @@ from fastcore.basics import patch
 
 from ..config.config import Config, load_config
 from ..core import UserError, log, num_processes
+from ..export.after import check_after
 from ..data.sources import _all_entries, check_sources, load_rows
 from ..hub import model_errors, resolve_model
 from ..memory.plan import PlanError, plan_memory
@@ -47,6 +48,7 @@ class Check:
     memory: str            # the memory plan in one line
     notes: list = field(default_factory=list) # what may not be expected or is left out, a line each
     parameters: object = None # `ParameterCounts`: what is trained, and the formats of the rest
+    after: str = ''           # what is made after training, a line each
 
 # %% ../../nbs/commands/01_check.ipynb #fb1c19a9
 @patch
@@ -64,6 +66,7 @@ def __str__(self: Check):
         *self.notes,
         str(self.hardware),
         f'memory: {self.memory}',
+        *self.after.splitlines(),
         f'{self.report.steps:,} steps of {rows}, {epochs}',
         f'output: {c.output_dir}',
         '',
@@ -73,10 +76,10 @@ def __str__(self: Check):
 def __repr__(self: Check): return str(self)
 
 # %% ../../nbs/commands/01_check.ipynb #4bc6835e
-def _plan(config): # (the verdict in a line, `ParameterCounts`, or None where no plan can be made)
+def _plan(config): # (verdict in a line, `ParameterCounts`, bytes of the run folder); None where no plan can be made
     try: plan = plan_memory(config)
-    except PlanError as e: return str(e), None
-    return plan.summary(), plan.parameters
+    except PlanError as e: return str(e), None, 0
+    return plan.summary(), plan.parameters, plan.run_bytes
 
 def check_run(
     config,         # `Config`, or what `load_config` takes
@@ -98,8 +101,9 @@ def check_run(
     check_packing(model, config)
     targets = target_modules(model, config)
     notes = [*run_notes(config, hardware), *model_notes(model, config, load_hf_config(config))]
-    memory, parameters = _plan(config)
-    return Check(config, data.report, hardware, targets, n_params, memory, notes, parameters)
+    memory, parameters, run_bytes = _plan(config)
+    after = check_after(config, data.tokenizer, overwrite, run_bytes)
+    return Check(config, data.report, hardware, targets, n_params, memory, notes, parameters, after)
 
 # %% ../../nbs/commands/01_check.ipynb #d27f9890
 def _round_robin(sources): # source of each row -> positions of the rows

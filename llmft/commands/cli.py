@@ -116,10 +116,13 @@ def _plan(
 ):
     "What a run would hold on the GPU, in the RAM and on the disk; nothing is downloaded but the model's `config.json`."
     config = _config(source, set_, needs_weights=False)
+    from llmft.export.after import plan_after
     from llmft.memory.fit import fit_to_gpu, save_fitted_config
     from llmft.memory.plan import plan_memory
     if fit or out: config = fit_to_gpu(config, gpu, say=_print)
-    _print(str(plan_memory(config, gpu, place=place)))
+    plan = plan_memory(config, gpu, place=place)
+    _print(str(plan))
+    if after := plan_after(config, run_bytes=plan.run_bytes, machines=plan.machines): _print(f'\n{after}')
     if out: _print(f'written: {save_fitted_config(config, out)}')
 
 # %% ../../nbs/commands/03_cli.ipynb #7360ba05

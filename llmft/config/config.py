@@ -17,10 +17,10 @@ from pydantic import ValidationError, model_validator
 
 from .axolotl import (
     AXOLOTL_DATASET_KEYS, AXOLOTL_KEYS, find_key, is_axolotl, says_axolotl, translate_axolotl)
-from llmft.config.keys import (
-    _Loader, _is_text_only, AdapterKeys, AnswerKeys, BestModelKeys, DataKeys, DatasetConfig, DistributedKeys, ModelKeys,
-    OptimizerKeys, OutputKeys, PrecisionKeys, SpeedKeys, SweepKeys, TokenKeys, TrackerKeys, TrainingKeys, UserFormat,
-    VariantKeys)
+from .keys import (
+    _Loader, _is_text_only, AdapterKeys, AfterKeys, AnswerKeys, BestModelKeys, DataKeys, DatasetConfig, DistributedKeys,
+    GgufKeys, MergeKeys, ModelKeys, OptimizerKeys, OutputKeys, PrecisionKeys, PushKeys, SpeedKeys, SweepKeys, TokenKeys,
+    TrackerKeys, TrainingKeys, UserFormat, VariantKeys)
 from ..core import UserError, markdown_table, reason_line, user_path, write_atomic
 
 # %% ../../nbs/config/02_config.ipynb #96ed75f6
@@ -261,6 +261,14 @@ def _size_conflicts(c):
                 f'holds. Lower `{key}` or `sequence_len`.')
 
 # %% ../../nbs/config/02_config.ipynb #17446a02
+def _after_conflicts(c):
+    steps = c.after or AfterKeys()
+    if c.adapter == 'full' and (steps.merge or steps.push and steps.push.merged):
+        yield 'after', 'with `adapter: full` the whole model is trained, and there is nothing to merge. Leave it out.'
+    if steps.merge and steps.merge.dequantized and not (c.load_in_4bit or c.load_in_8bit):
+        yield 'after', '`dequantized`: the training sees the original weights, so there are no others. Leave it out.'
+
+# %% ../../nbs/config/02_config.ipynb #ef207795
 def _answer_conflicts(c):
     if c.eval_generate and c.eval_generate_metric == 'pass_at_1' and not c.eval_run_code:
         yield 'eval_generate_metric', ('`pass_at_1` runs the code that the model writes, in a sandbox. '
@@ -269,7 +277,7 @@ def _answer_conflicts(c):
 # %% ../../nbs/config/02_config.ipynb #f0ac91a5
 _CONFLICTS = (_quantization_conflicts, _adapter_conflicts, _precision_conflicts, _warmup_conflicts,
     _heldout_conflicts, _streaming_conflicts, _interval_conflicts, _best_checkpoint_conflicts, _size_conflicts,
-    _answer_conflicts)
+    _answer_conflicts, _after_conflicts)
 
 # %% ../../nbs/config/02_config.ipynb #5dc33422
 class _Dumper(yaml.SafeDumper):
@@ -294,8 +302,12 @@ def _did_you_mean(name, names, lead='Did you mean', cutoff=0.6):
     return f' {lead} `{similar[0]}`?' if similar else ''
 
 # %% ../../nbs/config/02_config.ipynb #3dcf737a
+_STEPS = {'merge': MergeKeys, 'gguf': GgufKeys, 'push': PushKeys} # of `after`
+
 def _model_at(loc):
     "The class whose field stands at `loc`."
+    names = [part for part in loc[1:] if isinstance(part, str)]
+    if loc[0] == 'after' and len(loc) > 1: return _STEPS.get(names[0], AfterKeys) if len(names) > 1 else AfterKeys
     if loc[0] not in ('datasets', 'test_datasets') or len(loc) == 1: return Config
     return UserFormat if len(loc) > 3 and loc[2] == 'type' else DatasetConfig
 
@@ -370,7 +382,8 @@ def _yaml_loc(loc):
         if loc[i] == '[key]': return False
         if i == 0 or isinstance(loc[i], int): return True
         parent = loc[i - 1]
-        return isinstance(parent, int) or parent in ('roles', 'message_property_mappings', 'UserFormat')
+        is_mapping = parent in ('roles', 'message_property_mappings', 'UserFormat')
+        return loc[0] == 'after' or isinstance(parent, int) or is_mapping
     return tuple(part for i, part in enumerate(loc) if is_key(i))
 
 # %% ../../nbs/config/02_config.ipynb #3009dc19
@@ -577,12 +590,13 @@ def _reference_rows(model, group=None): # -> rows of key, default, meaning
 
 # %% ../../nbs/config/02_config.ipynb #66eaac15
 def reference_tables() -> dict[str, list]: # heading -> rows of (key, default, meaning), the last two in Markdown
-    "Every key of a run, of an entry of `datasets` and of a `type`, under the headings of the reference."
+    "Every key of a run, of an entry of `datasets`, of a `type` and of `after`, under the headings of the reference."
     groups = dict.fromkeys(field.json_schema_extra['group'] for field in Config.model_fields.values())
     tables = {group: _reference_rows(Config, group) for group in groups}
     tables['Each entry of `datasets` and `test_datasets`'] = _reference_rows(DatasetConfig)
     tables['A `type` of your own'] = _reference_rows(UserFormat)
-    return tables
+    tables['The steps of `after`'] = _reference_rows(AfterKeys)
+    return tables | {f'`after`: `{name}`': _reference_rows(model) for name, model in _STEPS.items()}
 
 # %% ../../nbs/config/02_config.ipynb #ef65beef
 def config_reference() -> str: # Markdown

@@ -5,14 +5,16 @@
 # %% auto #0
 __all__ = ['SourceKeys', 'UserFormat', 'FormatKeys', 'ChatKeys', 'DatasetConfig', 'ModelKeys', 'PrecisionKeys', 'TokenKeys',
            'AdapterKeys', 'VariantKeys', 'RowKeys', 'DataKeys', 'StepKeys', 'TrainingKeys', 'OptimizerKeys',
-           'SpeedKeys', 'DistributedKeys', 'OutputKeys', 'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
+           'SpeedKeys', 'DistributedKeys', 'MergeKeys', 'GgufKeys', 'PushKeys', 'AfterKeys', 'MeasuringKeys',
+           'OutputKeys', 'BestModelKeys', 'AnswerKeys', 'SweepKeys', 'TrackerKeys']
 
 # %% ../../nbs/config/01_keys.ipynb #4a2ade98
 import math, re
 from typing import Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import (
+    BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_serializer, model_validator)
 
 # %% ../../nbs/config/01_keys.ipynb #640555e6
 class _Loader(yaml.SafeLoader):
@@ -31,12 +33,13 @@ def _parse_numbers(value):
     return number if isinstance(number, (int, float)) else value
 
 # %% ../../nbs/config/01_keys.ipynb #75e10768
+def _is_off(value): return value is False or str(value).lower() in ('none', 'null', 'false', 'off')
+
 def _read_off(value, field):
     "What false, `off` or `none` stands for in `field` of pydantic; any other `value` as it is."
     allowed = {field.annotation, *get_args(field.annotation)}
     choices = [choice for part in allowed for choice in get_args(part) if get_origin(part) is Literal]
-    is_off = value is False or str(value).lower() in ('none', 'null', 'false', 'off')
-    if not is_off or value in choices: return value
+    if not _is_off(value) or value in choices: return value
     if off := {'no', 'off', 'none'} & {*choices}: return off.pop()
     if field.is_required() or (bool in allowed and value is False): return value
     return field.default if field.default in (None, [], {}) else value
@@ -424,9 +427,79 @@ class DistributedKeys(_Strict):
     ddp_bucket_cap_mb: int | None = _key(None, 'Megabytes of gradients in one message.', 'Several GPUs', gt=0)
     ddp_broadcast_buffers: bool | None = _key(None, 'Send buffers to all processes before each pass.', 'Several GPUs')
 
+# %% ../../nbs/config/01_keys.ipynb #3e105681
+class MergeKeys(_Strict):
+    "`merge`: base and adapter as one model."
+    folder: str | None = _key(None, 'Where the merged model goes; if not given, `merged` in the run folder.')
+    dtype: Literal['float32', 'bfloat16', 'float16'] | None = _key(None,
+        'The number format of its weights; if not given, that of the files of the base.')
+    dequantized: bool | None = _key(None,
+        'Add to the weights in few bits that the training saw, or, with `false`, to the original ones; if not given, '
+        'to the original ones, but for LoftQ.')
+
+# %% ../../nbs/config/01_keys.ipynb #8ec2ff34
+class GgufKeys(_Strict):
+    "`gguf`: one file for llama.cpp, Ollama and LM Studio, with a Modelfile beside it."
+    type: str = _key('q8_0',
+        'The number format of its weights, as `f16`, `q8_0` or, with llama.cpp installed, `q4_k_m`.')
+    file: str | None = _key(None,
+        'The file, which ends with `.gguf`; if not given, `gguf/model.gguf` in the run folder.')
+
+# %% ../../nbs/config/01_keys.ipynb #9fc41f0a
+class PushKeys(_Strict):
+    "`push`: a repository on the Hub, with a card."
+    repo: str = _key(..., 'The repository on the Hub, as `name/model`; it is made if it is not there.')
+    merged: bool = _key(False, 'Send base and adapter as one model.')
+    private: bool = _key(True, 'A new repository is seen by you alone.')
+    revision: str | None = _key(None, 'The branch that is pushed to.')
+
+# %% ../../nbs/config/01_keys.ipynb #81698e6b
+_OF_ONE_TEXT = {'merge': None, 'gguf': 'type', 'push': 'repo'} # which key of a step a single text is
+
+def _step_settings(value, name): # what stands behind a step -> mapping, or what means that it is off
+    key = _OF_ONE_TEXT[name]
+    if isinstance(value, (dict, BaseModel)): return value
+    if _is_off(value): return None
+    if isinstance(value, str) and key: return {key: value}
+    if value is True and name != 'push': return {}
+    examples = {'merge': '`true`, or a mapping, as `dtype: bfloat16`', 'gguf': 'a number format, as `q8_0`',
+                'push': 'the name of a repository, as `name/model`'}
+    raise ValueError(f'it must be {examples[name]}, or `false`.')
+
+# %% ../../nbs/config/01_keys.ipynb #cf588934
+def _steps_of_list(value): # `after` as a list, or one word -> mapping
+    if _is_off(value): return None
+    if isinstance(value, str): value = [value]
+    if value in ([], {}) or isinstance(value, list) and {} in value:
+        raise ValueError('a step without a name or a value. Write a list of steps, as `[merge, gguf: q8_0]`.')
+    if not isinstance(value, list): return value
+    steps = [item for step in value for item in (step.items() if isinstance(step, dict) else [(step, True)])]
+    names = [name for name, _ in steps]
+    if twice := [name for name in names if names.count(name) > 1]: raise ValueError(f'`{twice[0]}` is given twice.')
+    if wrong := [name for name in names if not isinstance(name, str)]:
+        raise ValueError(f'a list of steps, as `[merge, gguf: q8_0]`, not {wrong[0]!r}.')
+    return dict(steps)
+
+# %% ../../nbs/config/01_keys.ipynb #210a152f
+class AfterKeys(_Strict):
+    "Steps after training, in the order in which they are made."
+    merge: MergeKeys | None = _key(None, 'Write base and adapter as one model, and compare it with them.')
+    gguf: GgufKeys | None = _key(None, 'Write one file for llama.cpp, Ollama and LM Studio, and a Modelfile; '
+        'a single text is its `type`.')
+    evaluate: bool = _key(False, 'Measure base and tuned model on the held-out rows.')
+    push: PushKeys | None = _key(None, 'Send it to the Hub, with its card; a single text is its `repo`.')
+
+    @field_validator(*_OF_ONE_TEXT, mode='before')
+    @classmethod
+    def _check_step(cls, value, info): return _step_settings(value, info.field_name)
+
+    @model_serializer(mode='wrap')
+    def _drop_off(self, write): # in files stand only the steps that are made
+        return {name: value for name, value in write(self).items() if value not in (None, False)}
+
 # %% ../../nbs/config/01_keys.ipynb #df87a384
-class OutputKeys(_Strict):
-    "What is written, and when."
+class MeasuringKeys(_Strict):
+    "What is measured, and when."
     output_dir: str = _key('runs/llmft', 'The run folder.', 'Output')
     logging_steps: int | None = _key(None,
         'A line of metrics every so many steps; if not given, '
@@ -437,6 +510,10 @@ class OutputKeys(_Strict):
         'Measure so often per epoch, and once at the end; 0 is never, as `eval_strategy: no`.', 'Output', ge=0)
     eval_steps: float | None = _key(None,
         'The same as a number of steps, or below 1 as a share of all steps.', 'Output', ge=0)
+
+# %% ../../nbs/config/01_keys.ipynb #a54a0604
+class OutputKeys(MeasuringKeys):
+    "What is written, and when."
     save_strategy: Literal['no', 'steps', 'epoch', 'best'] | None = _key(None,
         'Keep a checkpoint never, every `save_steps`, after each '
         'epoch, or when the held-out loss is the lowest so far.', 'Output')
@@ -449,6 +526,17 @@ class OutputKeys(_Strict):
         'Checkpoints without the optimizer: smaller, but a run that goes on from one begins with a new one.', 'Output')
     save_first_step: bool = _key(False,
         'Also keep a checkpoint after the first step, to see early that it can be written.', 'Output')
+    after: AfterKeys | None = _key(None,
+        'What is made of the model when training has ended well: a list of `merge`, `gguf`, `evaluate` and `push`, '
+        'or a mapping of them to their settings, as `gguf: q4_k_m`.', 'Output')
+
+    @field_validator('after', mode='before')
+    @classmethod
+    def _check_steps(cls, value): return _steps_of_list(value)
+
+    @field_validator('after')
+    @classmethod
+    def _check_any_step(cls, value): return value if value and value.model_dump() else None
 
 # %% ../../nbs/config/01_keys.ipynb #efe7bfc1
 class BestModelKeys(_Strict):

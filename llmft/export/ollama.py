@@ -9,15 +9,10 @@ __all__ = ['go_template', 'modelfile', 'check_prompt_ids', 'write_modelfile']
 import json
 from pathlib import Path
 
-from ..core import UserError, check_writable, user_path, write_atomic
-from .pieces import prompt_pieces, prompt_text, text_ids
-from ..inference.canary import _first_difference
-from ..inference.generate import prompt_ids
-from ..inference.load import load_run_config, load_saved_tokenizer
+from ..core import UserError, check_new_file, user_path, write_atomic
+from ..inference.load import load_run_config, load_saved_tokenizer, weights_folder
+from ..inference.pieces import begins_with_bos, prompt_pieces, prompt_problem, quoted
 from ..tokens.special import stop_token_ids
-
-# %% ../../nbs/export/05_ollama.ipynb #14a5bea6
-def _quoted(text): return '{{ ' + json.dumps(text, ensure_ascii=False) + ' }}' if text else ''
 
 # %% ../../nbs/export/05_ollama.ipynb #01fd5be2
 def go_template(
@@ -26,17 +21,17 @@ def go_template(
     "The template in the language of Go, on one line."
     if pieces.answer is None:
         return ('{{ $last := "" }}{{ range .Messages }}{{ if eq .Role "user" }}{{ $last = .Content }}{{ end }}{{ end }}'
-                f'{_quoted(pieces.begin)}{{{{ $last }}}}{_quoted(pieces.generate)}')
-    system, begin = '', _quoted(pieces.begin)
+                f'{quoted(pieces.begin)}{{{{ $last }}}}{quoted(pieces.generate)}')
+    system, begin = '', quoted(pieces.begin)
     if pieces.system:
         system = '{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}{{ end }}{{ end }}'
-        with_system = f'{_quoted(pieces.system[0])}{{{{ $system }}}}{_quoted(pieces.system[1])}'
+        with_system = f'{quoted(pieces.system[0])}{{{{ $system }}}}{quoted(pieces.system[1])}'
         begin = f'{{{{ if $system }}}}{with_system}{{{{ else }}}}{begin}{{{{ end }}}}'
     return ('{{ $system := "" }}{{ $first := true }}' + system + '{{ range .Messages }}'
             '{{ if eq .Role "user" }}{{ if $first }}' + begin + '{{ $first = false }}{{ else }}'
-            + _quoted(pieces.question) + '{{ end }}{{ .Content }}'
-            '{{ else if eq .Role "assistant" }}' + _quoted(pieces.answer) + '{{ .Content }}{{ end }}{{ end }}'
-            + _quoted(pieces.generate))
+            + quoted(pieces.question) + '{{ end }}{{ .Content }}'
+            '{{ else if eq .Role "assistant" }}' + quoted(pieces.answer) + '{{ .Content }}{{ end }}{{ end }}'
+            + quoted(pieces.generate))
 
 # %% ../../nbs/export/05_ollama.ipynb #b586441e
 def _stop_texts(tokenizer, config): # what ends an answer
@@ -55,20 +50,13 @@ def modelfile(
     return '\n'.join([f'FROM ./{gguf}', f'TEMPLATE """{template}"""', *stops, '']) 
 
 # %% ../../nbs/export/05_ollama.ipynb #14f18c5a
-_QUESTIONS = ('Name three fruits.', 'What is 12345 * 7?', ' a blank in front', 'Line one\nline two', '¿Qué? 你好',
-              'def f(x):\n')
-
 def check_prompt_ids(config, tokenizer): # a `UserError` that shows the difference
     "See that a prompt as one text has the ids of the training."
-    for question in _QUESTIONS:
-        ids = prompt_ids(question, tokenizer, config.datasets[0])
-        found = text_ids(prompt_text(question, tokenizer, config), tokenizer, config)
-        if ids == found: continue
-        n = _first_difference(ids, found)
+    pieces = prompt_pieces(config, tokenizer)
+    bos = tokenizer.bos_token if begins_with_bos(tokenizer, config) else ''
+    if problem := prompt_problem(lambda messages: bos + pieces.write(messages), tokenizer, config.datasets[0]):
         raise UserError('Ollama: the training made the tokens of a prompt in stretches, and as one text they are '
-                        'others: '
-                        f'{tokenizer.convert_ids_to_tokens(ids[n:n + 3])} became '
-                        f'{tokenizer.convert_ids_to_tokens(found[n:n + 3])}. Ask the run with `llmft serve` or `chat`.')
+                        f'others: {problem}. Ask the run with `llmft serve` or `chat`.')
 
 # %% ../../nbs/export/05_ollama.ipynb #69ddbb13
 def write_modelfile(
@@ -81,11 +69,7 @@ def write_modelfile(
     "Write a Modelfile for `ollama create`."
     run, out = user_path(run), user_path(out)
     config = load_run_config(run, trust_remote_code)
-    if out.is_dir(): raise UserError(f'{out}: this is a folder. Name a file, as {out}/Modelfile.')
-    if out.exists() and not overwrite:
-        raise UserError(f'{out} exists already. Choose another name or allow overwriting (--overwrite).')
-    check_writable(out)
-    folder = next(f for f in (run/'adapter', run/'model', run) if (f/'tokenizer_config.json').is_file() or f == run)
-    tokenizer = load_saved_tokenizer(folder, config)
+    check_new_file(out, overwrite, 'Modelfile')
+    tokenizer = load_saved_tokenizer(weights_folder(run), config)
     check_prompt_ids(config, tokenizer)
     return write_atomic(out, modelfile(config, tokenizer, gguf))

@@ -53,6 +53,7 @@ def _read_header(file): # (dict, where the bytes begin)
         except ValueError: raise _damaged(file, 'its header is no JSON') from None
     return header, 8 + length
 
+# %% ../../nbs/export/00_shards.ipynb #28b4a741
 def stored_tensors(
     file, # a safetensors file
 ) -> list: # of `StoredTensor`, as they lie in the file
@@ -148,6 +149,7 @@ def weight_files(
     files, _ = get_checkpoint_shard_files(name, index, revision=revision)
     return sorted(map(Path, files))
 
+# %% ../../nbs/export/00_shards.ipynb #d817b5cf
 def write_index(
     folder, # of the model
     shards, # {name of a file: names of the weights in it}

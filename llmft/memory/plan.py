@@ -244,6 +244,9 @@ class MemoryPlan:
     @property
     def peak_bytes(self): return sum(self.parts.values())
 
+    @property
+    def run_bytes(self): return self.disk['checkpoints'] + self.disk['adapter'] # on the disk
+
     def fits(self, gpu=None): # is there room on this, or another, GPU
         return self.peak_bytes <= (find_gpu(gpu) if gpu else self.gpu).memory
 
@@ -388,8 +391,7 @@ def plan_memory(
 @patch
 def checks(self: MemoryPlan): # [(what, bytes needed, bytes there, where)]
     "What is needed against what is there."
-    on_cpu, disk = self.gpu.kind == 'cpu', self.disk
-    run = disk['checkpoints'] + disk['adapter']
+    on_cpu, disk, run = self.gpu.kind == 'cpu', self.disk, self.run_bytes
     with_merged = run + disk['merged model, if you make one']
     rows = [('RAM' if on_cpu else 'GPU', self.peak_bytes, self.gpu.memory, self.gpu.name)]
     for machine in self.machines:
@@ -483,7 +485,7 @@ def plan_summary(
 def check_fits(
     config,    # `Config`
     say=print, # where the verdict goes
-):
+): # `MemoryPlan`; `None` where none is made
     "Stop before a run that cannot fit on this machine: a `UserError` with the plan."
     if current_gpu().kind == 'cpu' and config.base_model.startswith('builtin/'): return
     try: plan = plan_memory(config)
@@ -492,3 +494,4 @@ def check_fits(
         raise UserError(f'This run does not fit on this machine ({", ".join(missing)}).\n\n{plan}\n\n'
             '`llmft plan FILE --fit` finds settings that do; `--force` trains in any case.')
     say(f'memory: {plan.head()}')
+    return plan

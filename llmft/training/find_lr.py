@@ -46,7 +46,7 @@ def suggest_rate(
 # %% ../../nbs/training/09_find_lr.ipynb #39fe0658
 _QUIET = { # keys of a test
     **dict.fromkeys('sweep warmup_ratio cosine_min_lr_ratio evals_per_epoch eval_steps saves_per_epoch save_steps '
-                    'early_stopping_patience loss_watchdog_threshold hub_model_id wandb_project '
+                    'early_stopping_patience loss_watchdog_threshold hub_model_id after wandb_project '
                     'trackio_project_name'.split()),
     'lr_scheduler': 'constant', 'lr_scheduler_kwargs': {}, 'warmup_steps': 0, 'eval_strategy': 'no', 'logging_steps': 1,
     'save_strategy': 'no', 'save_first_step': False, 'load_best_model_at_end': False, 'auto_micro_batch': False,

@@ -24,7 +24,7 @@ from ..core import (
     write_manifest)
 from ..data.sources import _all_entries
 from ..inference.canary import write_canary
-from ..export.card import usage_markdown
+from ..export.usage import usage_markdown, write_prompt_template
 from ..model.adapters import save_trained
 from ..model.base import detect_hardware
 from ..tokens.report import rows_per_step
@@ -280,7 +280,7 @@ def write_status(
 _RUN_FILES = {*'''
     config.yml config_completed.yml environment.json settings.md data.json report.md report.json metrics.jsonl loss.png
     status.json memory.json samples.md samples.jsonl README.md adapter model checkpoints scores.json scores.png
-    manifest.json canary.json
+    manifest.json canary.json after.json merged gguf prompt_template.jinja
 '''.split()}
 
 def put_aside(
@@ -489,10 +489,17 @@ def _usage(config, path): # `path`: of the run -> fields of the README that depe
     method = f'with {config.adapter} (rank {config.lora_r})'
     return {'method': method, 'merge': f'llmft merge {path} {path}-merged\n'}
 
+# %% ../../nbs/training/02_run.ipynb #f502e535
+def _other_programs(run, tokenizer): # Markdown; whatever cannot be said does not spoil a run
+    if tokenizer is None: return ''
+    try: return usage_markdown(run.config, run.path, tokenizer)
+    except Exception as e: return f'How other programs load it is not known: {reason_line(e)}\n'
+
 # %% ../../nbs/training/02_run.ipynb #70c37107
 def run_readme(
     run,     # `Run`
     summary, # what is to be said about data and model
+    tokenizer=None, # of the run; `None`: nothing is said of other programs
 ) -> str: # Markdown
     "The run in words."
     config, path, eval_loss = run.config, run.path.as_posix(), _eval_loss_text(run.metrics)
@@ -500,7 +507,7 @@ def run_readme(
         name=run.path.name, base=config.base_model, data=', '.join(d.path for d in config.datasets),
         stopped=_STOPPED if run.interrupted else '', summary=summary,
         steps=run.last('step') or 0, seconds=run.last('seconds') or 0, eval_loss=f', {eval_loss}' if eval_loss else '',
-        path=path, usage=usage_markdown(config, path), **_usage(config, path))
+        path=path, usage=_other_programs(run, tokenizer), **_usage(config, path))
 
 # %% ../../nbs/training/02_run.ipynb #4452c2b1
 _SHOWN = '''{base}, tuned {method} on {data}: {text}.
@@ -573,6 +580,7 @@ def finish_run(
     "Write what is known after training, each file whole or not at all; the adapter first."
     from_main(lambda: _save_model(run, model, tokenizer, weights))
     from_main(lambda: _save_plot(run))
-    from_main(lambda: write_atomic(run.path/'README.md', run_readme(run, summary)))
+    from_main(lambda: write_prompt_template(run.path, tokenizer, run.config))
+    from_main(lambda: write_atomic(run.path/'README.md', run_readme(run, summary, tokenizer)))
     samples.finish(run, model) # by all processes, for each may hold a part of the model
     from_main(lambda: _list_files(run.path))

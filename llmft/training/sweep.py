@@ -378,6 +378,9 @@ def sweep(
     runs = sweep_values(config, values)
     if config.hub_model_id:
         raise UserError('hub_model_id: a sweep makes several adapters. Remove it, and push the best one afterwards.')
+    if config.after:
+        raise UserError('after: a sweep makes several adapters. Remove it, and train the best one with it afterwards: '
+                        '`llmft train` makes the steps of a finished run.')
     configs = _load_all(config, runs, folder)
     log.info('checking the settings and the memory of all runs')
     _check_all(configs, force)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Collator', 'make_collator', 'ChunkedLoss', 'LoraPlus', 'keep_rows_per_step', 'TokenMeanEval', 'EndsAtLastStep',
            'Throughput', 'trainer_class', 'callback_class', 'make_trainer', 'compute_eval_loss', 'Progress',
-           'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'push_run_to_hub', 'finetune']
+           'stop_on_signals', 'SaveFirstStep', 'LossWatchdog', 'finetune']
 
 # %% ../../nbs/training/03_train.ipynb #a159c9f6
 import json, math, os, signal, sys, threading, time, traceback
@@ -19,6 +19,8 @@ from ..core import (
     UserError, free_memory, is_main_process, kept_environment, log, memory_errors, num_processes, reason_line,
     user_path, write_atomic)
 from ..data.sources import _all_entries, check_sources
+from ..export.after import check_after, make_after
+from ..export.push import push_to_hub
 from ..hub import hub_errors
 from ..inference.canary import write_canary
 from ..memory.plan import check_fits, plan_summary
@@ -31,7 +33,7 @@ from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
 from ..tokens.special import align_special_tokens
-from ..tokens.tokenize import IGNORE_INDEX
+from ..tokens.tokenize import IGNORE_INDEX, load_tokenizer
 
 # %% ../../nbs/training/03_train.ipynb #8cdaac22
 from .arguments import check_training_options, run_notes, tracker_env_vars, training_arguments
@@ -402,14 +404,16 @@ def _check_before_data(config, force, say):
     check_sources(_all_entries(config))
     log.info('checking the settings and the memory')
     check_training_options(config)
-    if not force: check_fits(config, say)
+    plan = None if force else check_fits(config, say)
     log.info('reading the data')
+    return plan
 
 def _check_run(config, out, overwrite, resume, force, say): # the checkpoint to go on from, or None
     goes_on = _goes_on(out, overwrite)
     checkpoint = find_resume_checkpoint(out, config, resume, say) if goes_on else None
     if goes_on: say(resume_text(out, checkpoint))
-    _check_before_data(config, force, say)
+    plan = _check_before_data(config, force, say)
+    if config.after: say(check_after(config, load_tokenizer(config), overwrite, plan.run_bytes if plan else 0, force))
     return checkpoint
 
 # %% ../../nbs/training/03_train.ipynb #d3bb0d93
@@ -440,19 +444,6 @@ def _train(trainer, run, progress, checkpoint):
     was_evaluated = from_main(lambda: any('eval_loss' in m and m['step'] == step for m in run.metrics))
     if trainer.eval_dataset is not None and not (run.interrupted or was_evaluated): trainer.evaluate()
     log.info('saving what was trained')
-
-# %% ../../nbs/training/03_train.ipynb #ed736049
-def push_run_to_hub(
-    run,    # `Run`, finished
-    config, # `Config` with `hub_model_id`
-):
-    "Send what was trained to a private repository on the Hub."
-    from huggingface_hub import HfApi
-    folder = run.path/('model' if config.adapter == 'full' else 'adapter')
-    with hub_errors(config.hub_model_id):
-        repo = HfApi().create_repo(config.hub_model_id, private=True, exist_ok=True).repo_id
-        HfApi().upload_folder(
-            repo_id=repo, folder_path=folder, revision=config.hub_revision, commit_message='What llmft trained')
 
 # %% ../../nbs/training/03_train.ipynb #54fb128a
 def _memory_advice(config): # what to do when memory ran out
@@ -562,7 +553,8 @@ def _finetune_locked(config, out, overwrite, resume, say, force, data=None, wind
         say(f'{run}. It is finished. Take another folder to train anew (--out DIR), or replace it (--overwrite).')
         return run
     with _released(config, goes_on): run = _finetune(config, out, overwrite, resume, say, force, data, window)
-    if config.hub_model_id: from_main(lambda: push_run_to_hub(run, config))
+    if repo := config.hub_model_id:
+        from_main(lambda: push_to_hub(run.path, repo, revision=config.hub_revision, say=say))
     if not run.interrupted: from_main(lambda: remove_replaced(run, say))
     say(run)
     return run
@@ -592,4 +584,6 @@ def finetune(
         connect(config.ddp_timeout)
         out = user_path(config.output_dir, 'output_dir: ')
         from_main(lambda: stack.enter_context(folder_lock(out)))
-        return _finetune_locked(config, out, overwrite, resume, say, force, data, window)
+        run = _finetune_locked(config, out, overwrite, resume, say, force, data, window)
+        if config.after and not run.interrupted and is_main_process(): make_after(config, out, say, overwrite)
+        return run

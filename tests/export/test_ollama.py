@@ -5,7 +5,7 @@ import pytest
 
 from llmft.core import UserError
 from llmft.export.ollama import go_template, modelfile, write_modelfile
-from llmft.export.pieces import chat_template, prompt_pieces, prompt_text, text_ids
+from llmft.inference.pieces import chat_template, prompt_pieces, prompt_text, text_ids
 from llmft.inference.generate import prompt_ids
 from llmft.tokens.tokenize import load_tokenizer
 from llmft.config.config import load_config

@@ -10,7 +10,9 @@ from safetensors.torch import load
 import llmft.hub
 from llmft.core import UserError
 from llmft.export.card import model_card
+from llmft.export.merge import merge_adapter
 from llmft.export.push import push_to_hub
+from llmft.inference.load import load_run
 from tests.small import small_run
 
 TOKEN = 'hf_verysecrettoken'
@@ -181,3 +183,34 @@ def test_card(tmp_path):
     assert '| held-out loss | 2.500 | 1.250 |' in card and '| passed | 1 | 7 |' in card
     assert card.startswith('---\nlibrary_name: peft\n') and 'from_pretrained("me/mine")' in card
     assert str(Path.home()) not in card
+
+
+def test_opened_from_the_hub(hub, tmp_path, monkeypatch):
+    "A run that was sent has its prompt format, and nothing of this machine."
+    (tmp_path/'own.jinja').write_text('{% for m in messages %}Q: {{ m.content }}\n{% endfor %}A:')
+    source = {'path': str(tmp_path/'data.jsonl'), 'type': 'chat_template', 'chat_template': str(tmp_path/'own.jinja')}
+    run = small_run(tmp_path, datasets=[source], test_datasets=[], mirror_to=str(tmp_path/'drive'))
+    expected = load_run(run).generate(['Add 3'], max_new_tokens=8)
+    push(run)
+    (tmp_path/'own.jinja').unlink()
+    for name, content in hub.files.items():
+        (tmp_path/'got').mkdir(exist_ok=True)
+        (tmp_path/'got'/name).write_bytes(content)
+        assert str(tmp_path).encode() not in content, name
+    monkeypatch.chdir(tmp_path) # the base is known by its name only
+    got = load_run('got')
+    assert got.generate(['Add 3'], max_new_tokens=8) == expected
+    assert got.config.datasets[0].chat_template.startswith('{% for') and got.config.mirror_to is None
+
+
+def test_a_merged_model_that_is_there(hub, tmp_path):
+    run = small_run(tmp_path)
+    merged = merge_adapter(run, tmp_path/'merged', say=None)
+    push(run, merged=merged)
+    assert hub.files['model.safetensors'] == (merged/'model.safetensors').read_bytes()
+
+
+def test_without_a_token(tmp_path, monkeypatch):
+    monkeypatch.setattr('huggingface_hub.get_token', lambda: None)
+    monkeypatch.setattr(constants, 'HF_HUB_OFFLINE', False)
+    with pytest.raises(UserError, match='there is no token'): push_to_hub(small_run(tmp_path), 'me/model', say=None)

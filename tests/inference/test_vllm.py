@@ -6,7 +6,8 @@ import pytest
 from llmft.core import UserError
 from llmft.export.merge import merge_adapter
 from llmft.inference.load import load_run_config, load_saved_tokenizer
-from llmft.inference.vllm import format_template, template_problem, vllm_command
+from llmft.inference.pieces import chat_template, template_problem
+from llmft.inference.vllm import vllm_command
 from tests.small import change_json, small_run
 
 
@@ -31,7 +32,7 @@ def test_the_template_is_that_of_the_training(tmp_path):
         config = load_run_config(run)
         tokenizer = load_saved_tokenizer(run/'adapter', config)
         template = open(file).read()
-        assert template == format_template(config.datasets[0], tokenizer)
+        assert template == chat_template(config, tokenizer, with_bos=True)
         assert template_problem(template, tokenizer, config.datasets[0]) is None, name
         assert template_problem('x' + template, tokenizer, config.datasets[0])
 

@@ -37,7 +37,8 @@ def home(tmp_path_factory):
     finetune(config, say=None)
     killed = shutil.copytree(home/'run', home/'killed')
     for name in ('checkpoints/checkpoint-4', 'adapter'): shutil.rmtree(killed/name)
-    for name in ('README.md', 'samples.md', 'loss.png', 'memory.json', 'manifest.json'): (killed/name).unlink()
+    for name in ('README.md', 'samples.md', 'loss.png', 'memory.json', 'prompt_template.jinja', 'manifest.json'):
+        (killed/name).unlink()
     write_manifest(killed, _AT_START)
     write_status(Run(killed), 'running')
     return home, config
@@ -67,7 +68,7 @@ def damage(folder, name, way):
 
 AT_START = {*_AT_START, 'canary.json', 'report.md',
             'report.json', 'metrics.jsonl', 'samples.jsonl', 'status.json', 'manifest.json'}
-IN_THE_END = {'README.md', 'loss.png', 'memory.json', 'samples.md'}
+IN_THE_END = {'README.md', 'loss.png', 'memory.json', 'samples.md', 'prompt_template.jinja'}
 WITH_CARD = {'README.md'} # transformers writes one beside the checkpoints
 
 
