@@ -238,7 +238,8 @@ def test_killed_at_random_moments(base, tmp_path):
     file = tmp_path/'run.yml'
     file.write_text(yaml.safe_dump(base.model_dump(exclude_unset=True)))
     command = [sys.executable, '-m', 'llmft', 'sweep', str(file), '--set', 'lora_r=2,4', '--out', str(tmp_path/'sweep')]
-    for marker in ('sweep.json', 'base.yml', 'lora_r=2/checkpoints/checkpoint-2', 'lora_r=2/README.md', 'lora_r=4/data.json'):
+    for marker in ('sweep.json', 'base.yml', 'lora_r=2/checkpoints/checkpoint-2', 'lora_r=2/README.md',
+                   'lora_r=4/data.json'):
         process = subprocess.Popen(command, env=os.environ | {'TQDM_DISABLE': '1'}, stdout=subprocess.DEVNULL,
                                    stderr=subprocess.DEVNULL)
         while process.poll() is None and not (tmp_path/'sweep'/marker).exists(): time.sleep(.005)
