@@ -21,7 +21,7 @@ from .sandbox import check_sandbox
 from .scores import row_tests
 from ..inference.answers import _model_digest
 from ..inference.chat import Chat
-from ..inference.load import find_run, load_run, load_run_config, load_saved_tokenizer
+from ..inference.load import _adapter_folder, _is_whole, find_run, load_run, load_run_config, load_saved_tokenizer
 from ..inference.sampling import sampling_from
 from ..tokens.special import align_special_tokens
 
@@ -161,8 +161,8 @@ def _folder(run, path, out): # where the evaluation is written
 
 # %% ../../nbs/evaluation/04_evaluate.ipynb #43ab9639
 def _saved_tokenizer(path, config): # of a run folder or a model
-    folder = next((f for f in (path/'model', path/'adapter') if f.is_dir()), path)
-    return load_saved_tokenizer(folder, config)
+    whole = next((folder for folder in (path/'model', path) if _is_whole(folder)), None)
+    return load_saved_tokenizer(whole or _adapter_folder(path), config)
 
 def _heldout_questions(heldout, config, tokenizer, run_code, max_rows): # list of `Question`
     entries, paths = _all_entries(config), [entry.path for entry in _all_entries(config)]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config.config import dump_yaml
 from ..core import hide_secrets, markdown_table, user_path
+from ..evaluation.measures import Evaluation
 from ..hub import BUILTIN_MODELS, is_local_path
 from ..inference.load import _read_json, load_run_config
 
@@ -153,6 +154,7 @@ def _numbers(value, name=''): # of a JSON -> pairs of a name and a number
     elif isinstance(value, (int, float)) and not isinstance(value, bool): yield name, value
 
 def _results_table(run): # what was measured
+    if (run/'evaluation.json').is_file(): return Evaluation.read(run/'evaluation.json')._repr_markdown_()
     before, after = (_metric(run, 'eval_loss', last) for last in (False, True))
     rows = [] if after is None else [['held-out loss', f'{before:.3f}', f'{after:.3f}']]
     scores = _read_json(run/'scores.json')
