@@ -136,6 +136,18 @@ def _check_start(config, out, overwrite, unsafe): # a `UserError` where the demo
     check_output(config, overwrite)
     check_sandbox(unsafe)
 
+# %% ../../nbs/commands/02_demo.ipynb #ab5a9009
+def _tell_gain(say, run, tokenizer, rows, base, before, unsafe): # measure the trained model, keep and tell it all
+    forgetting, config = {}, run.config
+    for name, chat in both_models(run.path, config): forgetting[name], n_bytes = _measure_forgetting(chat, name)
+    tuned, after = _score(chat.model, tokenizer, config, rows, 'tuned', unsafe)
+    scores = BeforeAfter(base, tuned)
+    evaluation = _evaluation(scores, forgetting, n_bytes)
+    _save_scores(run, scores, {'base': before, 'tuned': after})
+    save_evaluation(evaluation, run.path)
+    _tell_after(say, run, rows, scores, after)
+    _tell_forgetting(say, evaluation)
+
 # %% ../../nbs/commands/02_demo.ipynb #4569f72e
 def run_demo(
     out='runs/demo', # run folder
@@ -159,15 +171,7 @@ def run_demo(
     _tell_training(say, run)
     if run.interrupted: return run
     _title(say, '4. The model after')
-    forgetting = {}
-    for name, chat in both_models(run.path, run.config): forgetting[name], n_bytes = _measure_forgetting(chat, name)
-    tuned, after = _score(chat.model, tokenizer, config, rows, 'tuned', unsafe)
-    scores = BeforeAfter(base, tuned)
-    evaluation = _evaluation(scores, forgetting, n_bytes)
-    _save_scores(run, scores, {'base': before, 'tuned': after})
-    save_evaluation(evaluation, run.path)
-    _tell_after(say, run, rows, scores, after)
-    _tell_forgetting(say, evaluation)
+    _tell_gain(say, run, tokenizer, rows, base, before, unsafe)
     _title(say, '5. What to do next')
     say(_NEXT.format(run.path))
     return run

@@ -166,8 +166,10 @@ def _saved_tokenizer(path, config): # of a run folder or a model
 
 def _heldout_questions(heldout, config, tokenizer, run_code, max_rows): # list of `Question`
     entries, paths = _all_entries(config), [entry.path for entry in _all_entries(config)]
-    made = (make_question(row, f'{paths[row["source"]]} row {row["row"] + 1}', entries[row['source']], tokenizer, run_code)
-            for row in draw_rows(heldout.rows, None))
+    made = []
+    for row in heldout.rows:
+        place, entry = f'{paths[row["source"]]} row {row["row"] + 1}', entries[row['source']]
+        made.append(make_question(row, place, entry, tokenizer, run_code))
     return draw_rows([question for question in made if question], max_rows)
 
 def _what_is_asked(path, config, tokenizer, file, run_code, max_rows, needs_rows): # (tokens, questions, notes)
@@ -201,8 +203,8 @@ def _facts(plan): # for the JSON
             'k': [1, *plan.ks], 'tries': plan.n_tries if plan.ks else 1, 'general_bytes': plan.n_bytes}
 
 # %% ../../nbs/evaluation/04_evaluate.ipynb #8053129d
-def _prepare(run, run_code, k, tries, max_rows, file, tasks, max_new_tokens, general_bytes, temperature, batch_size, out,
-             unsafe, trust_remote_code, progress): # (`Plan`, `Config`, path of the run, notes)
+def _prepare(run, run_code, k, tries, max_rows, file, tasks, max_new_tokens, general_bytes, temperature, batch_size,
+             out, unsafe, trust_remote_code, progress): # (`Plan`, `Config`, path of the run, notes)
     if max_rows is not None and (isinstance(max_rows, bool) or not isinstance(max_rows, int) or max_rows < 1):
         raise UserError(f'max_rows: a whole number from 1 on, not {max_rows!r}.')
     (ks, n_tries), path = _check_ks(k, tries), find_run(run)

@@ -39,8 +39,8 @@ def row_losses(
 ) -> tuple: # (list of sums in nats, list of numbers of tokens)
     "The losses of rows, one by one."
     from tqdm.auto import tqdm
-    with _not_training(model):
-        pairs = [row_loss(model, row) for row in tqdm(rows, desc=progress, unit='row', disable=None if progress else True)]
+    bar = tqdm(rows, desc=progress, unit='row', disable=None if progress else True)
+    with _not_training(model): pairs = [row_loss(model, row) for row in bar]
     return [nats for nats, _ in pairs], [n for _, n in pairs]
 
 # %% ../../nbs/evaluation/03_losses.ipynb #f6793a9a

@@ -179,7 +179,9 @@ def plot(self: Evaluation): # the `Figure`
     fig, axes = plt.subplots(1, len(groups), figsize=(5*len(groups), height), layout='constrained', squeeze=False)
     for ax, (measures, title, label) in zip(axes[0], groups):
         _draw_models(_label(ax, title, label, ''), measures)
-        if measures and measures[0].kind == 'share': ax.set_xlim(-.03, 1.03), ax.xaxis.set_major_formatter(PercentFormatter(1))
+        if not measures or measures[0].kind != 'share': continue
+        ax.set_xlim(-.03, 1.03)
+        ax.xaxis.set_major_formatter(PercentFormatter(1))
     if groups[0][0]: axes[0][0].legend(loc='best', fontsize=9)
     return fig
 

@@ -1,4 +1,4 @@
-"Base against tuned: what is measured is what training measured, an evaluation goes on where it was, and says what is wrong."
+"Base against tuned: measured as training measures, an evaluation goes on where it was, and says what is wrong."
 import json, math, random, shutil
 from itertools import combinations
 from pathlib import Path
@@ -64,7 +64,8 @@ def test_formats(kind, tmp_path):
                           test_datasets=None, eval_strategy='steps', eval_steps=1)
     texts = [f'Row {i}: ' + 'add ' * i for i in range(9)]
     chats = [[{'role': 'user', 'content': text}, {'role': 'assistant', 'content': text}] for text in texts]
-    save_rows(tmp_path/'data.jsonl', [{'text': t} if kind == 'completion' else {'messages': c} for t, c in zip(texts, chats)])
+    rows = [{'text': text} for text in texts] if kind == 'completion' else [{'messages': chat} for chat in chats]
+    save_rows(tmp_path/'data.jsonl', rows)
     run = finetune(config, say=None)
     found = evaluate(run.path, **QUICK)
     loss = found['held-out loss']
@@ -161,12 +162,12 @@ def broken(what, home):
             if not line.startswith((' ', '-')): skipping = line.startswith('test_datasets:')
             if not skipping: kept.append(line)
         file.write_text('\n'.join([*kept, '']))
-    return {'no tests': {'file': save_rows(home/'x.jsonl', [HUMAN_EVAL])}, 'k': {'k': 3}, 'a text': {'out': home/'data.jsonl'},
-            'no file': {'file': home/'none.jsonl'}}.get(what, {})
+    return {'no tests': {'file': save_rows(home/'x.jsonl', [HUMAN_EVAL])}, 'k': {'k': 3},
+            'a text': {'out': home/'data.jsonl'}, 'no file': {'file': home/'none.jsonl'}}.get(what, {})
 
 
 @pytest.mark.parametrize('what, message', [
-    ('no run', 'not a run folder'), ('no adapter', 'the run has no adapter yet'), ('no model', 'there is no such folder|model'),
+    ('no run', 'not a run folder'), ('no adapter', 'the run has no adapter yet'), ('no model', 'no such folder|model'),
     ('no data', 'data.jsonl: there is no such file'), ('no held-out rows', 'this run has no held-out rows'),
     ('no tests', 'Allow it with run_code=True'), ('k', 'k: pass@k needs rows with tests'), ('a text', 'this is a file'),
     ('no file', 'none.jsonl')])
