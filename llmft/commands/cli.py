@@ -350,6 +350,8 @@ def _evaluate(
     max_new_tokens: Annotated[int | None, typer.Option(min=1,
         help='The longest answer, in tokens; default: as the YAML says.')] = None,
     batch_size: Annotated[int, typer.Option(min=1, help='Answers at once.')] = 16,
+    general_bytes: Annotated[int | None, typer.Option(min=0,
+        help='So much of the general text, to see what was forgotten; default: all 50,000 bytes; 0: none.')] = None,
     out: Annotated[Path | None, typer.Option(help='A folder for the results; default: the run folder.')] = None,
     unsafe: Unsafe = False,
     trust: Trust = False,
@@ -358,7 +360,8 @@ def _evaluate(
     log.info(f'opening {run}')
     from llmft.evaluation.evaluate import evaluate
     _print(str(evaluate(run, run_code, _numbers(k), max_rows=max_rows or None, file=file, tasks=_names(tasks),
-        max_new_tokens=max_new_tokens, batch_size=batch_size, out=out, unsafe=unsafe, trust_remote_code=trust)))
+        max_new_tokens=max_new_tokens, general_bytes=general_bytes, batch_size=batch_size, out=out, unsafe=unsafe,
+        trust_remote_code=trust)))
 
 # %% ../../nbs/commands/03_cli.ipynb #d4b7e54f
 @app.command('merge', epilog=_examples('merge runs/first merged', 'merge runs/first merged --dtype float32'))

@@ -112,7 +112,7 @@ def _tell_after(say, run, rows, scores, after):
         _show_answer(say, rows[i], after[i], scores.tuned.results[i])
 
 # %% ../../nbs/commands/02_demo.ipynb #11b38f7c
-def _measure_forgetting(chat, name, n_bytes=None): # (kind, losses, tokens), and the bytes of the general text
+def _measure_forgetting(chat, name, n_bytes=20_000): # (kind, losses, tokens), and the bytes of the general text
     windows, n_bytes = general_windows(chat.tokenizer, n_bytes, chat.model)
     return ('loss', *row_losses(chat.model, windows, f'A general text, {name}')), n_bytes
 
@@ -120,8 +120,8 @@ def _evaluation(scores, forgetting, n_bytes): # `forgetting`: of each model as a
     measured = {name: {'pass@1': ('share', [int(result.ok) for result in getattr(scores, name).results]),
                        'general text': forgetting[name]} for name in ('base', 'tuned')}
     return Evaluation(combine(measured, n_bytes), notes=[
-        'The general text has nothing to do with the exercises: a loss that rises there is something forgotten. '
-        '`llmft evaluate` measures more.'])
+        f'The general text, {n_bytes:,} bytes, has nothing to do with the exercises: a loss that rises there is '
+        'something forgotten. `llmft evaluate` measures more.'])
 
 def _tell_forgetting(say, evaluation):
     general = evaluation['general text']

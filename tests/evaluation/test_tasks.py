@@ -31,6 +31,7 @@ def test_prompts_are_those_of_the_canary(kind, tmp_path):
     assert kept
     for row in kept:
         asked = row['prompt']
+        if isinstance(asked, list) and kind != 'chat_template': continue # of a conversation they take the last question
         messages = [{'role': 'user', 'content': asked}] if isinstance(asked, str) else asked
         assert prompts.ids(prompts.write(messages)) == row['ids']
 
@@ -98,7 +99,7 @@ def test_base_against_tuned_in_one_table(home):
     acc = found['choice, acc']
     assert len(acc.base) == len(acc.tuned) == 3 and acc.change is not None
     status, out, err = ask('evaluate', str(home/'run'), '--tasks', str(home/'choice.yaml'), '--max-rows', '2',
-                           '--max-new-tokens', '2')
+                           '--max-new-tokens', '2', '--general-bytes', '0')
     assert status == 0 and 'choice, acc' in out, err
     assert len(Evaluation.read(home/'run/evaluation.json')['choice, acc'].tuned) == 2
 
