@@ -730,6 +730,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmft/evaluation/measures.py'),
                                            'llmft.evaluation.measures.Evaluation.__getitem__': ( 'evaluation/measures.html#evaluation.__getitem__',
                                                                                                  'llmft/evaluation/measures.py'),
+                                           'llmft.evaluation.measures.Evaluation.__repr__': ( 'evaluation/measures.html#evaluation.__repr__',
+                                                                                              'llmft/evaluation/measures.py'),
                                            'llmft.evaluation.measures.Evaluation.__str__': ( 'evaluation/measures.html#evaluation.__str__',
                                                                                              'llmft/evaluation/measures.py'),
                                            'llmft.evaluation.measures.Evaluation._repr_markdown_': ( 'evaluation/measures.html#evaluation._repr_markdown_',

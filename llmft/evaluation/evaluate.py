@@ -152,6 +152,7 @@ def _check_ks(k, tries): # (those above 1, number of tries)
         raise UserError(f'tries: at least as many as the largest k, {ks[-1]}, not {tries!r}.')
     return tuple(n for n in ks if n > 1), n
 
+# %% ../../nbs/evaluation/04_evaluate.ipynb #2f1ada53
 def _folder(run, path, out): # where the evaluation is written
     if out is None and not user_path(run).exists():
         raise UserError(f'{run}: a model of the Hub has no run folder here. Name one for the results with --out.')
@@ -198,6 +199,7 @@ def _notes(plan): # sentences below the table
         'a loss that rises there is something forgotten.')
     return notes
 
+# %% ../../nbs/evaluation/04_evaluate.ipynb #d4495201
 def _facts(plan): # for the JSON
     return {'model': plan.digest, 'max_new_tokens': plan.max_new_tokens, 'questions': len(plan.questions),
             'k': [1, *plan.ks], 'tries': plan.n_tries if plan.ks else 1, 'general_bytes': plan.n_bytes}

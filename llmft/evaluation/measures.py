@@ -60,22 +60,25 @@ def rows_needed(
 @dataclass
 class Measure:
     "What was measured of each row."
-    name: str
+    name: str           # in the table
     kind: str           # `share`, `loss` or `length`
     tuned: list         # a number for each row
     base: list = None   # the same of the base model, if there is one
     weights: list = None# tokens of each row, where the mean is over tokens
     n_bytes: int = None # of the text, for bits per byte
 
-    def interval(self, values): # (mean, lowest, highest)
-        if self.kind != 'share': return mean_interval(values, self.weights)
-        return sum(values)/max(len(values), 1), *wilson_interval(sum(values), len(values))
+# %% ../../nbs/evaluation/03_measures.ipynb #6d22a40a
+@patch
+def interval(self: Measure, values): # (mean, lowest, highest)
+    if self.kind != 'share': return mean_interval(values, self.weights)
+    return sum(values)/max(len(values), 1), *wilson_interval(sum(values), len(values))
 
-    @property
-    def change(self): # (difference, lowest, highest); `None` without a base
-        if self.base is None: return None
-        if self.kind == 'share': return share_difference(self.base, self.tuned)
-        return mean_interval([b - a for a, b in zip(self.base, self.tuned)], self.weights)
+# %% ../../nbs/evaluation/03_measures.ipynb #017adcb7
+@patch(as_prop=True)
+def change(self: Measure): # (difference, lowest, highest); `None` without a base
+    if self.base is None: return None
+    if self.kind == 'share': return share_difference(self.base, self.tuned)
+    return mean_interval([b - a for a, b in zip(self.base, self.tuned)], self.weights)
 
 # %% ../../nbs/evaluation/03_measures.ipynb #177aca94
 @patch(as_prop=True)
@@ -96,6 +99,7 @@ def shown(self: Measure, values): # of one model, for the table
     if self.n_bytes: return f'{mean:.3f} ({sum(values)/math.log(2)/self.n_bytes:.3f} bits/byte)'
     return f'{mean:.3f}' if self.kind == 'loss' else f'{mean:.1f}'
 
+# %% ../../nbs/evaluation/03_measures.ipynb #fdeaab98
 @patch
 def shown_change(self: Measure): # (difference, its interval), for the table
     if self.base is None: return '', ''
@@ -117,16 +121,23 @@ class Evaluation:
             if measure.name == name: return measure
         raise KeyError(f'{name}: not measured. There are {", ".join(m.name for m in self.measures)}.')
 
-    def table(self) -> Table:
-        "A line for each measure."
-        rows = [[m.name, len(m.tuned), '' if m.base is None else m.shown(m.base), m.shown(m.tuned), *m.shown_change(),
-                 m.verdict] for m in self.measures]
-        return Table(['', 'rows', 'base', 'tuned', 'change', '95% interval of it', ''], rows, (1, 2, 3, 4, 5))
+# %% ../../nbs/evaluation/03_measures.ipynb #273245cc
+@patch
+def table(self: Evaluation) -> Table:
+    "A line for each measure."
+    rows = [[m.name, len(m.tuned), '' if m.base is None else m.shown(m.base), m.shown(m.tuned), *m.shown_change(),
+             m.verdict] for m in self.measures]
+    return Table(['', 'rows', 'base', 'tuned', 'change', '95% interval of it', ''], rows, (1, 2, 3, 4, 5))
 
-    def __str__(self): return '\n\n'.join([str(self.table()), *self.notes])
-    __repr__ = __str__
+# %% ../../nbs/evaluation/03_measures.ipynb #c75a1d0a
+@patch
+def __str__(self: Evaluation): return '\n\n'.join([str(self.table()), *self.notes])
 
-    def _repr_markdown_(self): return '\n\n'.join([self.table()._repr_markdown_(), *self.notes])
+@patch
+def __repr__(self: Evaluation): return str(self)
+
+@patch
+def _repr_markdown_(self: Evaluation): return '\n\n'.join([self.table()._repr_markdown_(), *self.notes])
 
 # %% ../../nbs/evaluation/03_measures.ipynb #6cc1bde3
 def _finite(numbers): # JSON knows no others

@@ -29,6 +29,7 @@ class Question:
     row: dict              # with its tests
     reference: str         # the right answer, where there are no tests to run
 
+# %% ../../nbs/evaluation/03_questions.ipynb #8ce4fd52
 def make_question(row, place, dataset, tokenizer, run_code): # `None` where there is nothing to compare with
     "What is asked for a row."
     try: has_tests, question = row_tests(row), row_question(row, dataset)

@@ -81,6 +81,7 @@ def _scored(logits, row): # of one row -> (log probability of what is marked, wo
 def _cut_left(row, size): # its last tokens
     return row if size is None else {key: values[-size:] for key, values in row.items()}
 
+# %% ../../nbs/evaluation/05_tasks.ipynb #ea5a7dd4
 def score_answers(
     model,    # a causal language model
     rows,     # dicts from `answer_tokens`
@@ -109,6 +110,7 @@ def _settings(wanted): # of a task -> for `Sampling`
         'stop': (stop,) if isinstance(stop, str) else tuple(text for text in stop if text),
         'temperature': temperature if wanted.get('do_sample') else 0.0})
 
+# %% ../../nbs/evaluation/05_tasks.ipynb #31afed01
 def answer_prompts(
     model, tokenizer,
     asked, # pairs: ids of a prompt, what the task wants as a dict
