@@ -7,7 +7,7 @@ from pathlib import Path
 
 SIZES = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=20, num_attention_heads=16,
              num_key_value_heads=4)
-N_FILES = 8
+N_FILES, RESULTS = 8, Path(__file__).parent/'results'
 
 
 def make_base(folder):
@@ -109,6 +109,7 @@ def main(folder):
         shutil.rmtree(folder/'merged')
     results['limit_mb'] = round(2.5*shard + 300)
     print(json.dumps(results, indent=1))
+    (RESULTS/'merge_rss.json').write_text(json.dumps(results, indent=1) + '\n')
 
 
 if __name__ == '__main__': main(*sys.argv[1:])

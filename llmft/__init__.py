@@ -32,6 +32,7 @@ _PUBLIC = {
     'inference.generate': 'generate stream_generate',
     'inference.chat': 'Chat',
     'inference.load': 'load_run',
+    'inference.ui': 'chat_page',
     'evaluation.scores': 'score_run score_model Scores BeforeAfter extract_code pass_at_k',
     'evaluation.sandbox': 'run_code sandbox_report',
     'evaluation.evaluate': 'evaluate',

@@ -2,7 +2,7 @@
 
 A case is a dict: `id` (what is wrong), `files` ({name: text or bytes}), how the description of the run differs
 (`run`: all of it; `entry`: lines of the source; `keys`: lines at the end), and `says`: parts of the message."""
-import gzip, io, json
+import gzip, io, json, os
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -399,3 +399,19 @@ def ask(*command):
         try: main(list(command))
         except SystemExit as e: status = e.code or 0
     return status, out.getvalue(), err.getvalue()
+
+
+def _cell(text): # of a table
+    text = text if len(text) < 400 else text[:397] + '…'
+    return text.replace('|', '\\|').replace('<', '&lt;').replace('\n', '<br>')
+
+
+def message_row(case, error): # of the page about messages; `error`: what `ask` gave
+    message = error[error.index('Error: ') + 7:].strip()
+    return f'| {case["id"]} | {_cell(message.replace(os.getcwd(), "/home/me"))} |'
+
+
+def works_row(case, printed): # of the page about messages; `printed`: what `ask` gave
+    marks = ('rows read:', 'left_out', 'empty_answer')
+    told = [line.strip() for line in printed.splitlines() if any(mark in line for mark in marks)]
+    return f'| {case["id"]} | {_cell("; ".join(told))} |'

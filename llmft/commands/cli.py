@@ -312,6 +312,20 @@ def _serve(
     from llmft.inference.server import serve
     serve(run, max_tokens=max_tokens, max_batch=max_batch, trust_remote_code=trust, say=_print, **where)
 
+# %% ../../nbs/commands/03_cli.ipynb #7c663017
+@app.command('ui', epilog=_examples('ui runs/first', 'ui runs/first --compare'))
+def _ui(
+    run: Annotated[str, typer.Argument(metavar='RUN', help='A run folder, a model, or a name on the Hub.')],
+    also: Also = None,
+    compare: Annotated[bool, typer.Option('--compare', help='Begin with the base beside the run.')] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help='0: any free one.')] = 7860,
+    trust: Trust = False,
+):
+    "A page in the browser to talk to a run, on this machine."
+    log.info(f'opening {run}')
+    from llmft.inference.ui import serve_page
+    serve_page(run, port, trust, say=_print, also=_other_runs(also), compare=compare)
+
 # %% ../../nbs/commands/03_cli.ipynb #7efaa596
 @app.command('score', epilog=_examples('score runs/first --run-code'))
 def _score(

@@ -340,7 +340,7 @@ def in_files(self: StreamedMerge, unit, tensors): # `tensors`: from `base` or `s
     return _revert(self, tensors)
 
 # %% ../../nbs/export/00_stream.ipynb #7594bb58
-_AT_ONCE = 1 << 17 # numbers of a matrix that are summed at a time
+_AT_ONCE = 1 << 19 # numbers of a matrix that are summed at a time
 
 @patch
 def in_rows(self: StreamedMerge, unit): # peft's layer if it can be summed row by row, else `None`

@@ -39,6 +39,7 @@ def _model_digest(path): # of the small files beside the weights; `path`: a run 
 def _wrong_line(out, n, problem):
     return UserError(f'{out}:{n}: {problem}. Give another file for the answers, or remove this one.')
 
+# %% ../../nbs/inference/04_answers.ipynb #24fd2118
 def count_done(
     out,  # the file of answers, which may be there
     keys, # of all rows

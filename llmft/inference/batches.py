@@ -112,6 +112,7 @@ def _grow(self: Batches, batch):
     try: grow(self.chat.model, [r.answer for r in batch], lambda: self._is_time(batch, n_tokens), after_token)
     except Exception as e: self._fail(batch, e)
 
+# %% ../../nbs/inference/05_batches.ipynb #f14e22d7
 @patch
 def _run(self: Batches): # in the thread
     while not self.is_closing:

@@ -72,6 +72,7 @@ def _same_versions(packages): # what is installed in other versions, in words
                if packages.get(name) != now]
     return f' ({"; ".join(changed)})' if changed else ''
 
+# %% ../../nbs/inference/02_canary.ipynb #fa6402ba
 def check_canary(
     folder,    # that may have one
     tokenizer, # as it was loaded now

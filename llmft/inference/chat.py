@@ -83,6 +83,7 @@ def _with_answer(value, answer): # the row with `answer` in the place of the one
     if isinstance(value, list): return [_with_answer(v, answer) for v in value]
     return answer if value == _ANSWER_PLACEHOLDER else value
 
+# %% ../../nbs/inference/01_chat.ipynb #c50329f8
 def training_row(
     question,  # a text, or a list of messages whose last one is the question
     answer,    # text
@@ -110,6 +111,7 @@ def rows(self: Chat):
     return [training_row(self.messages[:i + 1] if self.multi_turn else self.messages[i]['content'],
                          self.messages[i + 1]['content'], self.dataset, self.tokenizer) for i in ends]
 
+# %% ../../nbs/inference/01_chat.ipynb #bed3f0c0
 @patch
 def save(self: Chat,
     file, # a `.jsonl` file; what is there stays
@@ -162,17 +164,23 @@ def use(self: Chat,
     return self
 
 # %% ../../nbs/inference/01_chat.ipynb #4d2df021
+@patch
+def _check_has_base(self: Chat): # a `UserError` for a model that is no adapter on a base
+    if self.adapter_runs: return
+    name = self.path or self.config.base_model
+    raise UserError(f'{name}: this is a whole model, without a base to compare with.')
+
+# %% ../../nbs/inference/01_chat.ipynb #fc17febe
 @contextmanager
 def _as_base(chat): # the adapter in use is off in the block
-    if not chat.adapter_runs:
-        name = chat.path or chat.config.base_model
-        raise UserError(f'{name}: this is a whole model, without a base to compare with.')
+    chat._check_has_base()
     if chat.name is None: raise UserError('The base itself is in use. Take an adapter first: '
                                           f'{", ".join(chat.adapter_runs)}.')
     set_adapter(chat.model, None)
     try: yield
     finally: set_adapter(chat.model, chat.adapter_runs[chat.name].adapter)
 
+# %% ../../nbs/inference/01_chat.ipynb #6e4b0752
 @patch
 def compare(self: Chat,
     text, # the next question; the conversation stays as it is
@@ -210,6 +218,7 @@ _COMMANDS = {
 _HELP = ('\n'.join(f'{name:10} {text}' for name, text in _COMMANDS.items()) +
          '\nCtrl-C stops an answer. A line that ends in \\ goes on in the next one; """ begins and ends a longer text.')
 
+# %% ../../nbs/inference/01_chat.ipynb #5f5b9cf4
 def _command(text): # the first word, if it is meant as a command
     word = text.split()[0]
     return word if re.fullmatch(r'/\w+', word) else None

@@ -96,6 +96,7 @@ def add(self: Answer, id, stop_ids):
     if place >= 0: self.text, self.reason = self.text[:place], 'stop'
     elif len(self.ids) >= self.sampling.max_new_tokens: self.finish('length')
 
+# %% ../../nbs/inference/00_generate.ipynb #4865a70b
 @patch
 def finish(self: Answer, reason):
     "End it; the text is the one of all tokens."
@@ -105,6 +106,7 @@ def finish(self: Answer, reason):
     place = _stop_place(self.text, self.sampling.stop, 0) # half a letter may have held it back
     if place >= 0: self.text = self.text[:place]
 
+# %% ../../nbs/inference/00_generate.ipynb #7b0ff170
 @patch(as_prop=True)
 def shown(self: Answer):
     "The text that is certain to stay."
@@ -187,6 +189,7 @@ def _generate_kwargs(tokenizer, stop_ids, answers): # for transformers' `generat
         'repetition_penalty': 1.0, 'use_cache': True,
     }
 
+# %% ../../nbs/inference/00_generate.ipynb #f8b1f6b4
 def grow(
     model,    # from `load_base` or `load_run`
     answers,  # list of `Answer`, all of one tokenizer
@@ -224,6 +227,7 @@ def _not_training(model): # for the time of the block
     try: yield
     finally: model.train(was_training)
 
+# %% ../../nbs/inference/00_generate.ipynb #4adcd7b0
 def generate_answers(
     model,     # from `load_base` or `load_run`
     tokenizer, # from `load_tokenizer`

@@ -76,6 +76,7 @@ def read_messages(body): # -> list of messages
         made.append({'role': role, 'content': _text_of(message.get('content'), f'messages[{i}]')})
     return made
 
+# %% ../../nbs/inference/05_protocol.ipynb #5854c692
 def read_prompts(body): # -> list of texts and lists of ids
     "The texts of a request that are to be continued."
     prompt = body.get('prompt')
@@ -144,6 +145,7 @@ def _logprobs_wanted(body, is_chat): # how many alternatives; `None`: no probabi
         return None
     return n or 0
 
+# %% ../../nbs/inference/05_protocol.ipynb #c39e48d6
 def read_answers(
     body,    # dict
     name,    # `ModelName`
@@ -188,6 +190,7 @@ def usage(answers): # those of one request
     n_prompt, n_answer = sum(prompts.values()), sum(len(answer.ids) for answer in answers)
     return {'prompt_tokens': n_prompt, 'completion_tokens': n_answer, 'total_tokens': n_prompt + n_answer}
 
+# %% ../../nbs/inference/05_protocol.ipynb #f0e3d282
 def _choice(i, answer, is_chat):
     keeps = answer.sampling.logprobs is not None
     rest = {'index': i, 'finish_reason': answer.reason}
@@ -195,12 +198,14 @@ def _choice(i, answer, is_chat):
     message = {'role': 'assistant', 'content': answer.text}
     return rest | {'message': message, 'logprobs': _chat_logprobs(answer) if keeps else None}
 
+# %% ../../nbs/inference/05_protocol.ipynb #09626911
 def head(model, is_chat, streams=False): # what each body has; `model`: its name
     "The beginning of a response."
     kind = ('chat.completion' if is_chat else 'text_completion') + '.chunk' * (is_chat and streams)
     return {'id': f'{"chatcmpl" if is_chat else "cmpl"}-{uuid4().hex}', 'object': kind, 'created': int(time.time()),
             'model': model}
 
+# %% ../../nbs/inference/05_protocol.ipynb #96b13ba6
 def response(model, answers, is_chat): # `answers`: that have ended
     "The body of a whole response."
     choices = [_choice(i, answer, is_chat) for i, answer in enumerate(answers)]

@@ -25,6 +25,17 @@ _aten = torch.ops.aten
 # %% ../../nbs/memory/01_dryrun.ipynb #103a3027
 OP_OVERRIDES = {} # operation -> function (tracker, func, args, kwargs) that takes its place
 
+# %% ../../nbs/memory/01_dryrun.ipynb #8bb493c2
+@functools.cache
+def _is_in_place(func): # gives back its first argument, whose shape stays
+    schema = getattr(func, '_schema', None)
+    if not schema or not schema.arguments or len(schema.returns) != 1: return False
+    if torch.Tag.inplace_view in func.tags: return False # as `t_`
+    given, back = schema.arguments[0].alias_info, schema.returns[0].alias_info
+    return bool(given and back and given.is_write and given.before_set == back.before_set)
+
+def _in_place(tracker, func, args, kwargs): return args[0] if args[0].is_meta else func(*args, **kwargs)
+
 # %% ../../nbs/memory/01_dryrun.ipynb #b4e4519d
 class StorageTracker(TorchDispatchMode):
     "Notes each storage when an operation makes it, and when nobody holds it any more."
@@ -51,7 +62,7 @@ class StorageTracker(TorchDispatchMode):
         self.events.append((n, -size, self.step, self.module))
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        override = OP_OVERRIDES.get(func)
+        override = OP_OVERRIDES.get(func, _in_place if _is_in_place(func) else None)
         out = override(self, func, args, kwargs or {}) if override else func(*args, **(kwargs or {}))
         for item in out if isinstance(out, (tuple, list)) else (out,):
             if isinstance(item, torch.Tensor): self.track(item)
@@ -84,26 +95,39 @@ def override_op(
         return f
     return register
 
-# %% ../../nbs/memory/01_dryrun.ipynb #8bb493c2
-@override_op(_aten.uniform_.default, _aten.normal_.default)
-def _skip_random(tracker, func, args, kwargs): return args[0] if args[0].is_meta else func(*args, **kwargs)
-
 # %% ../../nbs/memory/01_dryrun.ipynb #5868956e
 def _is_plain(*tensors): # on `meta`, each with its numbers one after the other
     return all(isinstance(t, torch.Tensor) and t.is_meta and t.is_contiguous() for t in tensors)
 
-@override_op(_aten.mul.Tensor, _aten.add.Tensor)
+def _is_spread(a, b): # over the whole of `a`: a number, or a tensor that is repeated
+    if not isinstance(b, torch.Tensor): return a.is_floating_point()
+    return _is_plain(b) and b.dim() <= a.dim() and all(m in (1, n) for n, m in zip(a.shape[::-1], b.shape[::-1]))
+
+@override_op(_aten.mul.Tensor, _aten.add.Tensor, _aten.div.Tensor)
 def _elementwise(tracker, func, args, kwargs):
     a, b = args[:2]
-    if not _is_plain(a, b): return func(*args, **kwargs)
-    if a.shape != b.shape and a.shape != torch.broadcast_shapes(a.shape, b.shape): return func(*args, **kwargs)
-    return torch.empty(a.shape, dtype=torch.result_type(a, b), device='meta')
+    dtype = torch.result_type(a, b)
+    if not (_is_plain(a) and dtype.is_floating_point and _is_spread(a, b)): return func(*args, **kwargs)
+    return torch.empty(a.shape, dtype=dtype, device='meta')
 
 @override_op(_aten.mm.default)
 def _mm(tracker, func, args, kwargs):
     a, b = args[:2]
     if not (a.is_meta and b.is_meta) or kwargs or a.shape[1] != b.shape[0]: return func(*args, **kwargs)
     return torch.empty((a.shape[0], b.shape[1]), dtype=a.dtype, device='meta')
+
+# %% ../../nbs/memory/01_dryrun.ipynb #36e079d8
+@override_op(_aten.pow.Tensor_Scalar, _aten.sqrt.default, _aten.rsqrt.default, _aten.neg.default,
+             _aten.zeros_like.default)
+def _alike(tracker, func, args, kwargs): # a tensor of the same size as the given one
+    if not (_is_plain(args[0]) and args[0].is_floating_point()): return func(*args, **kwargs)
+    return torch.empty(args[0].shape, dtype=kwargs.get('dtype') or args[0].dtype, device='meta')
+
+@override_op(_aten.linalg_vector_norm.default)
+def _norm(tracker, func, args, kwargs):
+    a, _, dim = (*args, *[None]*2)[:3]
+    if not a.is_meta or kwargs or dim is not None: return func(*args, **kwargs)
+    return torch.empty((), dtype=a.dtype, device='meta')
 
 # %% ../../nbs/memory/01_dryrun.ipynb #b48e4861
 @override_op(_aten._local_scalar_dense.default)

@@ -1,11 +1,15 @@
 """Every broken input of `bad_data`: one message that says where and what to do, status 2, nothing written;
 and those that are right work."""
+import functools
 from pathlib import Path
 
 import pytest
 
-from tests.bad_data import BASE, BROKEN, WORKS, ask, write
+from tests.bad_data import BASE, BROKEN, WORKS, ask, message_row, works_row, write
+from tests.test_docs import cells
 
+PAGE = 'nbs/how_to/error_messages.ipynb' # its tables are what was said when it was saved
+SAVE = f'Save the page again: nbdev-test --save --flags slow {PAGE}'
 CASES = {f'{section}: {case["id"]}': case for section, cases in BROKEN.items() for case in cases}
 
 
@@ -25,7 +29,13 @@ def message_of(*command): # what is said to be wrong
     assert status == 2, err
     assert 'Traceback' not in err and err.count('Error: ') == 1, err
     assert tree() == before, 'something was written'
-    return err[err.index('Error: ') + 7:].strip()
+    return err
+
+
+@functools.cache
+def rows_of_the_page():
+    return {line for cell in cells(PAGE) for output in cell.get('outputs', [])
+            for line in ''.join(output.get('data', {}).get('text/markdown', '')).splitlines()}
 
 
 @pytest.mark.parametrize('name', CASES)
@@ -35,6 +45,7 @@ def test_broken(name):
     message = message_of('check', 'run.yml')
     for part in case['says']: assert part in message
     assert 'pydantic' not in message and len(message) < 2000
+    assert message_row(case, message) in rows_of_the_page(), SAVE
 
 
 @pytest.mark.parametrize('command', ['train', 'preview'])
@@ -59,6 +70,7 @@ def test_works(case):
     status, out, err = ask('check', 'run.yml')
     assert status == 0, err
     for part in case['says']: assert part in out
+    assert works_row(case, out) in rows_of_the_page(), SAVE
 
 
 def test_there_are_a_hundred(): assert len({case['id'] for cases in BROKEN.values() for case in cases}) >= 100
