@@ -35,6 +35,8 @@ _PUBLIC = {
     'inference.ui': 'chat_page',
     'evaluation.scores': 'score_run score_model Scores BeforeAfter extract_code pass_at_k',
     'evaluation.sandbox': 'run_code sandbox_report',
+    'evaluation.evaluate': 'evaluate',
+    'evaluation.measures': 'Evaluation Measure rows_needed',
     'export.merge': 'merge_adapter',
     'export.check': 'check_merge',
     'export.gguf': 'export_gguf',

@@ -6,13 +6,14 @@
 __all__ = ['HIDDEN', 'log', 'MANIFEST', 'UserError', 'reason_line', 'user_path', 'sync_to_disk', 'write_atomic', 'replace_folder',
            'folder_atomic', 'remove_leftovers', 'existing_parent', 'check_writable', 'check_new_file', 'cache_dir',
            'hide_secrets', 'file_sha256', 'file_entry', 'write_manifest', 'read_manifest', 'damaged_files',
-           'find_damage', 'check_weights_unchanged', 'checked_file', 'drop_none', 'text_table', 'markdown_table',
-           'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown', 'silence_warnings',
-           'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
+           'find_damage', 'check_weights_unchanged', 'checked_file', 'write_listed', 'drop_none', 'text_table',
+           'markdown_table', 'html_table', 'is_out_of_memory', 'memory_errors', 'free_memory', 'escape_markdown',
+           'Table', 'silence_warnings', 'share_cores', 'num_processes', 'is_main_process', 'kept_environment']
 
 # %% ../nbs/core.ipynb #6749d383
 import errno, hashlib, json, logging, os, re, shutil, stat, tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -304,6 +305,20 @@ def checked_file(
     if problem: _warn_once(f'{folder/name} {problem}.')
     return folder/name
 
+# %% ../nbs/core.ipynb #aa579b20
+def write_listed(
+    folder, # that may have a manifest
+    name,   # of a file in it
+    data,   # `str` or `bytes`
+):
+    "Write a file of a folder, and what its manifest says of it."
+    file = write_atomic(Path(folder)/name, data)
+    try: values = read_manifest(Path(folder))
+    except UserError: return # it is missing or broken, and stays so
+    if name not in values['files']: return
+    values['files'][name] = file_entry(file)
+    write_atomic(Path(folder)/MANIFEST, json.dumps(values, indent=1) + '\n')
+
 # %% ../nbs/core.ipynb #1ea2fb10
 def drop_none(value):
     "`value` without the keys that have none: a blank means \"not given\"."
@@ -384,6 +399,21 @@ def escape_markdown(
 ) -> str: # Markdown that shows `text`
     "Text as it is, in Markdown."
     return re.sub(r'[&<>*_`\[\]$~\\#]', lambda m: f'&#{ord(m[0])};', str(text))
+
+# %% ../nbs/core.ipynb #1e5688b8
+@dataclass(repr=False)
+class Table:
+    "A table that shows itself, in a terminal and in a notebook."
+    header: list      # titles of the columns
+    rows: list        # lists of values, each as long as `header`
+    right: tuple = () # the columns, counted from 0, that are aligned to the right
+
+    def __str__(self): return text_table(self.header, self.rows, self.right)
+    __repr__ = __str__
+
+    def _repr_markdown_(self):
+        rows = [[escape_markdown(value) for value in row] for row in self.rows]
+        return markdown_table(self.header, rows, self.right)
 
 # %% ../nbs/core.ipynb #a9cf9811
 _POINTLESS = 'The tokenizer has new PAD/BOS/EOS tokens'

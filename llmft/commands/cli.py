@@ -343,6 +343,43 @@ def _score(
     from llmft.evaluation.scores import score_run
     _print(str(score_run(run, run_code=run_code, unsafe=unsafe, trust_remote_code=trust)))
 
+# %% ../../nbs/commands/03_cli.ipynb #3e7e2d22
+def _numbers(text): # `1,5` -> [1, 5]
+    from llmft.core import UserError
+    try: return [int(part) for part in text.split(',')]
+    except ValueError: raise UserError(f'--k {text}: whole numbers with commas between them, such as 1,5.') from None
+
+def _names(text): return [part.strip() for part in (text or '').split(',') if part.strip()]
+
+# %% ../../nbs/commands/03_cli.ipynb #87a7a191
+@app.command('evaluate', epilog=_examples('evaluate runs/first --run-code', 'evaluate runs/first --run-code --k 1,5',
+    'evaluate runs/first --file HumanEval.jsonl --run-code', 'evaluate runs/first --tasks arc_easy,hellaswag'))
+def _evaluate(
+    run: Annotated[str, typer.Argument(metavar='RUN', help='A run folder, a model, or a name on the Hub.')],
+    run_code: Annotated[bool, typer.Option('--run-code',
+        help='Allow running the code that the models write, in a sandbox.')] = False,
+    k: Annotated[str, typer.Option(metavar='N,N', help='Tries allowed for pass@k; several with commas.')] = '1',
+    max_rows: Annotated[int, typer.Option(help='The most rows that are asked; 0: all. The loss is that of all.')] = 200,
+    file: Annotated[Path | None, typer.Option(metavar='FILE', help='Ask the rows of this file; they may have the shape '
+        'of HumanEval or MBPP.')] = None,
+    tasks: Annotated[str | None, typer.Option(metavar='NAME,NAME',
+        help='Tasks of lm-eval, or YAML files of such tasks; needs `llmft[eval]`.')] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1,
+        help='The longest answer, in tokens; default: as the YAML says.')] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help='Answers at once.')] = 16,
+    general_bytes: Annotated[int | None, typer.Option(min=0,
+        help='So much of the general text, to see what was forgotten; default: all 50,000 bytes; 0: none.')] = None,
+    out: Annotated[Path | None, typer.Option(help='A folder for the results; default: the run folder.')] = None,
+    unsafe: Unsafe = False,
+    trust: Trust = False,
+):
+    "Base against tuned: loss, answers and what was forgotten, with intervals; kept in the run folder."
+    log.info(f'opening {run}')
+    from llmft.evaluation.evaluate import evaluate
+    _print(str(evaluate(run, run_code, _numbers(k), max_rows=max_rows or None, file=file, tasks=_names(tasks),
+        max_new_tokens=max_new_tokens, general_bytes=general_bytes, batch_size=batch_size, out=out, unsafe=unsafe,
+        trust_remote_code=trust)))
+
 # %% ../../nbs/commands/03_cli.ipynb #d4b7e54f
 @app.command('merge', epilog=_examples('merge runs/first merged', 'merge runs/first merged --dtype float32'))
 def _merge(

@@ -12,9 +12,11 @@ from pathlib import Path
 from ..config.config import load_config
 from ..core import UserError, log, write_atomic
 from ..data.sources import load_rows
+from ..evaluation.evaluate import both_models, combine, save_evaluation
+from ..evaluation.losses import general_windows, row_losses
+from ..evaluation.measures import Evaluation
 from ..evaluation.sandbox import check_sandbox
 from ..evaluation.scores import BeforeAfter, extract_code, score_model
-from ..inference.load import load_run
 from ..model.base import load_base
 from ..plots import plot_loss_text, plot_run
 from ..prompts.turns import row_to_turns
@@ -109,12 +111,42 @@ def _tell_after(say, run, rows, scores, after):
         say('\nA right answer, to a question that was answered wrongly before:\n')
         _show_answer(say, rows[i], after[i], scores.tuned.results[i])
 
+# %% ../../nbs/commands/02_demo.ipynb #11b38f7c
+def _measure_forgetting(chat, name, n_bytes=20_000): # (kind, losses, tokens), and the bytes of the general text
+    windows, n_bytes = general_windows(chat.tokenizer, n_bytes, chat.model)
+    return ('loss', *row_losses(chat.model, windows, f'A general text, {name}')), n_bytes
+
+def _evaluation(scores, forgetting, n_bytes): # `forgetting`: of each model as above
+    measured = {name: {'pass@1': ('share', [int(result.ok) for result in getattr(scores, name).results]),
+                       'general text': forgetting[name]} for name in ('base', 'tuned')}
+    return Evaluation(combine(measured, n_bytes), notes=[
+        f'The general text, {n_bytes:,} bytes, has nothing to do with the exercises: a loss that rises there is '
+        'something forgotten. `llmft evaluate` measures more.'])
+
+def _tell_forgetting(say, evaluation):
+    general = evaluation['general text']
+    before, after = (general.interval(values)[0] for values in (general.base, general.tuned))
+    say(f'loss on a general text: {before:.3f} before, {after:.3f} after ({general.shown_change()[0]}); '
+        'what rises there is forgotten')
+
 # %% ../../nbs/commands/02_demo.ipynb #345dc1e1
 def _check_start(config, out, overwrite, unsafe): # a `UserError` where the demo cannot begin
     if Path(out).exists() and not overwrite:
         raise UserError(f'{out} exists already. Replace it with --overwrite, or take another folder with --out DIR.')
     check_output(config, overwrite)
     check_sandbox(unsafe)
+
+# %% ../../nbs/commands/02_demo.ipynb #ab5a9009
+def _tell_gain(say, run, tokenizer, rows, base, before, unsafe): # measure the trained model, keep and tell it all
+    forgetting, config = {}, run.config
+    for name, chat in both_models(run.path, config): forgetting[name], n_bytes = _measure_forgetting(chat, name)
+    tuned, after = _score(chat.model, tokenizer, config, rows, 'tuned', unsafe)
+    scores = BeforeAfter(base, tuned)
+    evaluation = _evaluation(scores, forgetting, n_bytes)
+    _save_scores(run, scores, {'base': before, 'tuned': after})
+    save_evaluation(evaluation, run.path)
+    _tell_after(say, run, rows, scores, after)
+    _tell_forgetting(say, evaluation)
 
 # %% ../../nbs/commands/02_demo.ipynb #4569f72e
 def run_demo(
@@ -139,10 +171,7 @@ def run_demo(
     _tell_training(say, run)
     if run.interrupted: return run
     _title(say, '4. The model after')
-    tuned, after = _score(load_run(run.path).model, tokenizer, config, rows, 'tuned', unsafe)
-    scores = BeforeAfter(base, tuned)
-    _save_scores(run, scores, {'base': before, 'tuned': after})
-    _tell_after(say, run, rows, scores, after)
+    _tell_gain(say, run, tokenizer, rows, base, before, unsafe)
     _title(say, '5. What to do next')
     say(_NEXT.format(run.path))
     return run

@@ -15,8 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from ..core import UserError, escape_markdown, log, markdown_table, memory_errors, text_table, write_atomic
-from ..data.dedup import prepare_rows
-from ..data.sources import load_rows
+from .heldout import heldout_rows
 from .sandbox import CodeResult, check_sandbox, run_code_batch
 from ..inference.generate import generate
 from ..inference.load import load_run, load_run_config
@@ -236,12 +235,7 @@ def score_run(
     "Score a run on its held-out rows and keep the result in `scores.json` of the folder."
     config = load_run_config(path)
     log.info('reading the held-out rows')
-    rows = load_rows(config, 'test_datasets') if config.test_datasets else prepare_rows(config).heldout
-    dataset = (config.test_datasets or config.datasets)[0]
-    if rows is None:
-        raise UserError(f'{path}: this run has no held-out rows. '
-                        'Give `test_datasets` or `val_set_size` in its YAML.')
-    rows = _rows_with_tests(rows)
+    rows, dataset = _rows_with_tests(heldout_rows(config, path)), (config.test_datasets or config.datasets)[0]
     _check_allowed(run_code)
     check_sandbox(unsafe)
     chat = load_run(path, trust_remote_code=trust_remote_code)

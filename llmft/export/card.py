@@ -12,6 +12,7 @@ from pathlib import Path
 from ..config.config import dump_yaml
 from ..config.keys import OutputKeys, TrackerKeys
 from ..core import hide_secrets, markdown_table, user_path
+from ..evaluation.measures import Evaluation
 from .usage import PROMPT_TEMPLATE, python_lines, stop_ids_of
 from ..hub import BUILTIN_MODELS, is_local_path
 from ..inference.load import _is_whole, _read_json, load_run_config, load_saved_tokenizer, weights_folder
@@ -89,6 +90,7 @@ def _numbers(value, name=''): # of a JSON -> pairs of a name and a number
     elif isinstance(value, (int, float)) and not isinstance(value, bool): yield name, value
 
 def _results_table(run): # what was measured
+    if (run/'evaluation.json').is_file(): return Evaluation.read(run/'evaluation.json')._repr_markdown_()
     before, after = (_metric(run, 'eval_loss', last) for last in (False, True))
     rows = [] if after is None else [['held-out loss', f'{before:.3f}', f'{after:.3f}']]
     scores = _read_json(run/'scores.json')
