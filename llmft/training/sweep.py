@@ -175,7 +175,8 @@ def _start_sweep(config, folder, runs): # -> `Sweep`, new or one that is gone on
     if is_new:
         _take_folder(folder)
         sweep._write(fresh)
-    if not (folder/'base.yml').is_file(): save_config(_public_config(load_config(config, sweep=None)), folder/'base.yml')
+    base = folder/'base.yml'
+    if not base.is_file(): save_config(_public_config(load_config(config, sweep=None)), base)
     if is_new: return sweep
     _check_same_base(folder, config, {key for run in runs for key in run})
     old = {json.dumps(entry['values'], sort_keys=True): entry for entry in sweep.entries}
