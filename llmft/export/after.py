@@ -7,7 +7,7 @@ __all__ = ['STEPS', 'AFTER', 'ModelSize', 'model_size', 'StepNeeds', 'AfterStep'
            'PushStep', 'after_steps', 'AfterPlan', 'plan_after', 'check_after', 'make_after']
 
 # %% ../../nbs/export/08_after.ipynb #fb4964b6
-import importlib, importlib.util, json, os, shlex, shutil, time
+import json, os, shlex, shutil, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -160,8 +160,6 @@ def make(self: GgufStep, overwrite, say):
     return f'written: {self.target} and the Modelfile beside it'
 
 # %% ../../nbs/export/08_after.ipynb #856ded5d
-_EVALUATE = 'llmft.evaluation.evaluate'
-
 class EvaluateStep(AfterStep):
     "Base and tuned model on the held-out rows."
     name = 'evaluate'
@@ -170,13 +168,12 @@ class EvaluateStep(AfterStep):
     def is_there(self): return (self.run/'evaluation.json').is_file()
 
     def check(self, tokenizer=None, overwrite=False):
-        if importlib.util.find_spec(_EVALUATE) is None:
-            raise UserError('this version of llmft has no such step. Take it out, and use `llmft score`.')
         if not (self.config.val_set_size or self.config.test_datasets):
             raise UserError('there are no held-out rows to measure on. Set `val_set_size`, or take it out.')
 
     def make(self, overwrite, say):
-        say(importlib.import_module(_EVALUATE).evaluate(self.run))
+        from llmft.evaluation.evaluate import evaluate
+        say(evaluate(self.run, trust_remote_code=bool(self.config.trust_remote_code)))
         return f'written: {self.run/"evaluation.json"}'
 
 # %% ../../nbs/export/08_after.ipynb #5fda14e5

@@ -219,6 +219,12 @@ def test_an_unforeseen_error_is_one_message(finished, monkeypatch, capsys):
     assert stop.value.code == 2 and 'gguf: RuntimeError: no room' in error and 'Traceback' not in error
 
 
+def test_it_is_measured(tmp_path):
+    run = finetune(config_of(tmp_path, after='evaluate'), say=None)
+    assert json.loads((run.path/'evaluation.json').read_text()) and 'evaluation' in (run.path/'README.md').read_text()
+    assert steps(run.path)['evaluate']
+
+
 def test_folders_elsewhere(tmp_path):
     config = small_config(tmp_path, after=[{'merge': {'folder': str(tmp_path/'m')}}, {'gguf': {
         'file': str(tmp_path/'g'/'a.gguf'), 'type': 'q4_k_m'}}])
