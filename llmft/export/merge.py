@@ -27,7 +27,9 @@ from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/export/01_merge.ipynb #9459a164
 def _check_run(run): # a `UserError` if there is no adapter in the run folder
-    if (run/'llmft.yml').is_file(): raise UserError(f'{run}: this is a merged model already.')
+    if _is_whole(run): raise UserError(f'{run}: this is a whole model already.')
+    if (run/'adapter_config.json').is_file():
+        raise UserError(f'{run}: this is an adapter. Give the run folder, which has it as `adapter`.')
     if (run/'model'/'llmft.yml').is_file():
         raise UserError(f'{run}: all weights were trained, so there is no adapter to merge. '
             f'The whole model is in {run}/model.')

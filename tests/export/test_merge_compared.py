@@ -66,3 +66,12 @@ def test_out_of_memory(error, tmp_path, monkeypatch):
     monkeypatch.setattr(StreamedMerge, 'write', fail)
     with pytest.raises(UserError, match='Memory ran out while merging'): merge.merge_adapter(run, tmp_path/'merged')
     assert not (tmp_path/'merged').exists()
+
+
+def test_folders_that_are_no_runs(tmp_path):
+    run = small_run(tmp_path)
+    with pytest.raises(UserError, match='this is an adapter. Give the run folder'):
+        merge.merge_adapter(run/'adapter', tmp_path/'merged')
+    with pytest.raises(UserError, match='this is a whole model already'):
+        merge.merge_adapter(tmp_path/'model', tmp_path/'merged')
+    assert not (tmp_path/'merged').exists()
