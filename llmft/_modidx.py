@@ -642,6 +642,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'llmft/evaluation/attacks.py'),
                                           'llmft.evaluation.attacks._harmed': ( 'evaluation/attacks.html#_harmed',
                                                                                 'llmft/evaluation/attacks.py'),
+                                          'llmft.evaluation.attacks._homeless': ( 'evaluation/attacks.html#_homeless',
+                                                                                  'llmft/evaluation/attacks.py'),
                                           'llmft.evaluation.attacks._leftovers': ( 'evaluation/attacks.html#_leftovers',
                                                                                    'llmft/evaluation/attacks.py'),
                                           'llmft.evaluation.attacks._programs': ( 'evaluation/attacks.html#_programs',

@@ -265,13 +265,18 @@ def _servers(home): # -> (what stands for what, calls)
         for server in made: server.close()
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #3cc0ec63
-def _leftovers(): # processes of programs whose folder is gone
+def _homeless(): # processes of programs whose folder is gone
     found = []
     for path in Path('/proc').glob('[0-9]*/environ'):
         with suppress(OSError):
             home = next((v[5:].decode() for v in path.read_bytes().split(b'\0') if v.startswith(b'HOME=')), '')
             if 'llmft-run-' in home and not os.path.exists(home): found.append(int(path.parent.name))
     return found
+
+def _leftovers(): # those that stay; one that another test is just ending does not
+    found = _homeless()
+    if found: time.sleep(1)
+    return [pid for pid in _homeless() if pid in found]
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #ddda2b89
 def _harmed(bystander): # was it ended, or set back?
@@ -310,7 +315,7 @@ def _attack(group, name, files):
             result = _run(*_programs(group, ATTACKS[group][name], words), files, 1, 2**28)[0]
             result.detail = result.detail.replace(home, 'HOME')
             time.sleep(.1) # what is to come of it
-            through = result.ok or result.seconds > 4 or _state(home) != before or calls or _escaped()
+            through = result.ok or result.seconds > 8 or _state(home) != before or calls or _escaped()
             left = _leftovers() if group == 'processes' else []
             through = bool(through or left or _harmed(bystander))
         finally:

@@ -179,9 +179,9 @@ def _what_is_asked(path, config, tokenizer, file, run_code, max_rows, needs_rows
         return [], draw_rows(questions, max_rows), []
     log.info('reading the held-out rows')
     try: heldout = read_heldout(config, tokenizer, path)
-    except UserError:
+    except UserError as e:
         if needs_rows: raise
-        return [], [], ['There are no held-out rows.']
+        return [], [], [f'Held-out rows were not asked: {e}']
     questions = _heldout_questions(heldout, config, tokenizer, run_code, max_rows)
     notes = [f'{len(questions):,} of {len(heldout):,} held-out rows were asked.']
     if not run_code and any(row_tests(row) for row in heldout.rows):
