@@ -110,7 +110,12 @@ NUMBERS = [(f'{key}: {value}', None, [*CHECK, '--set', f'{key}={value}']) for ke
 
 # a model folder, each file broken in turn
 
-def cut(file): file.write_bytes(file.read_bytes()[:-max(20, file.stat().st_size // 3)])
+def cut(file): # a YAML file within the name of a key, for what ends with a line can be right
+    whole = file.read_bytes()
+    end = len(whole) - max(20, len(whole) // 3)
+    if file.suffix == '.yml': end = whole.index(b':', whole.index(b'\n', end))
+    file.write_bytes(whole[:end])
+
 def folder_instead(file):
     file.unlink()
     file.mkdir()
