@@ -275,7 +275,8 @@ def _homeless(): # processes of programs whose folder is gone
 
 def _leftovers(): # those that stay; one that another test is just ending does not
     found = _homeless()
-    if found: time.sleep(1)
+    if not found: return []
+    time.sleep(1)
     return [pid for pid in _homeless() if pid in found]
 
 # %% ../../nbs/evaluation/01_attacks.ipynb #ddda2b89

@@ -15,7 +15,7 @@ from ..core import UserError, free_memory, log, memory_errors, user_path, write_
 from ..data.sources import _all_entries
 from .heldout import draw_rows, read_heldout
 from .losses import general_windows, row_losses
-from .measures import Evaluation, Measure, picture_bytes
+from .measures import Evaluation, Measure
 from .questions import ask_model, file_questions, judge_answers, judge_tries, make_question
 from .sandbox import check_sandbox
 from .scores import row_tests
@@ -23,6 +23,7 @@ from ..inference.answers import _model_digest
 from ..inference.chat import Chat
 from ..inference.load import _adapter_folder, _is_whole, find_run, load_run, load_run_config, load_saved_tokenizer
 from ..inference.sampling import sampling_from
+from ..plots import picture_bytes
 from ..tokens.special import align_special_tokens
 
 # %% ../../nbs/evaluation/04_evaluate.ipynb #37d69e26

@@ -18,7 +18,7 @@ from ..core import (
     write_atomic)
 from .gguf import TYPES, check_gguf, export_gguf
 from .merge import _check_out, merge_adapter, takes_dequantized
-from .ollama import check_prompt_ids, modelfile, write_modelfile
+from .ollama import checked_modelfile, write_modelfile
 from .push import check_upload, push_to_hub
 from .stream import streaming_obstacle
 from .usage import gguf_file, merged_folder
@@ -144,9 +144,7 @@ def check(self: GgufStep, tokenizer=None, overwrite=False):
 
 @patch
 def note(self: GgufStep, tokenizer): # why there will be no Modelfile, or `None`
-    try:
-        check_prompt_ids(self.config, tokenizer)
-        modelfile(self.config, tokenizer)
+    try: checked_modelfile(self.config, tokenizer)
     except UserError as e: return f'There will be no Modelfile: {e}'
 
 # %% ../../nbs/export/08_after.ipynb #726fe64e

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core import UserError, user_path, write_atomic
 from .gguf import check_gguf
-from .ollama import check_prompt_ids, modelfile
+from .ollama import checked_modelfile
 from ..inference.load import _read_json, weights_folder
 from ..inference.pieces import chat_template
 from ..inference.vllm import vllm_command
@@ -113,9 +113,7 @@ def _gguf_lines(config, tokenizer, run): # Markdown
     except UserError as e: return f'{e}\n'
     lines = [] if step else [f'llmft gguf {_shell(run)} {_shell(file)} --type q8_0']
     lines += [f'llama-cli -m {_shell(file)} --jinja', f'lms import {_shell(file)}']
-    try:
-        check_prompt_ids(config, tokenizer)
-        modelfile(config, tokenizer)
+    try: checked_modelfile(config, tokenizer)
     except UserError: return '```\n' + '\n'.join(lines) + '\n```\n'
     name = re.sub(r'[^a-z0-9-]+', '-', Path(run).name.lower()).strip('-') or 'mine'
     lines += [f'ollama create {name} -f {_shell(file.parent/"Modelfile")}', f'ollama run {name} "your question"']

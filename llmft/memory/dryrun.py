@@ -96,8 +96,7 @@ def override_op(
     return register
 
 # %% ../../nbs/memory/01_dryrun.ipynb #5868956e
-def _is_plain(*tensors): # on `meta`, each with its numbers one after the other
-    return all(isinstance(t, torch.Tensor) and t.is_meta and t.is_contiguous() for t in tensors)
+def _is_plain(tensor): return tensor.is_meta and tensor.is_contiguous() # its numbers one after the other
 
 def _is_spread(a, b): # over the whole of `a`: a number, or a tensor that is repeated
     if not isinstance(b, torch.Tensor): return a.is_floating_point()

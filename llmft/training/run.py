@@ -8,7 +8,7 @@ __all__ = ['environment_info', 'Run', 'check_output', 'write_status', 'put_aside
            'machine_changes', 'truncate_metrics', 'run_readme', 'finish_run']
 
 # %% ../../nbs/training/02_run.ipynb #6ac354b5
-import base64, io, json, os, platform, shutil
+import base64, json, os, platform, shutil
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -549,11 +549,8 @@ def _list_files(out): # in the manifest of a run folder that is complete, but fo
 
 # %% ../../nbs/training/02_run.ipynb #3c1f2c46
 def _save_plot(run):
-    import matplotlib.pyplot as plt
-    fig, image = run.plot().figure, io.BytesIO()
-    fig.savefig(image, dpi=100, bbox_inches='tight', format='png')
-    plt.close(fig)
-    write_atomic(run.path/'loss.png', image.getvalue())
+    from llmft.plots import picture_bytes
+    write_atomic(run.path/'loss.png', picture_bytes(run.plot().figure))
 
 # %% ../../nbs/training/02_run.ipynb #95553ef3
 def finish_run(

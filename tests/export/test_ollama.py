@@ -5,7 +5,7 @@ import pytest
 
 from llmft.core import UserError
 from llmft.export.ollama import go_template, modelfile, write_modelfile
-from llmft.inference.pieces import chat_template, prompt_pieces, prompt_text, text_ids
+from llmft.inference.pieces import begins_with_bos, chat_template, prompt_pieces, prompt_text
 from llmft.inference.generate import prompt_ids
 from llmft.tokens.tokenize import load_tokenizer
 from llmft.config.config import load_config
@@ -48,6 +48,11 @@ def talk(n, system=False):
     texts = ['What is 1 + 1?\nSay it.', ' Two — "2".', '{{ .Content }} & <b>?', "it's `3`", '你好']
     talk = [{'role': ('user', 'assistant')[i % 2], 'content': text} for i, text in enumerate(texts[:n])]
     return [{'role': 'system', 'content': 'In "one" line.\n'}] * system + talk
+
+
+def text_ids(text, tokenizer, config): # as another program makes them of a prompt that is one text
+    bos = [tokenizer.bos_token_id] if begins_with_bos(tokenizer, config) else []
+    return bos + tokenizer(text, add_special_tokens=False)['input_ids']
 
 
 @pytest.mark.parametrize('name', TEMPLATES)
