@@ -3,6 +3,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker('slow'): item.add_marker(pytest.mark.timeout(0))
     gpu = [item for item in items if item.get_closest_marker('gpu')]
     if not gpu: return
     import torch
