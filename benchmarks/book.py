@@ -1,5 +1,5 @@
-"""The runs behind the book. `python -m benchmarks.book` lists the grids; `python -m benchmarks.book NAME …` makes them, one
-after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
+"""The runs behind the book. `python -m benchmarks.book` lists the grids; `python -m benchmarks.book NAME …` makes them,
+one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
 stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
 import json, os, platform, sys
 from dataclasses import dataclass
@@ -139,14 +139,15 @@ def curve(run, name):
 
 def facts(sweep, entry, measures):
     "What the book needs to know of a run."
-    if entry['status'] != 'finished': return entry
     run, folder = sweep.run(entry), sweep.path/entry['name']
+    losses = [[step, round(loss, 4)] for step, loss in thinned(curve(run, 'loss'))]
+    found = entry | {'eval_loss': curve(run, 'eval_loss'), 'loss': losses, 'steps': run.last('step'),
+                     'seconds': run.last('seconds'), 'peak_memory_gib': run.last('peak_memory_gib'),
+                     'machine': machine()}
+    if entry['status'] != 'finished': return found
     file = folder/'book.json' # what was measured after training, so that it is measured once
     if not file.is_file(): write_atomic(file, json.dumps({k: v for f in measures for k, v in f(folder).items()}))
-    losses = [[step, round(loss, 4)] for step, loss in thinned(curve(run, 'loss'))]
-    return entry | {'eval_loss': curve(run, 'eval_loss'), 'loss': losses, 'steps': run.last('step'),
-                    'seconds': run.last('seconds'), 'peak_memory_gib': run.last('peak_memory_gib'),
-                    'machine': machine(), **json.loads(file.read_text())}
+    return found | json.loads(file.read_text())
 
 
 def machine():
@@ -171,7 +172,7 @@ def write(name, grid, path, kept):
     done = Sweep(path)
     runs = kept + [facts(done, entry, grid.measures) for entry in done.entries if entry['status'] != 'waiting']
     runs.sort(key=lambda run: grid.runs.index(run['values']))
-    hours = round(sum(run.get('seconds', 0) for run in runs)/3600, 2)
+    hours = round(sum(run['seconds'] or 0 for run in runs)/3600, 2)
     head = {'question': grid.question, 'keys': grid.keys(), 'hours': hours}
     lines = ',\n'.join(json.dumps(run) for run in runs)
     FOLDER.mkdir(exist_ok=True)

@@ -52,13 +52,12 @@ def read_grid(
     "A stored grid."
     return Grid(**json.loads(_grid_text(name)))
 
-# %% ../../nbs/book/00_grids.ipynb #00471253
+# %% ../../nbs/book/00_grids.ipynb #e045f2de
 def final_held_out(
     run, # of a `Grid`
 ) -> float: # infinite if the run failed
     "The held-out loss at the end of a run."
-    losses = run.get('eval_loss')
-    return losses[-1][1] if losses and losses[-1][1] is not None else math.inf
+    return run['eval_loss'][-1][1] if run['status'] == 'finished' else math.inf
 
 # %% ../../nbs/book/00_grids.ipynb #1b378657
 def _settings(grid, run): return grid.keys | run['values']
