@@ -1,4 +1,4 @@
-"""The runs behind the book. `python -m benchmarks.book` lists the grids; `python -m benchmarks.book NAME …` makes them,
+"""The runs behind the book. `python -m benchmarks.book` lists the grids, `python -m benchmarks.book NAME …` makes them,
 one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
 stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
 import json, os, platform, sys
