@@ -57,7 +57,7 @@ def picture_bytes(
     "A figure as the content of a file."
     import matplotlib.pyplot as plt
     image = io.BytesIO()
-    figure.savefig(image, dpi=100, bbox_inches='tight', format='png')
+    figure.savefig(image, dpi=100, format='png')
     plt.close(figure)
     return image.getvalue()
 

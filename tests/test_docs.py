@@ -86,11 +86,19 @@ def test_titles_of_how_it_works(path):
     assert re.fullmatch(rf'# [A-Z0-9].* · `llmft\.{re.escape(module_of(path))}`', title), title
 
 
+# nbdev looks for its settings at each cell; read once, they take half of the time
+PROCESS = '''
+from functools import cache
+import nbdev.config
+nbdev.config._load_toml = cache(nbdev.config._load_toml)
+from nbdev.serve import proc_nbs
+proc_nbs(n_workers=0, force=True)
+'''
+
 @pytest.fixture(scope='module')
 def processed():
     "What `nbdev-docs` does before Quarto: it runs the exported cells and each cell with an import on its own."
-    code = 'from nbdev.serve import proc_nbs; proc_nbs(n_workers=0, force=True)'
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', PROCESS], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {path: cells(f'_proc/{path}') for path in notebooks()}
 
@@ -137,11 +145,26 @@ def test_links_lead_somewhere():
                 assert (ROOT/'nbs'/path).parent.joinpath(target).exists(), f'{path}: {target}'
 
 
-@pytest.mark.parametrize('path', sorted((ROOT/'nbs/reference').glob('*.ipynb')), ids=lambda p: p.stem)
-def test_reference_pages_are_as_the_code_says(path, tmp_path):
-    code = 'import sys; from execnb.shell import CaptureShell; CaptureShell().execute(*sys.argv[1:], exc_stop=True)'
-    subprocess.run([sys.executable, '-c', code, path, tmp_path/'run.ipynb'], check=True)
-    fresh, stored = ([list(output_texts(cell)) for cell in cells(p)] for p in (tmp_path/'run.ipynb', path))
+REFERENCE = sorted((ROOT/'nbs/reference').glob('*.ipynb'))
+RUN = '''
+import sys
+from pathlib import Path
+from execnb.shell import CaptureShell
+for page in map(Path, sys.argv[2:]): CaptureShell().execute(page, Path(sys.argv[1])/page.name, exc_stop=True)
+'''
+
+@pytest.fixture(scope='module')
+def executed(tmp_path_factory):
+    "The folder of the reference pages as they are when they are run, each in a shell of its own, in one process."
+    folder = tmp_path_factory.mktemp('reference')
+    done = subprocess.run([sys.executable, '-c', RUN, folder, *REFERENCE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+@pytest.mark.parametrize('path', REFERENCE, ids=lambda p: p.stem)
+def test_reference_pages_are_as_the_code_says(path, executed):
+    fresh, stored = ([list(output_texts(cell)) for cell in cells(p)] for p in (executed/path.name, path))
     assert fresh == stored, f'run nbdev-test --save {path.relative_to(ROOT)}'
 
 

@@ -8,8 +8,9 @@ __all__ = ['RECIPES_DIR', 'Document', 'read_yaml', 'Config', 'dump_yaml', 'list_
 
 # %% ../../nbs/config/02_config.ipynb #4f2deca3
 import difflib, json, re
+from copy import deepcopy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import yaml
@@ -101,12 +102,18 @@ def _expanded_size(node, sizes, above=frozenset()): # `sizes`: {id of a node: wh
         sizes[id(node)] = 1 + sum(_expanded_size(child, sizes, above | {id(node)}) for child in below)
     return sizes[id(node)]
 
+@lru_cache(32)
+def _composed(text): return yaml.compose(text, _Loader)
+
+@lru_cache(32)
+def _loaded(text): return yaml.load(text, _Loader)
+
 def _load_yaml(text, source_name): # -> (node, value)
-    node = yaml.compose(text, _Loader)
+    node = _composed(text)
     if _expanded_size(node, {}) > 100_000:
         raise UserError(f'{source_name}: its names (`&name`, `*name`) lead in a circle, or stand for more than 100,000 '
                         'values. Write out what you mean.')
-    value = yaml.load(text, _Loader)
+    value = deepcopy(_loaded(text)) # the caller may change it
     json.dumps(value, ensure_ascii=False, default=str, skipkeys=True).encode() # half a character cannot be written
     return node, value
 

@@ -22,7 +22,7 @@ from llmft.model.gpus import GiB, find_gpu, find_machine, known_gpus
 from llmft.model.loss import chunked_cross_entropy, has_plain_lm_head
 from llmft.tokens.tokenize import load_tokenizer
 from llmft.training.train import Collator, finetune, make_trainer
-from tests.tiny import alpaca_rows, save_rows
+from tests.tiny import alpaca_rows, save_rows, save_tiny
 
 SIZES = dict(
     vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
@@ -296,7 +296,8 @@ def small_run(**options):
 
 
 def test_the_trainer_that_is_measured(tmp_path): # so that the checks for a GPU are known to run
-    config = small_run(micro_batch_size=1, sequence_len=32, max_steps=1, gradient_checkpointing=False)
+    config = small_run(base_model=str(save_tiny(tmp_path/'model')), micro_batch_size=1, sequence_len=32, max_steps=1,
+                       gradient_checkpointing=False)
     trainer = trainer_of(config, tmp_path)
     trainer.train()
     assert trainer.state.global_step == 1
