@@ -32,14 +32,14 @@ def _grid_text(name): # of its file, from the clone around the working folder or
         raise UserError(f'{name}: there is no folder `benchmarks/book` here or above, and {address} cannot be read: '
                         f'{reason_line(e)}. Start the notebook in a clone of the project.') from None
 
-# %% ../../nbs/book/00_grids.ipynb #7551b639
+# %% ../../nbs/book/00_grids.ipynb #0910a0d7
 @dataclass(repr=False)
 class Grid:
     "Runs that differ in a few settings."
     question: str # that they answer
     keys: dict    # the settings that they share
     hours: float  # of one core, for all runs
-    runs: list    # dicts: `values`, `status`, `eval_loss` and `loss` as [[step, loss], …], `seconds`, `machine`, and what was measured
+    runs: list    # dicts: `values`, `status`, `eval_loss` and `loss` as [[step, loss], …], and what was measured
 
     def __repr__(self):
         seeds = {run['values'].get('seed', self.keys['seed']) for run in self.runs}
