@@ -44,7 +44,7 @@ def repository():
 
 def pages():
     "The notebooks that have buttons and an install cell."
-    return sorted(p for folder in ('tutorials', 'how_to') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
+    return sorted(p for folder in ('tutorials', 'how_to', 'book') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
 
 
 def buttons(page):

@@ -94,7 +94,8 @@ def check_token_ids(
     raise UserError(
         f'base_model: {config.base_model} has embeddings for {available:,} tokens, and the rows hold the id {largest}, '
         f'{tokenizer.decode([largest])!r}. Model and tokenizer do not belong together: take the tokenizer '
-        'that came with the model. If the tokens are meant to be new, set `resize_token_embeddings_to_32x: true`.')
+        'that came with the model. If the tokens are meant to be new, set `resize_token_embeddings_to_32x: true` and '
+        'let them be learned: `lora_modules_to_save: [embed_tokens, lm_head]`.')
 
 # %% ../../nbs/tokens/01_special.ipynb #103d35a9
 def template_eot_id(
