@@ -177,10 +177,16 @@ def renamed(w):
     for k in [*w]: w['transformer.' + k] = w.pop(k)
 def not_a_number(w): w['model.norm.weight'][:] = float('nan')
 
+def few_embeddings(): # model and `config.json` agree, and the tokenizer has more tokens
+    weights(lambda w: w.update({k: w[k][:50] for k in ('model.embed_tokens.weight', 'lm_head.weight')}))()
+    change_json(Path('model/config.json'), vocab_size=50)
+
 def header(n): # a safetensors file whose header should have `n` bytes
     return lambda: Path('model/model.safetensors').write_bytes(struct.pack('<Q', n) + b'{}')
 
 CONFIG = 'model/config.json'
+MODEL += [(f'a tokenizer of more tokens than the model has, {command[0]}', few_embeddings, command)
+          for command in (CHECK, TRAIN, ['find-lr', 'run.yml'])]
 MODEL += [(what, make, TRAIN) for what, make in {
     'an index that is a list': shards(lambda index: []), 'an index without names': shards(lambda index: {}),
     'an index that names no files': shards(lambda index: {'weight_map': None}),

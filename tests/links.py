@@ -44,7 +44,8 @@ def repository():
 
 def pages():
     "The notebooks that have buttons and an install cell."
-    return sorted(p for folder in ('tutorials', 'how_to') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
+    found = sorted(p for folder in ('tutorials', 'how_to', 'book') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
+    return [p for p in found if '#| default_exp' not in p.read_text(encoding='utf-8')] # those explain the code
 
 
 def buttons(page):

@@ -50,7 +50,8 @@ def test_map():
     assert bar == ['Learn', 'How to', 'YAML keys', 'Commands', 'Python']
     assert all((ROOT/'nbs'/entry['href']).exists() for entry in website['navbar']['left'])
     sections = {entry['section']: entry['contents'] for entry in website['sidebar']['contents']}
-    assert [*sections] == ['Start', 'Learn', 'How to', 'Reference', 'How it works', 'What comes with it']
+    assert [*sections] == ['Start', 'Learn', 'The book: tuning well', 'How to', 'Reference', 'How it works',
+                            'What comes with it']
     assert [wing['section'] for wing in sections['How it works']] == ['ground', *WINGS]
 
 

@@ -22,6 +22,7 @@ from ..model.architectures import check_packing, empty_model
 from ..model.targets import target_modules
 from ..model.base import detect_hardware, load_hf_config
 from ..tokens.report import prepare_data
+from ..tokens.special import check_token_ids
 from ..tokens.stream import stream_sample
 from ..tokens.tokenize import count_rows, encode_rows, load_tokenizer, show_mask
 from ..training.arguments import check_training_options, run_notes, training_arguments
@@ -99,6 +100,7 @@ def check_run(
     if len(data.train): training_arguments(config, data, hardware, config.output_dir)
     n_params = sum(p.numel() for p in model.parameters())
     check_packing(model, config)
+    if len(data.train): check_token_ids(model, data.tokenizer, filter(None, [data.train, data.heldout]), config)
     targets = target_modules(model, config)
     notes = [*run_notes(config, hardware), *model_notes(model, config, load_hf_config(config))]
     memory, parameters, run_bytes = _plan(config)

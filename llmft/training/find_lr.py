@@ -170,7 +170,7 @@ def _losses_of_rates(config, start, end, steps, say, force, folder): # a list, o
     if not config.streaming and rows > len(data.train):
         say(f'{steps} steps take {rows:,} rows, and there are {len(data.train):,}: rows that come again are known, so '
             'the loss falls more than it would.')
-    model = _load_model(config, hw, data.tokenizer, say)
+    model = _load_model(config, hw, data, say)
     trainer = make_trainer(config, model, data, folder, hw, [gathered])
     _let_rate_rise(trainer, start, end, steps)
     log.info('letting the learning rate rise')

@@ -32,7 +32,7 @@ from ..model.fused import fuse_adapters
 from ..model.kernels import is_flash, speed_up
 from ..model.loss import chunked_cross_entropy, has_plain_lm_head
 from ..tokens.report import data_provenance, prepare_data, rows_per_step
-from ..tokens.special import align_special_tokens
+from ..tokens.special import align_special_tokens, check_token_ids
 from ..tokens.tokenize import IGNORE_INDEX, load_tokenizer
 
 # %% ../../nbs/training/03_train.ipynb #8cdaac22
@@ -422,15 +422,16 @@ def _end_of_answer(model, tokenizer): # a line of the table of settings
     names = [f'`{tokenizer.convert_ids_to_tokens(i)}`' for i in (ids if isinstance(ids, list) else [ids])]
     return Choice('end of an answer', ', '.join(names), 'tokenizer, chat template and model name it', 'special_tokens')
 
-def _load_model(config, hw, tokenizer, say): # base and adapter; what ends an answer is noted in `hw`
+def _load_model(config, hw, data, say): # base and adapter; what ends an answer is noted in `hw`
     log.info('loading the model')
     base = load_base(config, hw=hw)
+    check_token_ids(base, data.tokenizer, filter(None, [data.train, data.heldout]), config)
     check_packing(base, config)
     if hw.attention == 'sdpa' and not config.torch_compile and not take_texts_apart(base):
         say('Each row is a line of its own in a batch: this model cannot take several texts in one line.')
     for line in model_notes(base, config, load_hf_config(config)): say(line)
     model = add_adapter(base, config)
-    hw.choices.append(_end_of_answer(align_special_tokens(model, tokenizer, config), tokenizer))
+    hw.choices.append(_end_of_answer(align_special_tokens(model, data.tokenizer, config), data.tokenizer))
     return model
 
 # %% ../../nbs/training/03_train.ipynb #a88f62cc
@@ -509,7 +510,7 @@ def _prepare(config, out, overwrite, resume, say, force, data): # what `_finetun
     check_same_rows(data.train)
     for line in (*config.notes, hw, data, *run_notes(config, hw)): say(line)
     samples = callback_class(SampleAnswers)(config, data.raw_heldout, data.tokenizer, out)
-    model = together(lambda: _load_model(config, hw, data.tokenizer, say))
+    model = together(lambda: _load_model(config, hw, data, say))
     report = parameter_report(model)
     say(report)
     goes_on = _goes_on(out, overwrite)
