@@ -121,8 +121,8 @@ GRIDS = {
         product(lora_target_linear=[False], lora_target_modules=[['gate_proj', 'up_proj', 'down_proj']], lora_r=[19],
                 learning_rate=[3e-4, 1e-3, 3e-3])),
     'batch': Grid(
-        'How many rows in a step?', {},
-        product(gradient_accumulation_steps=[1, 4, 16], learning_rate=[3e-4, 1e-3, 3e-3])),
+        'How many packed rows in a step?', {}, # one: in `rate_and_rank`
+        product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
 }
 
 
