@@ -25,6 +25,7 @@ STANDS_ON = {
     'export': ['memory', 'inference', 'evaluation'],
     'training': ['export'],
     'commands': ['training'],
+    'book': ['training'],
 }
 
 

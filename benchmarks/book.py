@@ -1,0 +1,207 @@
+"""The runs behind the book. `python -m benchmarks.book` lists the grids, `python -m benchmarks.book NAME …` makes them,
+one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
+stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
+import json, os, platform, sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from llmft.config.config import load_config
+from llmft.core import write_atomic
+
+FOLDER = Path(__file__).parent/'book'
+DATA = 'builtin/python-evol-1k'
+BASE = dict(base_model='builtin/smollm2-135m', adapter='lora', lora_r=16, lora_alpha=32, lora_target_linear=True,
+            datasets=[dict(path=DATA, split='train[:100]')], test_datasets=[dict(path=DATA, split='heldout[:40]')],
+            sequence_len=256, sample_packing=True, micro_batch_size=1, eval_batch_size=16, num_epochs=1,
+            learning_rate=1e-3, lr_scheduler='cosine', warmup_ratio=.03, gradient_checkpointing=False,
+            evals_per_epoch=1, saves_per_epoch=0, logging_steps=1, sample_prompts=0, seed=42)
+
+
+@dataclass
+class Grid:
+    question: str
+    base: dict       # beside `BASE`
+    runs: list       # dicts of the keys in which they differ
+    measures: tuple = () # functions: run folder -> dict, after each run
+    prepare: object = None # function that makes what the runs need
+
+    def keys(self): return BASE | self.base
+
+
+def product(**axes):
+    "Each combination once."
+    made = [{}]
+    for key, values in axes.items(): made = [run | {key: value} for run in made for value in values]
+    return made
+
+
+def first_rows(n):
+    return [dict(path=DATA, split=f'train[:{n}]')]
+
+
+def general_loss(folder, n_bytes=12_000):
+    "The loss in nats for each token of the general text, before training and after."
+    from llmft.evaluation.evaluate import both_models
+    from llmft.evaluation.losses import general_windows, row_losses
+    from llmft.inference.load import load_run_config
+    found = {}
+    for name, chat in both_models(folder, load_run_config(folder)):
+        nats, counts = row_losses(chat.model, general_windows(chat.tokenizer, n_bytes, chat.model)[0])
+        found[f'general_{name}'] = sum(nats)/sum(counts)
+    return found
+
+
+def pass_at_1(folder):
+    "The share of the 100 held-out exercises that the tuned model solves at the first try."
+    from llmft.data.sources import load_rows
+    from llmft.evaluation.scores import score_model
+    from llmft.inference.load import load_run
+    config, chat = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')]), load_run(folder)
+    rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
+    scores, _ = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True)
+    return {'passed': [int(result.ok) for result in scores.results]}
+
+
+def even_grid(weight, block=64):
+    "A weight rounded to 15 even steps between minus and plus the largest number of each block of 64."
+    import torch
+    blocks = weight.float().reshape(-1, block)
+    step = blocks.abs().amax(1, keepdim=True).clamp(min=1e-12)/7
+    return (torch.round(blocks/step)*step).reshape(weight.shape).to(weight.dtype)
+
+
+def even_model(folder=Path('runs/book/even-4-bit')):
+    "The built-in model with each linear weight on an even 4-bit grid, as a folder."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from llmft.hub import fetch_builtin
+    if not (folder/'tokenizer.json').is_file():
+        base = fetch_builtin('smollm2-135m')
+        model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        for layer in model.model.layers.modules():
+            if isinstance(layer, torch.nn.Linear): layer.weight.data = even_grid(layer.weight.data)
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return str(folder)
+
+
+def four_bit(**kwargs):
+    return dict(adapter='qlora', load_in_4bit=True, bnb_config_kwargs=kwargs)
+
+
+RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
+SEEDS = [{'seed': 1}, {'seed': 2}]
+
+GRIDS = {
+    'rate_and_rank': Grid(
+        'Which learning rate for which rank?', {},
+        product(lora_r=[1, 4, 16, 64], learning_rate=RATES) +
+        [run | seed for run in product(lora_r=[1, 64], learning_rate=[3e-4, 1e-3, 3e-3]) for seed in SEEDS]),
+    'full': Grid(
+        'Which learning rate when all weights are trained?', dict(adapter='full'),
+        product(learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3]) +
+        [run | seed for run in product(learning_rate=[3e-5, 1e-4, 3e-4]) for seed in SEEDS]),
+    'rows': Grid(
+        'How many rows?', {},
+        [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300, 1000)],
+        (pass_at_1,)),
+    'bits': Grid(
+        'What do four bits cost?', {},
+        [bits | seed for seed in [{'seed': 42}, *SEEDS] for bits in (
+            {}, four_bit(bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=False),
+            four_bit(bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True),
+            four_bit(bnb_4bit_quant_type='fp4', bnb_4bit_use_double_quant=False),
+            {'base_model': 'runs/book/even-4-bit'})],
+        (general_loss,), even_model),
+    'layers': Grid(
+        'Attention alone, or all layers, with as many trained weights?', {},
+        product(lora_target_linear=[False], lora_target_modules=[['q_proj', 'k_proj', 'v_proj', 'o_proj']], lora_r=[38],
+                learning_rate=[3e-4, 1e-3, 3e-3]) +
+        product(lora_target_linear=[False], lora_target_modules=[['gate_proj', 'up_proj', 'down_proj']], lora_r=[19],
+                learning_rate=[3e-4, 1e-3, 3e-3])),
+    'batch': Grid(
+        'How many rows in a step?', {},
+        product(gradient_accumulation_steps=[1, 4, 16], learning_rate=[3e-4, 1e-3, 3e-3])),
+}
+
+
+def thinned(curve, most=60):
+    "At most so many points of a curve, the first and the last among them."
+    if len(curve) <= most: return curve
+    return [curve[round(i*(len(curve) - 1)/(most - 1))] for i in range(most)]
+
+
+def curve(run, name):
+    "`[[step, value], …]` of a number in `metrics.jsonl`."
+    return [[line['step'], line[name]] for line in run.metrics if line.get(name) is not None]
+
+
+def facts(sweep, entry, measures):
+    "What the book needs to know of a run."
+    run, folder = sweep.run(entry), sweep.path/entry['name']
+    losses = [[step, round(loss, 4)] for step, loss in thinned(curve(run, 'loss'))]
+    found = entry | {'eval_loss': curve(run, 'eval_loss'), 'loss': losses, 'steps': run.last('step'),
+                     'seconds': run.last('seconds'), 'peak_memory_gib': run.last('peak_memory_gib'),
+                     'machine': machine()}
+    if entry['status'] != 'finished': return found
+    file = folder/'book.json' # what was measured after training, so that it is measured once
+    if not file.is_file(): write_atomic(file, json.dumps({k: v for f in measures for k, v in f(folder).items()}))
+    return found | json.loads(file.read_text())
+
+
+def machine():
+    "What decides whether numbers come out the same bit for bit."
+    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').is_file() else []
+    model = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
+    packages = {name: version(name) for name in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'bitsandbytes')}
+    return {'processor': model or platform.processor(), 'threads': 1, 'python': platform.python_version(), **packages}
+
+
+def stored(name, grid):
+    "The runs in `book/NAME.json`; none of them if they were made with other settings."
+    file = FOLDER/f'{name}.json'
+    if not file.is_file(): return []
+    found = json.loads(file.read_text())
+    return found['runs'] if found['keys'] == grid.keys() else []
+
+
+def write(name, grid, path, kept):
+    "The runs that were kept and the finished ones of the sweep in `path`, in the order of the grid."
+    from llmft.training.sweep import Sweep
+    done = Sweep(path)
+    runs = kept + [facts(done, entry, grid.measures) for entry in done.entries if entry['status'] != 'waiting']
+    runs.sort(key=lambda run: grid.runs.index(run['values']))
+    hours = round(sum(run['seconds'] or 0 for run in runs)/3600, 2)
+    head = {'question': grid.question, 'keys': grid.keys(), 'hours': hours}
+    lines = ',\n'.join(json.dumps(run) for run in runs)
+    FOLDER.mkdir(exist_ok=True)
+    write_atomic(FOLDER/f'{name}.json', f'{json.dumps(head, indent=1)[:-2]},\n "runs": [\n{lines}\n]}}\n')
+
+
+def make(name, grid, work):
+    "Make the runs of `grid` below the folder `work`, or what is left of them."
+    import torch
+    from llmft.training.sweep import Sweep, sweep
+    torch.set_num_threads(1)
+    if grid.prepare: grid.prepare()
+    path = work/name
+    begun = [entry['values'] for entry in Sweep(path).entries] if (path/'sweep.json').is_file() else []
+    kept = [run for run in stored(name, grid) if run['values'] not in begun and run['values'] in grid.runs]
+    left = [run for run in grid.runs if run not in [run['values'] for run in kept]]
+    if not left: return print(f'{name}: all {len(kept)} runs were made before')
+    def tell(text):
+        print(text, flush=True)
+        if (path/'sweep.json').is_file(): write(name, grid, path, kept)
+    sweep(load_config(grid.keys(), sweep=left), path, say=tell)
+
+
+def main(args):
+    if not args:
+        for name, grid in GRIDS.items(): print(f'{name:16} {len(grid.runs):3} runs: {grid.question}')
+        return
+    work = Path(os.environ.get('BOOK_RUNS', 'runs/book'))
+    for name in args: make(name, GRIDS[name], work)
+
+
+if __name__ == '__main__': main(sys.argv[1:])
