@@ -48,6 +48,7 @@ _PUBLIC = {
     'training.compare': 'compare_runs',
     'training.sweep': 'sweep Sweep',
     'training.find_lr': 'find_lr',
+    'training.stored_grids': 'read_grid of_seeds plot_of_seeds seeds_table',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
     'plots': 'plot_loss plot_lengths plot_packing plot_scores use_small_figures',

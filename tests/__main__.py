@@ -1,5 +1,5 @@
 "Every check of the project, as `python -m tests`; what follows is passed to pytest, which comes last."
-import json, os, subprocess, sys, sysconfig, time
+import json, os, signal, subprocess, sys, sysconfig, time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -35,6 +35,8 @@ def failed(): # names of the tests that failed in the last run
 
 
 def main(args):
+    # what a shell starts in the background ignores Ctrl-C, and so does all that it starts; tests press it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     before = files()
     ok = step('clean the notebooks', nbdev('clean')) & step('export the modules', nbdev('export'))
     after = files()

@@ -25,7 +25,6 @@ STANDS_ON = {
     'export': ['memory', 'inference', 'evaluation'],
     'training': ['export'],
     'commands': ['training'],
-    'book': ['training'],
 }
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from benchmarks.book import FOLDER, GRIDS, load_config, machine
-from llmft.book.grids import final_held_out, read_grid
+from llmft.training.stored_grids import final_held_out, read_grid
 from llmft.training.sweep import sweep
 
 STORED = sorted(path.stem for path in FOLDER.glob('*.json'))
