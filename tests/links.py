@@ -44,8 +44,7 @@ def repository():
 
 def pages():
     "The notebooks that have buttons and an install cell."
-    found = sorted(p for folder in ('tutorials', 'how_to', 'book') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
-    return [p for p in found if '#| default_exp' not in p.read_text(encoding='utf-8')] # those explain the code
+    return sorted(p for folder in ('tutorials', 'how_to', 'book') for p in (ROOT/'nbs'/folder).glob('*.ipynb'))
 
 
 def buttons(page):
