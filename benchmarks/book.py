@@ -152,10 +152,9 @@ def facts(sweep, entry, measures):
 
 def machine():
     "What decides whether numbers come out the same bit for bit."
-    lines = Path('/proc/cpuinfo').read_text().splitlines() if Path('/proc/cpuinfo').is_file() else []
-    model = next((line.partition(':')[2].strip() for line in lines if line.startswith('model name')), None)
+    from llmft.model.base import _cpu_name
     packages = {name: version(name) for name in ('torch', 'transformers', 'peft', 'trl', 'datasets', 'bitsandbytes')}
-    return {'processor': model or platform.processor(), 'threads': 1, 'python': platform.python_version(), **packages}
+    return {'processor': _cpu_name(), 'threads': 1, 'python': platform.python_version(), **packages}
 
 
 def stored(name, grid):

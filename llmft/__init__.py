@@ -51,7 +51,7 @@ _PUBLIC = {
     'training.stored_grids': 'read_grid of_seeds plot_of_seeds seeds_table',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
-    'plots': 'plot_loss plot_lengths plot_packing plot_scores use_small_figures',
+    'plots': 'plot_loss plot_lengths plot_packing plot_scores smooth use_small_figures',
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names.split()}
 

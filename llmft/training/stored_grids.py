@@ -14,7 +14,6 @@ from statistics import mean
 from urllib.request import urlopen
 
 from ..core import Table, UserError, reason_line
-
 from .grid_plots import in_order, value_label
 
 # %% ../../nbs/training/10_stored_grids.ipynb #85b1a429
