@@ -97,11 +97,11 @@ GRIDS = {
     'rate_and_rank': Grid(
         'Which learning rate for which rank?', {},
         product(lora_r=[1, 4, 16, 64], learning_rate=RATES) +
-        [run | seed for run in product(lora_r=[1, 64], learning_rate=[3e-4, 1e-3, 3e-3]) for seed in SEEDS]),
+        [run | seed for run in product(lora_r=[1, 64], learning_rate=[1e-3, 3e-3]) for seed in SEEDS]),
     'full': Grid(
         'Which learning rate when all weights are trained?', dict(adapter='full'),
         product(learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3]) +
-        [run | seed for run in product(learning_rate=[3e-5, 1e-4, 3e-4]) for seed in SEEDS]),
+        [run | seed for run in product(learning_rate=[1e-4, 3e-4]) for seed in SEEDS]),
     'rows': Grid(
         'How many rows?', {},
         [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300, 1000)],
