@@ -8,9 +8,11 @@ from pathlib import Path
 
 from llmft.config.config import load_config
 from llmft.core import write_atomic
+from llmft.hub import fetch_builtin
 
 FOLDER = Path(__file__).parent/'book'
 DATA = 'builtin/python-evol-1k'
+GENERAL_BYTES = 12_000 # of the general text
 BASE = dict(base_model='builtin/smollm2-135m', adapter='lora', lora_r=16, lora_alpha=32, lora_target_linear=True,
             datasets=[dict(path=DATA, split='train[:100]')], test_datasets=[dict(path=DATA, split='heldout[:40]')],
             sequence_len=256, sample_packing=True, micro_batch_size=1, eval_batch_size=16, num_epochs=1,
@@ -40,27 +42,49 @@ def first_rows(n):
     return [dict(path=DATA, split=f'train[:{n}]')]
 
 
-def general_loss(folder, n_bytes=12_000):
+def general_loss(folder):
     "The loss in nats for each token of the general text, before training and after."
     from llmft.evaluation.evaluate import both_models
     from llmft.evaluation.losses import general_windows, row_losses
     from llmft.inference.load import load_run_config
     found = {}
     for name, chat in both_models(folder, load_run_config(folder)):
-        nats, counts = row_losses(chat.model, general_windows(chat.tokenizer, n_bytes, chat.model)[0])
+        nats, counts = row_losses(chat.model, general_windows(chat.tokenizer, GENERAL_BYTES, chat.model)[0])
         found[f'general_{name}'] = sum(nats)/sum(counts)
     return found
 
 
-def pass_at_1(folder):
-    "The share of the 100 held-out exercises that the tuned model solves at the first try."
+def solved(model, tokenizer):
+    "For each of the 100 held-out exercises 1 or 0: whether the model solves it at the first try."
     from llmft.data.sources import load_rows
     from llmft.evaluation.scores import score_model
-    from llmft.inference.load import load_run
-    config, chat = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')]), load_run(folder)
+    config = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')])
     rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
-    scores, _ = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True)
-    return {'passed': [int(result.ok) for result in scores.results]}
+    scores, _ = score_model(model, tokenizer, rows, dataset, run_code=True)
+    return [int(result.ok) for result in scores.results]
+
+
+def pass_at_1(folder):
+    "What the tuned model solves."
+    from llmft.inference.load import load_run
+    chat = load_run(folder)
+    return {'passed': solved(chat.model, chat.tokenizer)}
+
+
+def after_epochs(folder, epochs=(1, 2, 4, 8)):
+    "What the checkpoints at the end of these epochs have learned and forgotten: exercises solved, and the general loss."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from llmft.evaluation.losses import general_windows, row_losses
+    tokenizer = AutoTokenizer.from_pretrained(fetch_builtin('smollm2-135m'))
+    checkpoints = sorted((folder/'checkpoints').glob('checkpoint-*'), key=lambda path: int(path.name.split('-')[1]))
+    found = []
+    for epoch, checkpoint in enumerate(checkpoints, 1):
+        if epoch not in epochs: continue
+        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+        nats, counts = row_losses(model, general_windows(tokenizer, GENERAL_BYTES, model)[0])
+        found.append({'epoch': epoch, 'general': sum(nats)/sum(counts), 'passed': solved(model, tokenizer)})
+    return {'epochs': found}
 
 
 def even_grid(weight, block=64):
@@ -75,7 +99,6 @@ def even_model(folder=Path('runs/book/even-4-bit')):
     "The built-in model with each linear weight on an even 4-bit grid, as a folder."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from llmft.hub import fetch_builtin
     if not (folder/'tokenizer.json').is_file():
         base = fetch_builtin('smollm2-135m')
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -102,9 +125,16 @@ GRIDS = {
         'Which learning rate when all weights are trained?', dict(adapter='full'),
         product(learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3]) +
         [run | seed for run in product(learning_rate=[1e-4, 3e-4]) for seed in SEEDS]),
+    'forgetting': Grid(
+        'What do more epochs cost elsewhere?',
+        dict(datasets=first_rows(50), num_epochs=8, lr_scheduler='constant_with_warmup', saves_per_epoch=1,
+             save_total_limit=8, save_only_model=True),
+        [{'lora_r': 16}, {'lora_r': 256}, {'adapter': 'full', 'learning_rate': 1e-4}],
+        (after_epochs,)),
     'rows': Grid(
         'How many rows?', {},
-        [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300, 1000)],
+        [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300)] +
+        [{'datasets': first_rows(1000), 'seed': 42}],
         (pass_at_1,)),
     'bits': Grid(
         'What do four bits cost?', {},
@@ -117,9 +147,9 @@ GRIDS = {
     'layers': Grid(
         'Attention alone, or all layers, with as many trained weights?', {},
         product(lora_target_linear=[False], lora_target_modules=[['q_proj', 'k_proj', 'v_proj', 'o_proj']], lora_r=[38],
-                learning_rate=[3e-4, 1e-3, 3e-3]) +
+                learning_rate=[1e-3, 3e-3]) +
         product(lora_target_linear=[False], lora_target_modules=[['gate_proj', 'up_proj', 'down_proj']], lora_r=[19],
-                learning_rate=[3e-4, 1e-3, 3e-3])),
+                learning_rate=[1e-3, 3e-3])),
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
