@@ -1,7 +1,7 @@
 """The runs behind the book. `python -m benchmarks.book` lists the grids, `python -m benchmarks.book NAME …` makes them,
 one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
 stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
-import json, os, platform, sys
+import json, os, platform, random, sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -109,6 +109,28 @@ def even_model(folder=Path('runs/book/even-4-bit')):
     return str(folder)
 
 
+def roman(number):
+    "A number below 4,000 as the Romans wrote it."
+    signs = zip((1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1), 'M CM D CD C XC L XL X IX V IV I'.split())
+    text = ''
+    for value, sign in signs:
+        text, number = text + sign*(number//value), number % value
+    return text
+
+
+def roman_rows(folder=Path('runs/book/roman')):
+    "200 numbers to learn and 40 to be held out, with their Roman numerals, below `folder`."
+    numbers = random.Random(0).sample(range(1, 4000), 240)
+    rows = [{'instruction': f'Write {n} in Roman numerals.', 'output': roman(n)} for n in numbers]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in ('train', rows[:200]), ('heldout', rows[200:]):
+        write_atomic(folder/f'{name}.jsonl', ''.join(json.dumps(row) + '\n' for row in part))
+
+
+ROMAN = dict(datasets=[dict(path='runs/book/roman/train.jsonl', type='alpaca')],
+             test_datasets=[dict(path='runs/book/roman/heldout.jsonl', type='alpaca')])
+
+
 def four_bit(**kwargs):
     return dict(adapter='qlora', load_in_4bit=True, bnb_config_kwargs=kwargs)
 
@@ -131,6 +153,11 @@ GRIDS = {
              save_total_limit=8, save_only_model=True),
         [{'lora_r': 16}, {'lora_r': 256}, {'adapter': 'full', 'learning_rate': 1e-4}],
         (after_epochs,)),
+    'defaults': Grid(
+        'What does the default learning rate change?', {},
+        [data | rate for data in ({}, ROMAN) for rate in (
+            *product(learning_rate=[2e-4, 1.3e-3]), *product(adapter=['full'], learning_rate=[2e-5, 1.3e-4]))],
+        prepare=roman_rows),
     'rows': Grid(
         'How many rows?', {},
         [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300)] +

@@ -24,7 +24,7 @@ _PUBLIC = {
     'tokens.findings': 'findings_reference',
     'tokens.report': 'data_report DataReport prepare_data',
     'model.gpus': 'known_gpus',
-    'model.base': 'detect_hardware load_base',
+    'model.base': 'detect_hardware load_base default_learning_rate',
     'model.adapters': 'add_adapter parameter_report',
     'memory.plan': 'plan_memory MemoryPlan compare_gpus',
     'memory.fit': 'fit_to_gpu save_fitted_config',
