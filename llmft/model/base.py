@@ -354,7 +354,7 @@ def detect_hardware(
     hf_config = _known_hf_config(config)
     attention = choose_attention(device, capability, setting('attn_implementation', 'auto'), dtype[0], hf_config)
     layout = choose_batch_layout(attention[0], setting('sample_packing', True), setting('torch_compile', False))
-    rate = choose_learning_rate(config.learning_rate, config.adapter, hf_config) if config else (None, None)
+    rate = choose_learning_rate(setting('learning_rate', None), setting('adapter', 'lora'), hf_config)
     optimizer = choose_optimizer(device, setting('optimizer', 'adamw_torch'))
     tf32 = choose_tf32(device, capability, setting('tf32', 'auto'))
     workers = choose_workers(device, setting('dataloader_num_workers', None), setting('streaming', False))
