@@ -42,16 +42,19 @@ def first_rows(n):
     return [dict(path=DATA, split=f'train[:{n}]')]
 
 
-def general_loss(folder):
-    "The loss in nats for each token of the general text, before training and after."
-    from llmft.evaluation.evaluate import both_models
+def general_nats(model, tokenizer):
+    "The loss in nats for each token of the general text."
     from llmft.evaluation.losses import general_windows, row_losses
+    nats, counts = row_losses(model, general_windows(tokenizer, GENERAL_BYTES, model)[0])
+    return sum(nats)/sum(counts)
+
+
+def general_loss(folder):
+    "The loss of the general text before training and after."
+    from llmft.evaluation.evaluate import both_models
     from llmft.inference.load import load_run_config
-    found = {}
-    for name, chat in both_models(folder, load_run_config(folder)):
-        nats, counts = row_losses(chat.model, general_windows(chat.tokenizer, GENERAL_BYTES, chat.model)[0])
-        found[f'general_{name}'] = sum(nats)/sum(counts)
-    return found
+    models = both_models(folder, load_run_config(folder))
+    return {f'general_{name}': general_nats(chat.model, chat.tokenizer) for name, chat in models}
 
 
 def solved(model, tokenizer):
@@ -75,16 +78,16 @@ def after_epochs(folder, epochs=(1, 2, 4, 8)):
     "What the checkpoints at the end of these epochs have learned and forgotten: exercises solved, and the general loss."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from llmft.evaluation.losses import general_windows, row_losses
-    tokenizer = AutoTokenizer.from_pretrained(fetch_builtin('smollm2-135m'))
+    base = fetch_builtin('smollm2-135m')
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    def opened(path): return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     checkpoints = sorted((folder/'checkpoints').glob('checkpoint-*'), key=lambda path: int(path.name.split('-')[1]))
     found = []
     for epoch, checkpoint in enumerate(checkpoints, 1):
         if epoch not in epochs: continue
-        model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
-        nats, counts = row_losses(model, general_windows(tokenizer, GENERAL_BYTES, model)[0])
-        found.append({'epoch': epoch, 'general': sum(nats)/sum(counts), 'passed': solved(model, tokenizer)})
-    return {'epochs': found}
+        model = opened(checkpoint)
+        found.append({'epoch': epoch, 'general': general_nats(model, tokenizer), 'passed': solved(model, tokenizer)})
+    return {'general_base': general_nats(opened(base), tokenizer), 'epochs': found}
 
 
 def even_grid(weight, block=64):
