@@ -141,6 +141,9 @@ def four_bit(**kwargs):
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 SEEDS = [{'seed': 1}, {'seed': 2}]
 
+OLD_AND_NEW = [{'learning_rate': 2e-4}, {'learning_rate': 1.3e-3},
+               {'adapter': 'full', 'learning_rate': 2e-5}, {'adapter': 'full', 'learning_rate': 1.3e-4}]
+
 GRIDS = {
     'rate_and_rank': Grid(
         'Which learning rate for which rank?', {},
@@ -156,11 +159,8 @@ GRIDS = {
              save_total_limit=8, save_only_model=True),
         [{'lora_r': 16}, {'lora_r': 256}, {'adapter': 'full', 'learning_rate': 1e-4}],
         (after_epochs,)),
-    'defaults': Grid(
-        'What does the default learning rate change?', {},
-        [data | rate for data in ({}, ROMAN) for rate in (
-            *product(learning_rate=[2e-4, 1.3e-3]), *product(adapter=['full'], learning_rate=[2e-5, 1.3e-4]))],
-        prepare=roman_rows),
+    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW),
+    'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
     'rows': Grid(
         'How many rows?', {},
         [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300)] +
