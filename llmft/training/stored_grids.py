@@ -37,13 +37,13 @@ class Grid:
     "Runs that differ in a few settings."
     question: str # that they answer
     keys: dict    # the settings that they share
-    hours: float  # of one core, for all runs
+    hours: float  # that the runs took, one after the other on one core
     runs: list    # dicts: `values`, `status`, `eval_loss` and `loss` as [[step, loss], …], and what was measured
 
     def __repr__(self):
         seeds = {run['values'].get('seed', self.keys['seed']) for run in self.runs}
         return (f'{self.question} {len(self.runs)} runs, {len(seeds)} seed{"s"[:len(seeds) > 1]}, '
-                f'{self.hours:g} hours of one core.')
+                f'made in {self.hours:g} hours.')
 
 def read_grid(
     name, # of a file in `benchmarks/book`
@@ -90,8 +90,9 @@ def plot_of_seeds(
     for value, found in good.items():
         if len(found) > 1: ax.plot([xs[value]]*2, [min(found), max(found)], color=line.get_color(), lw=4, alpha=.4)
     bad = [xs[value] for value in results if value not in good]
-    edge = ax.get_xaxis_transform() # 1 is the upper edge
-    ax.plot(bad, [.97]*len(bad), 'x', color=line.get_color(), ms=8, mew=2, transform=edge, clip_on=False)
+    if bad: # a line without points would still take room in the picture
+        edge = ax.get_xaxis_transform() # 1 is the upper edge
+        ax.plot(bad, [.97]*len(bad), 'x', color=line.get_color(), ms=8, mew=2, transform=edge, clip_on=False)
     return line
 
 # %% ../../nbs/training/10_stored_grids.ipynb #93bc78e4
