@@ -1,9 +1,9 @@
 """The memory plan against the most memory that a run had, on this machine: each run two steps long, in a process of
 its own. `python -m benchmarks.planned_memory` writes `results/planned_memory.json`."""
-import json, os, subprocess, sys, tempfile, time
+import importlib, json, os, subprocess, sys, tempfile, time
 from pathlib import Path
 
-from benchmarks.book import BASE, DATA, machine
+from benchmarks.book import BASE, machine
 
 RESULTS = Path(__file__).parent/'results'
 SHORT = BASE | dict(max_steps=2, test_datasets=None, evals_per_epoch=0)
@@ -18,7 +18,7 @@ RUNS = { # name -> the keys in which it differs from the grid of the book
 
 def gib_of_libraries():
     "What Python and the libraries of a run take, in this process."
-    import bitsandbytes, datasets, llmft.training.train, peft, trl # noqa: F401
+    for name in ('bitsandbytes', 'datasets', 'llmft.training.train', 'peft', 'trl'): importlib.import_module(name)
     from llmft.training.watch import peak_memory_gib
     return round(peak_memory_gib(), 3)
 
