@@ -3,11 +3,13 @@
     python -m tests.glossary          # what is not linked
     python -m tests.glossary PAGE …   # writes the links into these pages; read them before you keep them
 
-Only running text counts: no headings, tables, code, pictures, links, exercises or the line below the title. Everyday words
-(step, context, prompt, model) are linked by hand where it helps, and are not looked for.
+Only running text counts: no headings, tables, code, pictures, links, exercises or the line below the title. Everyday
+words (step, context, prompt, model) are linked by hand where it helps, and are not looked for.
 """
 import json, re, sys
 from pathlib import Path
+
+from tests.links import as_text
 
 NBS = Path(__file__).parent.parent/'nbs'
 GLOSSARY = NBS/'tutorials'/'glossary.ipynb'
@@ -20,8 +22,8 @@ WORDS = {
     'quantization-and-nf4': r'quanti[sz]\w+|NF4', 'qlora': r'QLoRA', 'lora': r'LoRA', 'lora_r': r'ranks?',
     'weights': r'weights?', 'loss': r'loss(?:es)?', 'gradient': r'gradients?', 'optimizer': r'optimizers?',
     'batch': r'batch(?:es)?', 'epoch': r'epochs?', 'overfit': r'overfit\w*', 'perplexity': r'perplexity',
-    'token': r'tokens?', 'labels': r'labels?', 'mask': r'masks?', 'packing': r'pack(?:ed|ing|s)', 'adapter': r'adapters?',
-    'bfloat16': r'bfloat16', 'attention': r'attention', 'activations': r'activations?', 'checkpoint': r'checkpoints?',
+    'token': r'tokens?', 'labels': r'labels?', 'mask': r'masks?', 'packing': r'pack(?:ed|ing|s)',
+    'adapter': r'adapters?', 'bfloat16': r'bfloat16', 'attention': r'attention', 'activations': r'activations?', 'checkpoint': r'checkpoints?',
     'merge': r'merg(?:e|es|ed|ing)', 'retrieval': r'retrieval|RAG', 'seed': r'seeds?'}
 WORD = re.compile('|'.join(f'(?P<w{i}>\\b(?:{look})\\b)' for i, look in enumerate(WORDS.values())), re.I)
 
@@ -30,8 +32,8 @@ OTHER_SENSES = r'no loss against|packs two codes'
 
 LINK = re.compile(r'\[[^\]\n]*\]\([^)\n]*glossary\.ipynb#([\w-]+)\)')
 NOT_RUNNING = re.compile('|'.join([
-    r'^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$', r'<details>.*?</details>', r'^#{1,6} [^\n]*', r'^>[^\n]*', r'^ *\|[^\n]*', r'^\*\*[^*\n]*\*\*$',
-    r'!?\[(?:[^\[\]\n]|!\[[^\]\n]*\]\([^)\n]*\))*\]\([^)\n]*\)', r'`+[^`\n]+`+', r'https?://\S+', r'\*GPU\.\*',
+    r'^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$', r'<details>.*?</details>', r'^#{1,6} [^\n]*', r'^>[^\n]*', r'^ *\|[^\n]*',
+    r'^\*\*[^*\n]*\*\*$',     r'!?\[(?:[^\[\]\n]|!\[[^\]\n]*\]\([^)\n]*\))*\]\([^)\n]*\)', r'`+[^`\n]+`+', r'https?://\S+', r'\*GPU\.\*',
     OTHER_SENSES]), re.M | re.S)
 
 
@@ -98,7 +100,7 @@ def with_links(path):
 
 if __name__ == '__main__':
     for path in [Path(name).resolve() for name in sys.argv[1:]]:
-        path.write_text(json.dumps(with_links(path), ensure_ascii=False, indent=1, sort_keys=True) + '\n', encoding='utf-8')
+        path.write_text(as_text(with_links(path)), encoding='utf-8')
     if not sys.argv[1:]:
         for path in pages():
             for word, around in unlinked(path): print(f'{path.relative_to(NBS)}: {word}: {around!r}')
