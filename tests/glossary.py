@@ -23,7 +23,8 @@ WORDS = {
     'weights': r'weights?', 'loss': r'loss(?:es)?', 'gradient': r'gradients?', 'optimizer': r'optimizers?',
     'batch': r'batch(?:es)?', 'epoch': r'epochs?', 'overfit': r'overfit\w*', 'perplexity': r'perplexity',
     'token': r'tokens?', 'labels': r'labels?', 'mask': r'masks?', 'packing': r'pack(?:ed|ing|s)',
-    'adapter': r'adapters?', 'bfloat16': r'bfloat16', 'attention': r'attention', 'activations': r'activations?', 'checkpoint': r'checkpoints?',
+    'adapter': r'adapters?', 'bfloat16': r'bfloat16', 'attention': r'attention', 'activations': r'activations?',
+    'checkpoint': r'checkpoints?',
     'merge': r'merg(?:e|es|ed|ing)', 'retrieval': r'retrieval|RAG', 'seed': r'seeds?'}
 WORD = re.compile('|'.join(f'(?P<w{i}>\\b(?:{look})\\b)' for i, look in enumerate(WORDS.values())), re.I)
 
@@ -32,9 +33,10 @@ OTHER_SENSES = r'no loss against|packs two codes'
 
 LINK = re.compile(r'\[[^\]\n]*\]\([^)\n]*glossary\.ipynb#([\w-]+)\)')
 NOT_RUNNING = re.compile('|'.join([
-    r'^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$', r'<details>.*?</details>', r'^#{1,6} [^\n]*', r'^>[^\n]*', r'^ *\|[^\n]*',
-    r'^\*\*[^*\n]*\*\*$',     r'!?\[(?:[^\[\]\n]|!\[[^\]\n]*\]\([^)\n]*\))*\]\([^)\n]*\)', r'`+[^`\n]+`+', r'https?://\S+', r'\*GPU\.\*',
-    OTHER_SENSES]), re.M | re.S)
+    r'^(?P<fence>`{3,})[^\n]*\n.*?^(?P=fence)$', r'<details>.*?</details>', r'^#{1,6} [^\n]*', r'^>[^\n]*',
+    r'^ *\|[^\n]*',
+    r'^\*\*[^*\n]*\*\*$', r'!?\[(?:[^\[\]\n]|!\[[^\]\n]*\]\([^)\n]*\))*\]\([^)\n]*\)',
+    r'`+[^`\n]+`+', r'https?://\S+', r'\*GPU\.\*', OTHER_SENSES]), re.M | re.S)
 
 
 def pages():
