@@ -202,8 +202,7 @@ def facts(sweep, entry, measures):
     run, folder = sweep.run(entry), sweep.path/entry['name']
     losses = [[step, round(loss, 4)] for step, loss in thinned(curve(run, 'loss'))]
     found = entry | {'eval_loss': curve(run, 'eval_loss'), 'loss': losses, 'steps': run.last('step'),
-                     'seconds': run.last('seconds'), 'peak_memory_gib': run.last('peak_memory_gib'),
-                     'machine': machine()}
+                     'seconds': run.last('seconds'), 'machine': machine()}
     if entry['status'] != 'finished': return found
     file = folder/'book.json' # what was measured after training, so that it is measured once
     if not file.is_file(): write_atomic(file, json.dumps({k: v for f in measures for k, v in f(folder).items()}))

@@ -48,7 +48,7 @@ _PUBLIC = {
     'training.compare': 'compare_runs',
     'training.sweep': 'sweep Sweep',
     'training.find_lr': 'find_lr',
-    'training.stored_grids': 'read_grid of_seeds plot_of_seeds seeds_table',
+    'training.stored_grids': 'read_grid read_results of_seeds plot_of_seeds seeds_table',
     'commands.check': 'check_run Check preview_rows',
     'commands.demo': 'run_demo',
     'plots': 'plot_loss plot_lengths plot_packing plot_scores smooth use_small_figures',
