@@ -40,6 +40,10 @@ def first_rows(n):
     return [dict(path=DATA, split=f'train[:{n}]')]
 
 
+def held_out_rows(n):
+    return [dict(path=DATA, split=f'heldout[:{n}]')]
+
+
 def general_loss(folder, n_bytes=12_000):
     "The loss in nats for each token of the general text, before training and after."
     from llmft.evaluation.evaluate import both_models
@@ -61,6 +65,65 @@ def pass_at_1(folder):
     rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
     scores, _ = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True)
     return {'passed': [int(result.ok) for result in scores.results]}
+
+
+FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran
+CHAT_ROWS = {'train[:60]': 'runs/book/chats-60.jsonl', 'heldout[:12]': 'runs/book/chats-held-out.jsonl'}
+
+
+def builtin_rows(split):
+    from llmft.data.sources import load_rows
+    return list(load_rows(load_config(BASE, datasets=[dict(path=DATA, split=split)])))
+
+
+def question(row):
+    return '\n'.join(part for part in (row['instruction'], row['input']) if part)
+
+
+def write_chats():
+    "Some of the exercises as conversations, in files."
+    for split, file in CHAT_ROWS.items():
+        chats = [[{'role': 'user', 'content': question(row)}, {'role': 'assistant', 'content': row['output']}]
+                 for row in builtin_rows(split)]
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(''.join(json.dumps({'messages': chat}) + '\n' for chat in chats))
+
+
+def chat_rows(split, **keys):
+    return [dict(path=CHAT_ROWS[split], type='chat_template', chat_template='alpaca', **keys)]
+
+
+def fresh_loss(folder):
+    "The loss on rows that nothing was decided by."
+    from llmft.evaluation.losses import row_losses
+    from llmft.inference.load import load_run
+    from llmft.tokens.report import prepare_data
+    rows = prepare_data(load_config(BASE, datasets=[dict(path=DATA, split=FRESH)], test_datasets=None,
+                                    sample_packing=False)).train
+    nats, counts = row_losses(load_run(folder).model, rows)
+    return {'fresh_loss': sum(nats)/sum(counts)}
+
+
+def two_forms(folder, longest=96):
+    "The answers to 12 held-out exercises, asked in the form of the training and in the model's own chat template."
+    from llmft.config.keys import DatasetConfig
+    from llmft.evaluation.sandbox import run_code_batch
+    from llmft.evaluation.scores import row_program
+    from llmft.inference.generate import generate
+    from llmft.inference.load import load_run
+    from llmft.tokens.tokenize import load_tokenizer
+    chat, rows = load_run(folder), builtin_rows('heldout[:12]')
+    own = load_tokenizer(load_config(BASE)) # with the template that came with the model
+    forms = {'trained': (chat.tokenizer, chat.dataset),
+             'other': (own, DatasetConfig(path='-', type='chat_template'))}
+    found = {}
+    for name, (tokenizer, dataset) in forms.items():
+        answers = generate(chat.model, tokenizer, [question(row) for row in rows], dataset, max_new_tokens=longest,
+                           batch_size=12, progress=None)
+        results = run_code_batch([row_program(row, answer) for row, answer in zip(rows, answers)], progress=False)
+        found[f'{name}_form'] = {'lengths': [len(tokenizer(answer)['input_ids']) for answer in answers],
+                                 'passed': [int(result.ok) for result in results], 'answers': answers[:3]}
+    return found
 
 
 def even_grid(weight, block=64):
@@ -123,6 +186,20 @@ GRIDS = {
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
+    'curves': Grid(
+        'What do few rows and a leak look like while a run goes on?',
+        dict(test_datasets=[dict(path=DATA, split='heldout[:12]')], lr_scheduler='constant', evals_per_epoch=None,
+             eval_steps=.125),
+        [{'datasets': first_rows(12), 'num_epochs': 8}, {'datasets': first_rows(96)},
+         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3, 'leakage': 'keep'},
+         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3}],
+        (fresh_loss,)),
+    'ends': Grid(
+        'What if the end of an answer is not learned, or the template is another one when the model is asked?',
+        dict(test_datasets=chat_rows('heldout[:12]'), evals_per_epoch=None, eval_steps=.25,
+             ignore_findings=['no_end_token']),
+        [{'datasets': chat_rows('train[:60]', train_on_eos=learned)} for learned in ('none', 'turn')],
+        (two_forms,), write_chats),
 }
 
 
