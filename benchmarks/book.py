@@ -104,8 +104,8 @@ def fresh_loss(folder):
     return {'fresh_loss': sum(nats)/sum(counts)}
 
 
-def two_forms(folder, longest=96):
-    "The answers to 12 held-out exercises, asked in the form of the training and in the model's own chat template."
+def three_forms(folder, longest=96):
+    "The answers to 12 held-out exercises, asked as in training, in the model's own chat template, and without any."
     from llmft.config.keys import DatasetConfig
     from llmft.evaluation.sandbox import run_code_batch
     from llmft.evaluation.scores import row_program
@@ -115,14 +115,17 @@ def two_forms(folder, longest=96):
     chat, rows = load_run(folder), builtin_rows('heldout[:12]')
     own = load_tokenizer(load_config(BASE)) # with the template that came with the model
     forms = {'trained': (chat.tokenizer, chat.dataset),
-             'other': (own, DatasetConfig(path='-', type='chat_template'))}
+             'other': (own, DatasetConfig(path='-', type='chat_template')),
+             'plain': (own, DatasetConfig(path='-', type='completion'))}
     found = {}
     for name, (tokenizer, dataset) in forms.items():
         answers = generate(chat.model, tokenizer, [question(row) for row in rows], dataset, max_new_tokens=longest,
-                           batch_size=12, progress=None)
-        results = run_code_batch([row_program(row, answer) for row, answer in zip(rows, answers)], progress=False)
-        found[f'{name}_form'] = {'lengths': [len(tokenizer(answer)['input_ids']) for answer in answers],
-                                 'passed': [int(result.ok) for result in results], 'answers': answers[:3]}
+                           batch_size=12, progress=None, details=True)
+        results = run_code_batch([row_program(row, a.text) for row, a in zip(rows, answers)], progress=False)
+        found[f'{name}_form'] = {'lengths': [len(a.ids) for a in answers],
+                                 'ended': [int(a.reason == 'stop') for a in answers],
+                                 'passed': [int(result.ok) for result in results],
+                                 'answers': [a.text for a in answers[:3]]}
     return found
 
 
@@ -199,7 +202,7 @@ GRIDS = {
         dict(test_datasets=chat_rows('heldout[:12]'), evals_per_epoch=None, eval_steps=.25,
              ignore_findings=['no_end_token']),
         [{'datasets': chat_rows('train[:60]', train_on_eos=learned)} for learned in ('none', 'turn')],
-        (two_forms,), write_chats),
+        (three_forms,), write_chats),
 }
 
 
