@@ -1,16 +1,18 @@
 """The runs behind the book. `python -m benchmarks.book` lists the grids, `python -m benchmarks.book NAME …` makes them,
 one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
 stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
-import json, os, platform, sys
+import json, os, platform, random, sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 from llmft.config.config import load_config
 from llmft.core import write_atomic
+from llmft.hub import fetch_builtin
 
 FOLDER = Path(__file__).parent/'book'
 DATA = 'builtin/python-evol-1k'
+GENERAL_BYTES = 12_000 # of the general text
 BASE = dict(base_model='builtin/smollm2-135m', adapter='lora', lora_r=16, lora_alpha=32, lora_target_linear=True,
             datasets=[dict(path=DATA, split='train[:100]')], test_datasets=[dict(path=DATA, split='heldout[:40]')],
             sequence_len=256, sample_packing=True, micro_batch_size=1, eval_batch_size=16, num_epochs=1,
@@ -44,27 +46,52 @@ def held_out_rows(n):
     return [dict(path=DATA, split=f'heldout[:{n}]')]
 
 
-def general_loss(folder, n_bytes=12_000):
-    "The loss in nats for each token of the general text, before training and after."
-    from llmft.evaluation.evaluate import both_models
+def general_nats(model, tokenizer):
+    "The loss in nats for each token of the general text."
     from llmft.evaluation.losses import general_windows, row_losses
+    nats, counts = row_losses(model, general_windows(tokenizer, GENERAL_BYTES, model)[0])
+    return sum(nats)/sum(counts)
+
+
+def general_loss(folder):
+    "The loss of the general text before training and after."
+    from llmft.evaluation.evaluate import both_models
     from llmft.inference.load import load_run_config
-    found = {}
-    for name, chat in both_models(folder, load_run_config(folder)):
-        nats, counts = row_losses(chat.model, general_windows(chat.tokenizer, n_bytes, chat.model)[0])
-        found[f'general_{name}'] = sum(nats)/sum(counts)
-    return found
+    models = both_models(folder, load_run_config(folder))
+    return {f'general_{name}': general_nats(chat.model, chat.tokenizer) for name, chat in models}
+
+
+def solved(model, tokenizer):
+    "For each of the 100 held-out exercises 1 or 0: whether the model solves it at the first try."
+    from llmft.data.sources import load_rows
+    from llmft.evaluation.scores import score_model
+    config = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')])
+    rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
+    scores, _ = score_model(model, tokenizer, rows, dataset, run_code=True)
+    return [int(result.ok) for result in scores.results]
 
 
 def pass_at_1(folder):
-    "The share of the 100 held-out exercises that the tuned model solves at the first try."
-    from llmft.data.sources import load_rows
-    from llmft.evaluation.scores import score_model
+    "What the tuned model solves."
     from llmft.inference.load import load_run
-    config, chat = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')]), load_run(folder)
-    rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
-    scores, _ = score_model(chat.model, chat.tokenizer, rows, dataset, run_code=True)
-    return {'passed': [int(result.ok) for result in scores.results]}
+    chat = load_run(folder)
+    return {'passed': solved(chat.model, chat.tokenizer)}
+
+
+def after_epochs(folder, epochs=(1, 2, 4, 8)):
+    "What the checkpoints at the end of these epochs have learned and forgotten: exercises solved, and the general loss."
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    base = fetch_builtin('smollm2-135m')
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    def opened(path): return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    checkpoints = sorted((folder/'checkpoints').glob('checkpoint-*'), key=lambda path: int(path.name.split('-')[1]))
+    found = []
+    for epoch, checkpoint in enumerate(checkpoints, 1):
+        if epoch not in epochs: continue
+        model = opened(checkpoint)
+        found.append({'epoch': epoch, 'general': general_nats(model, tokenizer), 'passed': solved(model, tokenizer)})
+    return {'general_base': general_nats(opened(base), tokenizer), 'epochs': found}
 
 
 FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran
@@ -141,7 +168,6 @@ def even_model(folder=Path('runs/book/even-4-bit')):
     "The built-in model with each linear weight on an even 4-bit grid, as a folder."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from llmft.hub import fetch_builtin
     if not (folder/'tokenizer.json').is_file():
         base = fetch_builtin('smollm2-135m')
         model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -152,12 +178,37 @@ def even_model(folder=Path('runs/book/even-4-bit')):
     return str(folder)
 
 
+def roman(number):
+    "A number below 4,000 as the Romans wrote it."
+    signs = zip((1000, 900, 500, 400, 100, 90, 50, 40, 10, 9, 5, 4, 1), 'M CM D CD C XC L XL X IX V IV I'.split())
+    text = ''
+    for value, sign in signs:
+        text, number = text + sign*(number//value), number % value
+    return text
+
+
+def roman_rows(folder=Path('runs/book/roman')):
+    "200 numbers to learn and 40 to be held out, with their Roman numerals, below `folder`."
+    numbers = random.Random(0).sample(range(1, 4000), 240)
+    rows = [{'instruction': f'Write {n} in Roman numerals.', 'output': roman(n)} for n in numbers]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in ('train', rows[:200]), ('heldout', rows[200:]):
+        write_atomic(folder/f'{name}.jsonl', ''.join(json.dumps(row) + '\n' for row in part))
+
+
+ROMAN = dict(datasets=[dict(path='runs/book/roman/train.jsonl', type='alpaca')],
+             test_datasets=[dict(path='runs/book/roman/heldout.jsonl', type='alpaca')])
+
+
 def four_bit(**kwargs):
     return dict(adapter='qlora', load_in_4bit=True, bnb_config_kwargs=kwargs)
 
 
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2]
 SEEDS = [{'seed': 1}, {'seed': 2}]
+
+OLD_AND_NEW = [{'learning_rate': 2e-4}, {'learning_rate': 1.3e-3},
+               {'adapter': 'full', 'learning_rate': 2e-5}, {'adapter': 'full', 'learning_rate': 1.3e-4}]
 
 GRIDS = {
     'rate_and_rank': Grid(
@@ -168,9 +219,18 @@ GRIDS = {
         'Which learning rate when all weights are trained?', dict(adapter='full'),
         product(learning_rate=[1e-5, 3e-5, 1e-4, 3e-4, 1e-3]) +
         [run | seed for run in product(learning_rate=[1e-4, 3e-4]) for seed in SEEDS]),
+    'forgetting': Grid(
+        'What do more epochs cost elsewhere?',
+        dict(datasets=first_rows(50), num_epochs=8, lr_scheduler='constant_with_warmup', saves_per_epoch=1,
+             save_total_limit=8, save_only_model=True),
+        [{'lora_r': 16}, {'lora_r': 256}, {'adapter': 'full', 'learning_rate': 1e-4}],
+        (after_epochs,)),
+    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW),
+    'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
     'rows': Grid(
         'How many rows?', {},
-        [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300, 1000)],
+        [{'datasets': first_rows(n)} | seed for seed in [{'seed': 42}, *SEEDS] for n in (30, 100, 300)] +
+        [{'datasets': first_rows(1000), 'seed': 42}],
         (pass_at_1,)),
     'bits': Grid(
         'What do four bits cost?', {},
@@ -183,9 +243,9 @@ GRIDS = {
     'layers': Grid(
         'Attention alone, or all layers, with as many trained weights?', {},
         product(lora_target_linear=[False], lora_target_modules=[['q_proj', 'k_proj', 'v_proj', 'o_proj']], lora_r=[38],
-                learning_rate=[3e-4, 1e-3, 3e-3]) +
+                learning_rate=[1e-3, 3e-3]) +
         product(lora_target_linear=[False], lora_target_modules=[['gate_proj', 'up_proj', 'down_proj']], lora_r=[19],
-                learning_rate=[3e-4, 1e-3, 3e-3])),
+                learning_rate=[1e-3, 3e-3])),
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
@@ -222,8 +282,7 @@ def facts(sweep, entry, measures):
     run, folder = sweep.run(entry), sweep.path/entry['name']
     losses = [[step, round(loss, 4)] for step, loss in thinned(curve(run, 'loss'))]
     found = entry | {'eval_loss': curve(run, 'eval_loss'), 'loss': losses, 'steps': run.last('step'),
-                     'seconds': run.last('seconds'), 'peak_memory_gib': run.last('peak_memory_gib'),
-                     'machine': machine()}
+                     'seconds': run.last('seconds'), 'machine': machine()}
     if entry['status'] != 'finished': return found
     file = folder/'book.json' # what was measured after training, so that it is measured once
     if not file.is_file(): write_atomic(file, json.dumps({k: v for f in measures for k, v in f(folder).items()}))

@@ -3,6 +3,7 @@ import ast, json, re
 from pathlib import Path
 import pytest
 import llmft
+from tests import glossary
 from tests.links import BUTTONS, INSTALL, outdated, pages, repository
 
 ROOT, NBS = Path(__file__).parent.parent, Path(__file__).parent.parent/'nbs'
@@ -109,3 +110,37 @@ def test_links_lead_somewhere(path):
         page = (path.parent/file).resolve() if file else path
         assert page.is_file(), target
         if anchor: assert anchor in anchors(page), target
+
+
+@pytest.mark.parametrize('path', glossary.pages(), ids=name)
+def test_words_of_the_glossary_are_linked_at_their_first_use_and_nowhere_else(path):
+    assert not glossary.unlinked(path), f'run `python -m tests.glossary {path.relative_to(ROOT)}` and read what it did'
+
+
+def test_a_word_without_a_link_is_found_and_only_in_running_text():
+    assert {*glossary.WORDS} <= anchors(glossary.GLOSSARY)
+    def missing(*texts): return {word for _, _, word in glossary.first_uses(dict(enumerate(texts)))[0].values()}
+    assert missing('The loss of a packed row.', 'Loss again.') == {'loss', 'packed'}
+    assert missing('# The loss\n\n`loss` ![a loss](x.png) [the loss](y.ipynb)\n\n| loss |\n') == set()
+    assert missing('> A loss\n\n## Exercises\n\n1. Which loss?', 'The loss.') == set()
+    link = '[loss](glossary.ipynb#loss)'
+    assert missing(f'The {link} is a loss.') == set() and missing(f'The loss, {link}.') == {'loss'}
+    assert glossary.first_uses({0: f'A {link}.', 1: f'A {link}.'})[1] == [(1, 'loss', link)]
+
+
+def exercises(path): return prose(path).partition('## Exercises')[2]
+
+
+@pytest.mark.parametrize('path', LEARN[1:], ids=name)
+def test_tutorials_have_exercises_with_hidden_solutions(path):
+    text = exercises(path)
+    questions = re.findall(r'^\d\. .+', text, re.M)
+    assert 2 <= len(questions) <= 3
+    assert text.count('<details><summary>Answer</summary>') == text.count('</details>') == len(questions)
+
+
+@pytest.mark.parametrize('path', [p for p in glossary.pages() if p != LEARN[0]], ids=name) # the first is to be read
+def test_a_page_says_at_its_top_how_long_it_takes(path):
+    found = cells(path)
+    top = '\n'.join(map(source, found[:[c['id'] for c in found].index(INSTALL)]))
+    assert re.search(r'\b(cores?|CPU)\b', top) and re.search(r'T4: (not )?measured', top)

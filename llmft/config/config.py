@@ -179,7 +179,6 @@ def _fill_in(config):
     if c.load_in_4bit is None: fields['load_in_4bit'] = c.adapter == 'qlora' and not c.load_in_8bit
     if c.lora_target_linear is None:
         fields['lora_target_linear'] = not (c.lora_target_modules or c.lora_target_parameters)
-    if c.adapter == 'full' and 'learning_rate' not in c.model_fields_set: fields['learning_rate'] = 2e-5
     if c.early_stopping_patience: fields['load_best_model_at_end'] = True
     for what, per_epoch in {'eval': c.evals_per_epoch, 'save': c.saves_per_epoch}.items():
         if 0 in (per_epoch, getattr(c, f'{what}_steps')) and not getattr(c, f'{what}_strategy'):

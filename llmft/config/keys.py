@@ -345,7 +345,9 @@ class StepKeys(_Strict):
 # %% ../../nbs/config/01_keys.ipynb #69bfbd24
 class TrainingKeys(StepKeys):
     "How it is learned."
-    learning_rate: float = _key(2e-4, 'How far the weights move at each step.', 'Training', gt=0, le=1)
+    learning_rate: float | None = _key(None,
+        'How far the weights move at each step. Default: by the width of the model, and ten times as far for an '
+        'adapter as for all weights; it is printed with its reason.', 'Training', gt=0, le=1)
     lr_scheduler: str = _key('cosine',
         'How the learning rate goes down: `cosine`, `linear`, '
         '`constant` and the other names of transformers.', 'Training')

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['load_hf_config', 'Choice', 'Hardware', 'requested_precision', 'choose_dtype', 'choose_attention', 'choose_optimizer',
-           'choose_tf32', 'choose_workers', 'choose_batch_layout', 'detect_hardware', 'keep_layout',
-           'allow_quick_layout', 'load_base']
+           'default_learning_rate', 'choose_learning_rate', 'usual_learning_rate', 'choose_tf32', 'choose_workers',
+           'choose_batch_layout', 'detect_hardware', 'keep_layout', 'allow_quick_layout', 'load_base']
 
 # %% ../../nbs/model/02_base.ipynb #a2e79e0f
 import os, re
@@ -131,6 +131,7 @@ class Hardware:
     dtype: object  # `torch.dtype` to compute in
     attention: str # attention kernel
     choices: list[Choice] = field(default_factory=list)
+    learning_rate: float | None = None # the YAML's, or what suits the model
     optimizer: str | None = None # another optimizer than the YAML's, where that one cannot run here
     tf32: bool | None = None     # multiply 32-bit numbers with less precision; `None`: the device cannot
     workers: int = 0             # processes that make batches ready
@@ -256,6 +257,34 @@ def choose_optimizer(
     unpaged = _UNPAGED.get(requested, requested.removeprefix('paged_'))
     return unpaged, f'`{requested}` needs an NVIDIA GPU, and this one makes the same steps'
 
+# %% ../../nbs/model/02_base.ipynb #lr00a002
+def default_learning_rate(
+    hidden_size,    # width of the model: numbers for each token between two layers
+    adapter='lora', # the YAML's: `lora`, `qlora` or `full`
+) -> float: # with two digits
+    """The learning rate of a YAML that has none: 5e-5 x (2000/width)^0.78, and ten times that for an adapter, as in
+    `hyperparam_utils` of Thinking Machines' cookbook for the Llama family."""
+    rate = 5e-5 * (1 if adapter == 'full' else 10) * (2000/hidden_size)**.78
+    return float(f'{rate:.1e}')
+
+def choose_learning_rate(
+    requested, # the YAML's `learning_rate`
+    adapter,   # the YAML's
+    hf_config, # from `load_hf_config`; `None`: not known
+): # (rate, the reason; `None` if it is the one that is wanted)
+    "The learning rate, and why."
+    if requested is not None: return requested, None
+    width = getattr(hf_config and hf_config.get_text_config(), 'hidden_size', None)
+    what = 'all weights are trained' if adapter == 'full' else 'an adapter is trained'
+    if not width: return default_learning_rate(4096, adapter), f'{what}, and the width of the model is not known'
+    return default_learning_rate(width, adapter), f'{what} and the model is {width:,} wide'
+
+def usual_learning_rate(
+    config, # `Config`
+) -> float:
+    "The rate that suits the model and what is trained of it, whatever the YAML says."
+    return choose_learning_rate(None, config.adapter, _known_hf_config(config))[0]
+
 # %% ../../nbs/model/02_base.ipynb #9d133d1b
 def choose_tf32(
     device,
@@ -298,12 +327,13 @@ def choose_batch_layout(
     return 'one line each', f'{attention} needs a mask, which grows with the square of a line'
 
 # %% ../../nbs/model/02_base.ipynb #7a6235cb
-def _list_choices(dtype, attention, layout, optimizer, tf32, workers, liger=(False, None)):
+def _list_choices(dtype, attention, layout, rate, optimizer, tf32, workers, liger=(False, None)):
     "Pairs of (value, reason), of some the key too, as a list of `Choice`."
     chosen = [
         ('number format', str(dtype[0]).removeprefix('torch.'), dtype[1], 'bf16'),
         ('attention', *attention, 'attn_implementation'),
         ('rows of a batch', *layout, 'attn_implementation'),
+        ('learning rate', f'{rate[0]:g}', rate[1], 'learning_rate'),
         ('optimizer', *optimizer, 'optimizer'),
         ('tf32', str(tf32[0]).lower(), tf32[1], 'tf32'),
         ('processes for batches', str(workers[0]), *workers[1:]),
@@ -324,12 +354,14 @@ def detect_hardware(
     hf_config = _known_hf_config(config)
     attention = choose_attention(device, capability, setting('attn_implementation', 'auto'), dtype[0], hf_config)
     layout = choose_batch_layout(attention[0], setting('sample_packing', True), setting('torch_compile', False))
+    rate = choose_learning_rate(setting('learning_rate', None), setting('adapter', 'lora'), hf_config)
     optimizer = choose_optimizer(device, setting('optimizer', 'adamw_torch'))
     tf32 = choose_tf32(device, capability, setting('tf32', 'auto'))
     workers = choose_workers(device, setting('dataloader_num_workers', None), setting('streaming', False))
     liger = choose_liger(device, setting('use_liger_kernel', False), hf_config)
-    choices = _list_choices(dtype, attention, layout, optimizer, tf32, workers, liger)
-    return Hardware(device, name, memory, dtype[0], attention[0], choices, optimizer[0], tf32[0], workers[0], liger[0])
+    choices = _list_choices(dtype, attention, layout, rate, optimizer, tf32, workers, liger)
+    return Hardware(device, name, memory, dtype[0], attention[0], choices, rate[0], optimizer[0], tf32[0], workers[0],
+                    liger[0])
 
 # %% ../../nbs/model/02_base.ipynb #cd5b0513
 def _quantization_config(config, dtype): # `BitsAndBytesConfig` or None

@@ -16,7 +16,7 @@ from ..config.config import RECIPES_DIR, _did_you_mean
 from ..core import UserError, kept_environment, num_processes, reason_line, silence_warnings, user_path
 from ..model.adapters import _non_empty_args, import_peft
 from ..model.architectures import empty_model
-from ..model.base import _check_model_kwargs, _device, load_hf_config
+from ..model.base import _check_model_kwargs, _device, load_hf_config, usual_learning_rate
 from ..model.gpus import unused_gpus
 from ..model.kernels import check_compile, check_liger
 from ..tokens.report import count_steps, steps_per_epoch
@@ -29,7 +29,7 @@ _RENAMED_ARGS = { # key of the YAML -> argument of `SFTConfig`
     'trackio_project_name': 'project',
 }
 _SAME_ARGS = [
-    *'gradient_accumulation_steps learning_rate weight_decay max_grad_norm seed'.split(),
+    *'gradient_accumulation_steps weight_decay max_grad_norm seed'.split(),
     *'adam_beta1 adam_beta2 adam_epsilon optim_target_modules neftune_noise_alpha'.split(),
     *'gradient_checkpointing_kwargs save_total_limit save_only_model load_best_model_at_end'.split(),
     *'hub_model_id hub_strategy hub_revision trackio_space_id'.split(),
@@ -47,10 +47,10 @@ def _optim_args(config): # as transformers wants them: 'a=1, b=2'
     return ', '.join(f'{k}={v}' for k, v in args.items()) if isinstance(args, dict) else args
 
 # %% ../../nbs/training/01_arguments.ipynb #b83a2fbe
-def _scheduler(config): # (its name, its options)
+def _scheduler(config, rate=1.): # (its name, its options); `rate`: the learning rate, for a trial any
     name, kwargs = config.lr_scheduler, config.lr_scheduler_kwargs
     # transformers' lowest rate, 0.001, is above most rates
-    if name == 'greedy': kwargs = {'min_lr': config.learning_rate/100} | kwargs
+    if name == 'greedy': kwargs = {'min_lr': rate/100} | kwargs
     if config.cosine_min_lr_ratio is None: return name, kwargs
     if name != 'cosine':
         raise UserError(f'cosine_min_lr_ratio: it belongs to `lr_scheduler: cosine`, not to `{name}`. '
@@ -396,8 +396,9 @@ def _memory_args(config, hw): # recompute activations, or move them to RAM
 
 # %% ../../nbs/training/01_arguments.ipynb #7b5b908b
 def _optimizer_args(config, hw):
-    scheduler, kwargs = _scheduler(config)
+    scheduler, kwargs = _scheduler(config, hw.learning_rate)
     return {
+        'learning_rate': hw.learning_rate,
         'optim': hw.optimizer or config.optimizer,
         'optim_args': _optim_args(config),
         'lr_scheduler_type': scheduler,
@@ -532,16 +533,13 @@ def unused_keys(
     return [f'{", ".join(keys)}: without effect, because it is {why}.' for keys, why in named if keys]
 
 # %% ../../nbs/training/01_arguments.ipynb #517103f1
-_USUAL_RATES = {'full': (1e-6, 1e-4), 'lora': (2e-5, 2e-3)} # from, to
-
 def _learning_rate_note(config): # a line, or None
-    kind = 'full' if config.adapter == 'full' else 'lora'
-    (low, high), rate, name = _USUAL_RATES[kind], config.learning_rate, f'`adapter: {config.adapter}`'
-    if kind == 'full' and 'learning_rate' not in config.model_fields_set:
-        return f'learning_rate: {rate:g}, because {name} trains the weights themselves (an adapter has 0.0002).'
-    if low <= rate <= high: return
-    return (f'learning_rate: {rate:g} is far from what is usual with {name}, {low:g} to {high:g}. '
-            f'Too {"low: little is learned" if rate < low else "high: the loss may jump or become no number"}.')
+    if config.learning_rate is None: return
+    rate, usual = config.learning_rate, usual_learning_rate(config)
+    if usual/20 <= rate <= 5*usual: return
+    return (f'learning_rate: {rate:g} is far from {usual:g}, which suits most models of this width with '
+            f'`adapter: {config.adapter}`. '
+            f'Too {"low: little is learned" if rate < usual else "high: the loss may jump or become no number"}.')
 
 # %% ../../nbs/training/01_arguments.ipynb #53a14110
 def _gpu_note(config, unused): # a line, or None; `unused`: how many GPUs

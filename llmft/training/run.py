@@ -25,7 +25,7 @@ from ..data.sources import _all_entries
 from ..inference.canary import write_canary
 from ..export.usage import usage_markdown, write_prompt_template
 from ..model.adapters import save_trained
-from ..model.base import detect_hardware
+from ..model.base import detect_hardware, usual_learning_rate
 from ..tokens.report import rows_per_step
 from ..tokens.special import align_special_tokens
 from .trouble import metrics_line, read_metrics_line
@@ -241,10 +241,13 @@ def _public_config(config): # without the passwords and keys in its addresses
     public.notes.extend(hide_secrets(config.notes))
     return public
 
+def _with_rate(config): # `Config` with the learning rate that was chosen, where the YAML has none
+    return config.model_copy(update={'learning_rate': config.learning_rate or usual_learning_rate(config)})
+
 def _write_start(folder, config, hw): # what may be different when a run is continued
     config = _public_config(config)
     write_atomic(folder/'config.yml', dump_yaml(config.model_dump(mode='json', exclude_unset=True)))
-    save_config(config, folder/'config_completed.yml')
+    save_config(_with_rate(config), folder/'config_completed.yml')
     step = {'processes': num_processes(), 'rows_per_step': rows_per_step(config)}
     _write_json(folder/'environment.json', environment_info(hw) | step)
     write_atomic(folder/'settings.md', f'# What was chosen for this machine\n\n{hw._repr_markdown_()}\n')
@@ -358,7 +361,7 @@ def _same_rows_per_step(out, config): # keys that may differ, for together they 
     return ('micro_batch_size', 'gradient_accumulation_steps') if is_same else ()
 
 def _changed_settings(out, config): # names of keys that decide what is learned
-    old, new = Run(out).config.model_dump(), _public_config(config).model_dump()
+    old, new = Run(out).config.model_dump(), _with_rate(_public_config(config)).model_dump()
     may_change = {*_MAY_CHANGE, *_same_rows_per_step(out, config)}
     return {key: (old[key], new[key]) for key in new if key not in may_change and old[key] != new[key]}
 

@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from fastcore.basics import patch
 
-from ..core import reason_line
-from ..memory.plan import PlanError, plan_memory
+from ..core import UserError, reason_line
+from ..memory.plan import plan_memory
 from ..model.gpus import GiB, cuda_context_bytes, current_gpu
 from ..plots import _COLOURS, _GREY, _axes, _label, _series, _small_png, figure_style, plot_loss
 
@@ -177,8 +177,8 @@ def peak_memory_gib(): # `None` where it cannot be known, as on Windows without 
 # %% ../../nbs/training/05_watch.ipynb #7804a8d2
 def planned_gib(
     config, # `Config`
-): # GiB; `None` without a GPU, and where there is no plan
-    "The peak of the memory plan for the GPU of this machine."
-    if current_gpu().kind != 'cuda': return None
+): # GiB; `None` where there is no plan, and on Apple GPUs
+    "The peak of the memory plan for this machine, to be held against `peak_memory_gib`."
+    if current_gpu().kind == 'mps': return None
     try: return plan_memory(config).peak_bytes/GiB
-    except PlanError: return None
+    except UserError: return None # a finished run needs no plan

@@ -4,7 +4,7 @@ import pytest
 from llmft.commands.check import check_run
 from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.model.base import choose_optimizer
+from llmft.model.base import choose_learning_rate, choose_optimizer, detect_hardware, usual_learning_rate
 from llmft.model.gpus import check_architecture
 from llmft.training.arguments import _gpu_note, _learning_rate_note, check_training_options
 from llmft.training.train import finetune
@@ -80,19 +80,28 @@ print({'torch', 'peft', 'trl'} & {*sys.modules})
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == 'set()'
 
 
-def test_the_learning_rate_of_a_whole_model(run):
-    smallest = {'base_model': 'x', 'datasets': [{'path': 'x'}]}
-    whole = load_config(smallest, adapter='full')
-    assert load_config(smallest).learning_rate == 2e-4 and run(adapter='full').learning_rate == 1e-2
-    assert whole.learning_rate == 2e-5 and 'learning_rate: 2e-05, because' in _learning_rate_note(whole)
+@pytest.mark.parametrize('adapter,rate', [('lora', 1.3e-3), ('qlora', 1.3e-3), ('full', 1.3e-4)])
+def test_a_rate_that_is_not_given_follows_from_width_and_kind(adapter, rate):
+    config = load_config({'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'x'}], 'adapter': adapter})
+    hardware = detect_hardware(config)
+    assert config.learning_rate is None and hardware.learning_rate == usual_learning_rate(config) == rate
+    assert f'learning rate: {rate:g}, because' in str(hardware) and 'the model is 576 wide' in str(hardware)
+    given = detect_hardware(load_config(config, learning_rate=.5))
+    assert given.learning_rate == .5 and 'learning rate' not in str(given)
+
+
+def test_a_model_that_cannot_be_read_has_the_rate_of_seven_billion():
+    rate, reason = choose_learning_rate(None, 'full', None)
+    assert rate == 2.9e-5 and 'the width of the model is not known' in reason
 
 
 @pytest.mark.parametrize('keys,word', [
-    (dict(adapter='full', learning_rate=2e-4), 'far from'), (dict(adapter='full', learning_rate=1e-5), None),
+    (dict(adapter='full', learning_rate=5e-3), 'may jump'), (dict(adapter='full', learning_rate=1e-4), None),
     (dict(learning_rate=1e-6), 'little is learned'), (dict(learning_rate=.1), 'may jump'),
-    (dict(learning_rate=1e-4), None)])
-def test_a_rate_far_from_the_usual_gets_a_note(run, keys, word):
-    note = _learning_rate_note(run(**keys))
+    (dict(learning_rate=1e-3), None)])
+def test_a_rate_far_from_the_usual_gets_a_note(keys, word):
+    smallest = {'base_model': 'builtin/smollm2-135m', 'datasets': [{'path': 'x'}]}
+    note = _learning_rate_note(load_config(smallest, **keys))
     assert (note is None) if word is None else word in note
 
 

@@ -4,6 +4,7 @@ import pytest, torch
 from llmft.config.config import load_config, save_config
 from llmft.core import UserError
 from llmft.inference.load import load_run
+from llmft.model.base import usual_learning_rate
 from llmft.training import train
 from llmft.training.checkpoints import checkpoint_damage, checkpoint_folders, folder_lock, newest_whole_checkpoint
 from llmft.training.run import Run, write_status
@@ -161,6 +162,15 @@ def test_other_settings_are_named(config):
     write_status(Run(run_of(config)), 'finished')
     with pytest.raises(UserError, match='`lora_r` was 2 and is 4; `lora_alpha`|`lora_alpha`.*`lora_r`'):
         finetune(load_config(config, lora_r=4, lora_alpha=7), say=None)
+
+def test_a_learning_rate_that_was_chosen_is_kept(tmp_path):
+    config = make(tmp_path, max_steps=1, learning_rate=None)
+    run = finetune(config, say=None)
+    assert run.config.learning_rate == usual_learning_rate(config)
+    assert 'learning rate' in (run.path/'settings.md').read_text()
+    for same in config, run.config: assert 'It is finished' in told(lambda say: finetune(same, say=say))[0]
+    with pytest.raises(UserError, match='`learning_rate` was .* and is 0.5'):
+        finetune(load_config(config, learning_rate=.5), say=None)
 
 def test_overwrite_and_resume(config):
     with pytest.raises(UserError, match='give only one'): finetune(config, overwrite=True, resume=True, say=None)

@@ -4,7 +4,7 @@ import pytest, torch
 from transformers import AutoModelForCausalLM, TrainerCallback
 from llmft.config.config import load_config
 from llmft.core import UserError
-from llmft.training import train, trouble
+from llmft.training import train, trouble, watch
 from llmft.training.train import finetune, make_trainer
 from tests.tiny import alpaca_row, save_rows, save_tiny, small_tokenizer, tiny_config
 
@@ -351,8 +351,17 @@ def test_a_packed_row_is_halved_between_its_texts(settings, tmp_path, monkeypatc
 def test_the_plan_stands_beside_what_was_measured(settings):
     run = finetune(settings(max_steps=2), say=None)
     record = json.loads((run.path/'memory.json').read_text())
-    assert record['peak_gib'] == run.last('peak_memory_gib') > 0 and 'planned_gib' in record
-    assert f'Most memory at a time: {record["peak_gib"]:.2f} GiB' in (run.path/'README.md').read_text()
+    assert record['peak_gib'] == run.last('peak_memory_gib') > 0 and record['planned_gib'] > 1 # Python itself is in it
+    said = f'Most memory at a time: {record["peak_gib"]:.2f} GiB; the plan said {record["planned_gib"]:.2f} GiB.'
+    assert said in (run.path/'README.md').read_text()
+
+
+def test_a_run_without_a_plan_ends_all_the_same(settings, monkeypatch):
+    def fail(config): raise UserError('No plan.')
+    monkeypatch.setattr(watch, 'plan_memory', fail)
+    run = finetune(settings(max_steps=2), force=True, say=None)
+    assert json.loads((run.path/'memory.json').read_text())['planned_gib'] is None
+    assert 'the plan said' not in (run.path/'README.md').read_text()
 
 
 def test_the_older_name_is_known(model, rows, tmp_path):
