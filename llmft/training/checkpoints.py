@@ -87,8 +87,8 @@ def remove_old_checkpoints(
     beyond = [folder for folder in folders if step_of(folder) > step_of(newest)]
     kept = {newest, *([Path(best)] if best else [])}
     others = [folder for folder in folders if folder not in kept and folder not in beyond]
-    n_kept = max(limit - len(kept), 0) if limit else len(others)
-    for folder in [*beyond, *others[:len(others) - n_kept]]: shutil.rmtree(folder, ignore_errors=True)
+    too_many = max(len(others) + len(kept) - limit, 0) if limit else 0
+    for folder in [*beyond, *others[:too_many]]: shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/training/02_checkpoints.ipynb #ccbc6e93
 def checkpoint_damage(

@@ -6,7 +6,8 @@ from llmft.core import UserError
 from llmft.inference.load import load_run
 from llmft.model.base import usual_learning_rate
 from llmft.training import train
-from llmft.training.checkpoints import checkpoint_damage, checkpoint_folders, folder_lock, newest_whole_checkpoint
+from llmft.training.checkpoints import (
+    checkpoint_damage, checkpoint_folders, folder_lock, newest_whole_checkpoint, remove_old_checkpoints, step_of)
 from llmft.training.run import Run, write_status
 from llmft.training.train import finetune
 from tests.killed import KINDS, result
@@ -162,6 +163,18 @@ def test_other_settings_are_named(config):
     write_status(Run(run_of(config)), 'finished')
     with pytest.raises(UserError, match='`lora_r` was 2 and is 4; `lora_alpha`|`lora_alpha`.*`lora_r`'):
         finetune(load_config(config, lora_r=4, lora_alpha=7), say=None)
+
+@pytest.mark.parametrize('limit', range(1, 10))
+@pytest.mark.parametrize('best', [None, 2])
+def test_as_many_checkpoints_as_the_limit_says(limit, best, tmp_path):
+    for step in range(1, 9):
+        newest = tmp_path/f'checkpoint-{step}'
+        newest.mkdir()
+        was_best = best and step >= best
+        remove_old_checkpoints(newest, limit, was_best and tmp_path/f'checkpoint-{best}')
+        steps = [step_of(path) for path in checkpoint_folders(tmp_path)]
+        n_kept = min(step, max(limit, 2) if was_best and step > best else limit)
+        assert len(steps) == n_kept and steps[-1] == step and (not was_best or best in steps)
 
 def test_a_learning_rate_that_was_chosen_is_kept(tmp_path):
     config = make(tmp_path, max_steps=1, learning_rate=None)
