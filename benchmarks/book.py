@@ -42,6 +42,10 @@ def first_rows(n):
     return [dict(path=DATA, split=f'train[:{n}]')]
 
 
+def held_out_rows(n):
+    return [dict(path=DATA, split=f'heldout[:{n}]')]
+
+
 def general_nats(model, tokenizer):
     "The loss in nats for each token of the general text."
     from llmft.evaluation.losses import general_windows, row_losses
@@ -88,6 +92,68 @@ def after_epochs(folder, epochs=(1, 2, 4, 8)):
         model = opened(checkpoint)
         found.append({'epoch': epoch, 'general': general_nats(model, tokenizer), 'passed': solved(model, tokenizer)})
     return {'general_base': general_nats(opened(base), tokenizer), 'epochs': found}
+
+
+FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran
+CHAT_ROWS = {'train[:60]': 'runs/book/chats-60.jsonl', 'heldout[:12]': 'runs/book/chats-held-out.jsonl'}
+
+
+def builtin_rows(split):
+    from llmft.data.sources import load_rows
+    return list(load_rows(load_config(BASE, datasets=[dict(path=DATA, split=split)])))
+
+
+def question(row):
+    return '\n'.join(part for part in (row['instruction'], row['input']) if part)
+
+
+def write_chats():
+    "Some of the exercises as conversations, in files."
+    for split, file in CHAT_ROWS.items():
+        chats = [[{'role': 'user', 'content': question(row)}, {'role': 'assistant', 'content': row['output']}]
+                 for row in builtin_rows(split)]
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(''.join(json.dumps({'messages': chat}) + '\n' for chat in chats))
+
+
+def chat_rows(split, **keys):
+    return [dict(path=CHAT_ROWS[split], type='chat_template', chat_template='alpaca', **keys)]
+
+
+def fresh_loss(folder):
+    "The loss on rows that nothing was decided by."
+    from llmft.evaluation.losses import row_losses
+    from llmft.inference.load import load_run
+    from llmft.tokens.report import prepare_data
+    rows = prepare_data(load_config(BASE, datasets=[dict(path=DATA, split=FRESH)], test_datasets=None,
+                                    sample_packing=False)).train
+    nats, counts = row_losses(load_run(folder).model, rows)
+    return {'fresh_loss': sum(nats)/sum(counts)}
+
+
+def three_forms(folder, longest=96):
+    "The answers to 12 held-out exercises, asked as in training, in the model's own chat template, and without any."
+    from llmft.config.keys import DatasetConfig
+    from llmft.evaluation.sandbox import run_code_batch
+    from llmft.evaluation.scores import row_program
+    from llmft.inference.generate import generate
+    from llmft.inference.load import load_run
+    from llmft.tokens.tokenize import load_tokenizer
+    chat, rows = load_run(folder), builtin_rows('heldout[:12]')
+    own = load_tokenizer(load_config(BASE)) # with the template that came with the model
+    forms = {'trained': (chat.tokenizer, chat.dataset),
+             'other': (own, DatasetConfig(path='-', type='chat_template')),
+             'plain': (own, DatasetConfig(path='-', type='completion'))}
+    found = {}
+    for name, (tokenizer, dataset) in forms.items():
+        answers = generate(chat.model, tokenizer, [question(row) for row in rows], dataset, max_new_tokens=longest,
+                           batch_size=12, progress=None, details=True)
+        results = run_code_batch([row_program(row, a.text) for row, a in zip(rows, answers)], progress=False)
+        found[f'{name}_form'] = {'lengths': [len(a.ids) for a in answers],
+                                 'ended': [int(a.reason == 'stop') for a in answers],
+                                 'passed': [int(result.ok) for result in results],
+                                 'answers': [a.text for a in answers[:3]]}
+    return found
 
 
 def even_grid(weight, block=64):
@@ -157,7 +223,7 @@ GRIDS = {
         'What do more epochs cost elsewhere?',
         dict(datasets=first_rows(50), num_epochs=8, lr_scheduler='constant_with_warmup', saves_per_epoch=1,
              save_total_limit=8, save_only_model=True),
-        [{'lora_r': 16}, {'lora_r': 256}, {'adapter': 'full', 'learning_rate': 1e-4}],
+        [{'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4}, {'lora_r': 256}],
         (after_epochs,)),
     'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW),
     'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
@@ -183,6 +249,20 @@ GRIDS = {
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
+    'curves': Grid(
+        'What do few rows and a leak look like while a run goes on?',
+        dict(test_datasets=[dict(path=DATA, split='heldout[:12]')], lr_scheduler='constant', evals_per_epoch=None,
+             eval_steps=.125),
+        [{'datasets': first_rows(12), 'num_epochs': 8}, {'datasets': first_rows(96)},
+         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3, 'leakage': 'keep'},
+         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3}],
+        (fresh_loss,)),
+    'ends': Grid(
+        'What if the end of an answer is not learned, or the template is another one when the model is asked?',
+        dict(test_datasets=chat_rows('heldout[:12]'), evals_per_epoch=None, eval_steps=.25,
+             ignore_findings=['no_end_token']),
+        [{'datasets': chat_rows('train[:60]', train_on_eos=learned)} for learned in ('none', 'turn')],
+        (three_forms,), write_chats),
 }
 
 
