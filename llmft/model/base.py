@@ -262,8 +262,8 @@ def default_learning_rate(
     hidden_size,    # width of the model: numbers for each token between two layers
     adapter='lora', # the YAML's: `lora`, `qlora` or `full`
 ) -> float: # with two digits
-    """The learning rate of a YAML that has none: 5e-5 x (2000/width)^0.78, and ten times that for an adapter, as in
-    `hyperparam_utils` of Thinking Machines' cookbook for the Llama family."""
+    """The learning rate of a YAML that has none: 5e-5 x (2000/width)^0.78, and ten times that for an adapter, the line
+    that Thinking Machines' cookbook has for the Llama family (2025)."""
     rate = 5e-5 * (1 if adapter == 'full' else 10) * (2000/hidden_size)**.78
     return float(f'{rate:.1e}')
 
