@@ -550,4 +550,4 @@ output_dir: out
     run = finetune('run.yml', say=lambda x: lines.append(str(x)))
     assert all(lines.count(note) == 1 for note in notes)
     assert (run.path/'config_completed.yml').read_text().startswith(''.join(f'# {note}\n' for note in notes))
-    assert run.config == load_config('run.yml')
+    assert run.config == load_config('run.yml', learning_rate=run.config.learning_rate)
