@@ -1,7 +1,7 @@
 """The runs behind the book. `python -m benchmarks.book` lists the grids, `python -m benchmarks.book NAME …` makes them,
 one after the other, each with llmft's own sweep, and writes `benchmarks/book/NAME.json` after each run. A grid that was
 stopped goes on where it was; with one thread for PyTorch the same machine makes the same numbers bit for bit."""
-import json, os, platform, random, sys
+import json, os, platform, random, subprocess, sys
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,19 +38,32 @@ def product(**axes):
     return made
 
 
-def first_rows(n):
-    return [dict(path=DATA, split=f'train[:{n}]')]
+def first_rows(n, part='train'):
+    return [dict(path=DATA, split=f'{part}[:{n}]')]
 
 
-def held_out_rows(n):
-    return [dict(path=DATA, split=f'heldout[:{n}]')]
+def builtin_rows(split):
+    from llmft.data.sources import load_rows
+    return list(load_rows(load_config(BASE, datasets=[dict(path=DATA, split=split)])))
 
 
-def general_nats(model, tokenizer):
-    "The loss in nats for each token of the general text."
-    from llmft.evaluation.losses import general_windows, row_losses
-    nats, counts = row_losses(model, general_windows(tokenizer, GENERAL_BYTES, model)[0])
+def write_rows(file, rows):
+    "A JSONL file."
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(Path(file), ''.join(json.dumps(row) + '\n' for row in rows))
+
+
+def mean_loss(model, rows):
+    "The loss in nats for each token that is learned in rows of ids and labels."
+    from llmft.evaluation.losses import row_losses
+    nats, counts = row_losses(model, rows)
     return sum(nats)/sum(counts)
+
+
+def mean_general_loss(model, tokenizer, n_bytes=GENERAL_BYTES):
+    "The loss in nats for each token of the general text."
+    from llmft.evaluation.losses import general_windows
+    return mean_loss(model, general_windows(tokenizer, n_bytes, model)[0])
 
 
 def general_loss(folder):
@@ -58,16 +71,13 @@ def general_loss(folder):
     from llmft.evaluation.evaluate import both_models
     from llmft.inference.load import load_run_config
     models = both_models(folder, load_run_config(folder))
-    return {f'general_{name}': general_nats(chat.model, chat.tokenizer) for name, chat in models}
+    return {f'general_{name}': mean_general_loss(chat.model, chat.tokenizer) for name, chat in models}
 
 
 def solved(model, tokenizer):
     "For each of the 100 held-out exercises 1 or 0: whether the model solves it at the first try."
-    from llmft.data.sources import load_rows
     from llmft.evaluation.scores import score_model
-    config = load_config(BASE, test_datasets=[dict(path=DATA, split='heldout')])
-    rows, dataset = list(load_rows(config, 'test_datasets')), config.test_datasets[0]
-    scores, _ = score_model(model, tokenizer, rows, dataset, run_code=True)
+    scores, _ = score_model(model, tokenizer, builtin_rows('heldout'), load_config(BASE).datasets[0], run_code=True)
     return [int(result.ok) for result in scores.results]
 
 
@@ -82,25 +92,21 @@ def after_epochs(folder, epochs=(1, 2, 4, 8)):
     "What the checkpoints at the end of these epochs have learned and forgotten: exercises solved, and the general loss."
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from llmft.training.checkpoints import checkpoint_folders
     base = fetch_builtin('smollm2-135m')
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer, found = AutoTokenizer.from_pretrained(base), []
     def opened(path): return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
-    checkpoints = sorted((folder/'checkpoints').glob('checkpoint-*'), key=lambda path: int(path.name.split('-')[1]))
-    found = []
-    for epoch, checkpoint in enumerate(checkpoints, 1):
+    for checkpoint in checkpoint_folders(folder/'checkpoints'):
+        epoch = json.loads((checkpoint/'trainer_state.json').read_text())['epoch']
         if epoch not in epochs: continue
         model = opened(checkpoint)
-        found.append({'epoch': epoch, 'general': general_nats(model, tokenizer), 'passed': solved(model, tokenizer)})
-    return {'general_base': general_nats(opened(base), tokenizer), 'epochs': found}
+        general, passed = mean_general_loss(model, tokenizer), solved(model, tokenizer)
+        found.append({'epoch': int(epoch), 'general': general, 'passed': passed})
+    return {'general_base': mean_general_loss(opened(base), tokenizer), 'epochs': found}
 
 
 FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran
 CHAT_ROWS = {'train[:60]': 'runs/book/chats-60.jsonl', 'heldout[:12]': 'runs/book/chats-held-out.jsonl'}
-
-
-def builtin_rows(split):
-    from llmft.data.sources import load_rows
-    return list(load_rows(load_config(BASE, datasets=[dict(path=DATA, split=split)])))
 
 
 def question(row):
@@ -112,8 +118,7 @@ def write_chats():
     for split, file in CHAT_ROWS.items():
         chats = [[{'role': 'user', 'content': question(row)}, {'role': 'assistant', 'content': row['output']}]
                  for row in builtin_rows(split)]
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(''.join(json.dumps({'messages': chat}) + '\n' for chat in chats))
+        write_rows(file, [{'messages': chat} for chat in chats])
 
 
 def chat_rows(split, **keys):
@@ -122,13 +127,11 @@ def chat_rows(split, **keys):
 
 def fresh_loss(folder):
     "The loss on rows that nothing was decided by."
-    from llmft.evaluation.losses import row_losses
     from llmft.inference.load import load_run
     from llmft.tokens.report import prepare_data
     rows = prepare_data(load_config(BASE, datasets=[dict(path=DATA, split=FRESH)], test_datasets=None,
                                     sample_packing=False)).train
-    nats, counts = row_losses(load_run(folder).model, rows)
-    return {'fresh_loss': sum(nats)/sum(counts)}
+    return {'fresh_loss': mean_loss(load_run(folder).model, rows)}
 
 
 def three_forms(folder, longest=96):
@@ -191,9 +194,8 @@ def roman_rows(folder=Path('runs/book/roman')):
     "200 numbers to learn and 40 to be held out, with their Roman numerals, below `folder`."
     numbers = random.Random(0).sample(range(1, 4000), 240)
     rows = [{'instruction': f'Write {n} in Roman numerals.', 'output': roman(n)} for n in numbers]
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, part in ('train', rows[:200]), ('heldout', rows[200:]):
-        write_atomic(folder/f'{name}.jsonl', ''.join(json.dumps(row) + '\n' for row in part))
+    write_rows(folder/'train.jsonl', rows[:200])
+    write_rows(folder/'heldout.jsonl', rows[200:])
 
 
 ROMAN = dict(datasets=[dict(path='runs/book/roman/train.jsonl', type='alpaca')],
@@ -251,11 +253,11 @@ GRIDS = {
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
     'curves': Grid(
         'What do few rows and a leak look like while a run goes on?',
-        dict(test_datasets=[dict(path=DATA, split='heldout[:12]')], lr_scheduler='constant', evals_per_epoch=None,
+        dict(test_datasets=first_rows(12, 'heldout'), lr_scheduler='constant', evals_per_epoch=None,
              eval_steps=.125),
         [{'datasets': first_rows(12), 'num_epochs': 8}, {'datasets': first_rows(96)},
-         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3, 'leakage': 'keep'},
-         {'datasets': first_rows(24) + held_out_rows(12), 'num_epochs': 3}],
+         {'datasets': first_rows(24) + first_rows(12, 'heldout'), 'num_epochs': 3, 'leakage': 'keep'},
+         {'datasets': first_rows(24) + first_rows(12, 'heldout'), 'num_epochs': 3}],
         (fresh_loss,)),
     'ends': Grid(
         'What if the end of an answer is not learned, or the template is another one when the model is asked?',
@@ -287,6 +289,13 @@ def facts(sweep, entry, measures):
     file = folder/'book.json' # what was measured after training, so that it is measured once
     if not file.is_file(): write_atomic(file, json.dumps({k: v for f in measures for k, v in f(folder).items()}))
     return found | json.loads(file.read_text())
+
+
+def child(module, *args):
+    "What `python -m MODULE ARGS` prints last, as JSON: memory and time of a process of its own."
+    command = [sys.executable, '-m', module, *map(str, args)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def machine():

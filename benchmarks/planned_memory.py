@@ -1,9 +1,9 @@
 """The memory plan against the most memory that a run had, on this machine: each run two steps long, in a process of
 its own. `python -m benchmarks.planned_memory` writes `results/planned_memory.json`."""
-import importlib, json, os, subprocess, sys, tempfile, time
+import importlib, json, os, sys, tempfile, time
 from pathlib import Path
 
-from benchmarks.book import BASE, machine
+from benchmarks.book import BASE, child, machine
 
 RESULTS = Path(__file__).parent/'results'
 SHORT = BASE | dict(max_steps=2, test_datasets=None, evals_per_epoch=0)
@@ -34,18 +34,12 @@ def measured(name):
     return {'planned': round(record['planned_gib'], 3), 'measured': record['peak_gib']}
 
 
-def child(*args): # what this file prints last when called with these arguments
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.planned_memory', *args], stdout=subprocess.PIPE, text=True,
-        check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(*args):
     if args: return print(json.dumps(gib_of_libraries() if args[0] == 'libraries' else measured(args[0])))
     found = {'machine': machine() | {'cores': os.cpu_count()}, 'date': time.strftime('%Y-%m-%d'), 'keys': SHORT,
-             'libraries': child('libraries'), 'runs': {}}
+             'libraries': child('benchmarks.planned_memory', 'libraries'), 'runs': {}}
     for name, keys in RUNS.items():
-        found['runs'][name] = child(name) | {'differs': keys}
+        found['runs'][name] = child('benchmarks.planned_memory', name) | {'differs': keys}
         print(name, found['runs'][name], flush=True)
         (RESULTS/'planned_memory.json').write_text(json.dumps(found, indent=1) + '\n')
 

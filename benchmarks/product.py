@@ -5,11 +5,11 @@
 trains one QLoRA run, makes each form of it that can be handed over, and asks each of them the same in a process of its
 own. All seconds are those of one core, so that other work on the machine does not count.
 """
-import json, os, resource, subprocess, sys, time
+import json, os, resource, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.book import BASE, machine
+from benchmarks.book import BASE, child, machine, mean_general_loss, mean_loss
 
 RESULTS = Path(__file__).parent/'results'
 GGUF = ('f16', 'q8_0', 'q4_0')
@@ -79,15 +79,12 @@ def heldout_tokens(folder, chat): # rows with ids and labels
 def ask(folder, form):
     "Losses, memory and speed of one form, in this process."
     import torch
-    from llmft.evaluation.losses import general_windows, row_losses
     torch.set_num_threads(1)
     seconds, chat = timed(opened, folder, form)
     opened_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     found = {'seconds to open': seconds, 'peak GiB when opened': round(opened_gib, 2), 'formats': formats(chat.model)}
-    windows = general_windows(chat.tokenizer, GENERAL, chat.model)[0]
-    for name, rows in (('held-out loss', heldout_tokens(folder, chat)), ('general loss', windows)):
-        nats, counts = row_losses(chat.model, rows)
-        found[name] = round(sum(nats)/sum(counts), 4)
+    found['held-out loss'] = round(mean_loss(chat.model, heldout_tokens(folder, chat)), 4)
+    found['general loss'] = round(mean_general_loss(chat.model, chat.tokenizer, GENERAL), 4)
     # of the GGUF files only the weights are looked at, for llama.cpp computes with them in its own way
     if form.startswith(('GGUF', 'merged,')): return found
     return found | {'tokens per second': {n: speed(chat, n) for n in (1, 16)}}
@@ -129,21 +126,16 @@ def serve(folder):
     return found
 
 
-def child(folder, *args): # what this file prints last when called with these arguments
-    done = subprocess.run([sys.executable, '-m', 'benchmarks.product', str(folder), *args], stdout=subprocess.PIPE,
-        text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def main(folder, *args):
     folder = Path(folder)
     if args: return print(json.dumps({'make': make, 'ask': ask, 'serve': serve}[args[0]](folder, *args[1:])))
     folder.mkdir(parents=True, exist_ok=True)
+    def part_of(*args): return child('benchmarks.product', folder, *args)
     found = {'machine': machine() | {'cores': os.cpu_count()}, 'date': time.strftime('%Y-%m-%d'), 'forms': {}}
     for part in ('make', *OPENED, *(f'GGUF {type}' for type in GGUF), 'serve'):
-        if part == 'make': found |= child(folder, 'make')
-        elif part == 'serve': found['server'] = child(folder, 'serve')
-        else: found['forms'][part] = child(folder, 'ask', part)
+        if part == 'make': found |= part_of('make')
+        elif part == 'serve': found['server'] = part_of('serve')
+        else: found['forms'][part] = part_of('ask', part)
         text = json.dumps(found, indent=1)
         (RESULTS/'product.json').write_text(text + '\n')
     print(text)
