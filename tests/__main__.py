@@ -44,11 +44,8 @@ def main(args):
     if changed:
         print('== FAILED: these were not as nbdev-clean and nbdev-export write them, and now are:', *changed,
               sep='\n   ', flush=True)
-    run, longest = [nbdev('test'), '--timing'], 'nbs/tutorials/01_first_finetune.ipynb'
-    others = ['--skip-file-re', '^[_.]|^01_first_finetune', '--skip-folder-re', '^[_.]|^reference$'] # pytest runs those
-    with subprocess.Popen([*run, longest], cwd=ROOT, env=ENV, stdin=subprocess.DEVNULL) as beside: # as long as the rest
-        ok &= step('run the notebooks', *run, '--n-workers', str(WORKERS), *others)
-    ok &= beside.returncode == 0
+    in_pytest = ['--skip-file-re', '^[_.]|^01_first_finetune', '--skip-folder-re', '^[_.]|^reference$']
+    ok &= step('run the notebooks', nbdev('test'), '--timing', '--n-workers', str(WORKERS), *in_pytest)
     print('== pytest', flush=True) # its closing line ends the output
     status = pytest('-n', str(WORKERS), '--dist', 'loadfile', *args)
     if status == 1 and len(failed()) <= 5: # what has a clock in it can fail beside others on a machine that is too slow

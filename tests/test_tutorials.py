@@ -1,9 +1,10 @@
 "What the pages for users promise: they open and run as they are, and take everything from `llmft`."
-import ast, json, re
+import ast, json, re, subprocess
 from pathlib import Path
 import pytest
 import llmft
 from tests import glossary
+from tests.__main__ import nbdev
 from tests.links import BUTTONS, INSTALL, outdated, pages, repository
 
 ROOT, NBS = Path(__file__).parent.parent, Path(__file__).parent.parent/'nbs'
@@ -144,3 +145,17 @@ def test_a_page_says_at_its_top_how_long_it_takes(path):
     found = cells(path)
     top = '\n'.join(map(source, found[:[c['id'] for c in found].index(INSTALL)]))
     assert re.search(r'\b(cores?|CPU)\b', top) and re.search(r'T4: (not )?measured', top)
+
+
+FEWER = {'split: train[:200]': 'split: train[:8]', 'split: heldout[50:]': 'split: heldout[79:81]'}
+
+def test_the_first_tutorial_runs_with_fewer_rows(tmp_path):
+    "As it stands it takes longer than all other pages together; `nbdev-test` runs that."
+    text = LEARN[1].read_text(encoding='utf-8')
+    for as_it_stands, fewer in FEWER.items():
+        assert text.count(as_it_stands) == 1
+        text = text.replace(as_it_stands, fewer)
+    page = tmp_path/LEARN[1].name
+    page.write_text(text, encoding='utf-8')
+    done = subprocess.run([nbdev('test'), page], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
