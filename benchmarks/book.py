@@ -88,20 +88,44 @@ def pass_at_1(folder):
     return {'passed': solved(chat.model, chat.tokenizer)}
 
 
-def after_epochs(folder, epochs=(1, 2, 4, 8)):
-    "What the checkpoints at the end of these epochs have learned and forgotten: exercises solved, and the general loss."
+def opened(path):
+    "A model in 32 bits, an adapter on its base."
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+
+def share_moved(path):
+    "How far the linear layers are from where they began: the norm of the change, as a share of that of the weights."
+    import torch
+    from peft.tuners.lora import LoraLayer
+    start, now = (dict(opened(path).model.layers.named_modules()) for path in (fetch_builtin('smollm2-135m'), path))
+    def change(name):
+        lora = isinstance(now[name], LoraLayer)
+        return now[name].get_delta_weight('default') if lora else now[name].weight - start[name].weight
+    linear = [name for name, layer in start.items() if isinstance(layer, torch.nn.Linear)]
+    with torch.no_grad():
+        moved = sum(change(name).square().sum().item() for name in linear)
+        return (moved/sum(start[name].weight.square().sum().item() for name in linear))**.5
+
+
+def distance(folder):
+    "How far the finished model has moved."
+    return {'moved': share_moved(next(folder/name for name in ('adapter', 'model') if (folder/name).is_dir()))}
+
+
+def after_epochs(folder, epochs=(1, 2, 4, 8)):
+    "What the checkpoints at the end of these epochs have learned and forgotten, and how far they moved."
+    from transformers import AutoTokenizer
     from llmft.training.checkpoints import checkpoint_folders
     base = fetch_builtin('smollm2-135m')
     tokenizer, found = AutoTokenizer.from_pretrained(base), []
-    def opened(path): return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     for checkpoint in checkpoint_folders(folder/'checkpoints'):
         epoch = json.loads((checkpoint/'trainer_state.json').read_text())['epoch']
         if epoch not in epochs: continue
         model = opened(checkpoint)
         general, passed = mean_general_loss(model, tokenizer), solved(model, tokenizer)
-        found.append({'epoch': int(epoch), 'general': general, 'passed': passed})
+        found.append({'epoch': int(epoch), 'general': general, 'passed': passed, 'moved': share_moved(checkpoint)})
     return {'general_base': mean_general_loss(opened(base), tokenizer), 'epochs': found}
 
 
@@ -227,7 +251,8 @@ GRIDS = {
              save_total_limit=8, save_only_model=True),
         [{'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4}, {'lora_r': 256}],
         (after_epochs,)),
-    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW),
+    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW,
+                     (general_loss, distance)),
     'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
     'rows': Grid(
         'How many rows?', {},
