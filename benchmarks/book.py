@@ -126,7 +126,9 @@ def after_epochs(folder, epochs=(1, 2, 4, 8)):
         model = opened(checkpoint)
         general, passed = mean_general_loss(model, tokenizer), solved(model, tokenizer)
         found.append({'epoch': int(epoch), 'general': general, 'passed': passed, 'moved': share_moved(checkpoint)})
-    return {'general_base': mean_general_loss(opened(base), tokenizer), 'epochs': found}
+    untrained = opened(base)
+    return {'general_base': mean_general_loss(untrained, tokenizer), 'passed_base': solved(untrained, tokenizer),
+            'epochs': found}
 
 
 FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran

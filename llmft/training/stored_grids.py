@@ -106,10 +106,10 @@ def plot_of_seeds(
 def spread_text(
     found, # list of numbers, one for each seed
 ) -> str:
-    "Mean, and range where there are several."
+    "Mean, and range where they differ."
     if not all(map(math.isfinite, found)): return 'broke out'
-    if len(found) == 1: return f'{found[0]:.3f}'
-    return f'{mean(found):.3f} ({min(found):.3f} to {max(found):.3f})'
+    lowest, highest = f'{min(found):.3f}', f'{max(found):.3f}'
+    return lowest if lowest == highest else f'{mean(found):.3f} ({lowest} to {highest})'
 
 def seeds_table(
     columns, # {title: results from `of_seeds`}
