@@ -95,11 +95,11 @@ def opened(path):
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
-def share_moved(path):
+def share_moved(base, model):
     "How far the linear layers are from where they began: the norm of the change, as a share of that of the weights."
     import torch
     from peft.tuners.lora import LoraLayer
-    start, now = (dict(opened(path).model.layers.named_modules()) for path in (fetch_builtin('smollm2-135m'), path))
+    start, now = (dict(each.model.layers.named_modules()) for each in (base, model))
     def change(name):
         lora = isinstance(now[name], LoraLayer)
         return now[name].get_delta_weight('default') if lora else now[name].weight - start[name].weight
@@ -111,24 +111,23 @@ def share_moved(path):
 
 def distance(folder):
     "How far the finished model has moved."
-    return {'moved': share_moved(next(folder/name for name in ('adapter', 'model') if (folder/name).is_dir()))}
+    from llmft.inference.load import weights_folder
+    return {'moved': share_moved(opened(fetch_builtin('smollm2-135m')), opened(weights_folder(folder)))}
 
 
 def after_epochs(folder, epochs=(1, 2, 4, 8)):
     "What the checkpoints at the end of these epochs have learned and forgotten, and how far they moved."
     from transformers import AutoTokenizer
     from llmft.training.checkpoints import checkpoint_folders
-    base = fetch_builtin('smollm2-135m')
-    tokenizer, found = AutoTokenizer.from_pretrained(base), []
+    name = fetch_builtin('smollm2-135m')
+    base, tokenizer, found = opened(name), AutoTokenizer.from_pretrained(name), []
     for checkpoint in checkpoint_folders(folder/'checkpoints'):
         epoch = json.loads((checkpoint/'trainer_state.json').read_text())['epoch']
         if epoch not in epochs: continue
         model = opened(checkpoint)
-        general, passed = mean_general_loss(model, tokenizer), solved(model, tokenizer)
-        found.append({'epoch': int(epoch), 'general': general, 'passed': passed, 'moved': share_moved(checkpoint)})
-    untrained = opened(base)
-    return {'general_base': mean_general_loss(untrained, tokenizer), 'passed_base': solved(untrained, tokenizer),
-            'epochs': found}
+        found.append({'epoch': int(epoch), 'general': mean_general_loss(model, tokenizer),
+                      'passed': solved(model, tokenizer), 'moved': share_moved(base, model)})
+    return {'general_base': mean_general_loss(base, tokenizer), 'passed_base': solved(base, tokenizer), 'epochs': found}
 
 
 FRESH = 'heldout[12:36]' # rows that no run of `curves` has learned or was measured on while it ran
@@ -253,8 +252,7 @@ GRIDS = {
              save_total_limit=8, save_only_model=True),
         [{'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4}, {'lora_r': 256}],
         (after_epochs,)),
-    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW,
-                     (general_loss, distance)),
+    'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW, (general_loss, distance)),
     'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
     'rows': Grid(
         'How many rows?', {},

@@ -150,7 +150,7 @@ def test_a_page_says_at_its_top_how_long_it_takes(path):
 FEWER = {'split: train[:200]': 'split: train[:8]', 'split: heldout[50:]': 'split: heldout[79:81]'}
 
 def test_the_first_tutorial_runs_with_fewer_rows(tmp_path):
-    "As it stands it takes longer than all other pages together; `nbdev-test` runs that."
+    "As it stands it trains and answers for minutes, longer than any other page; `nbdev-test` runs that."
     text = LEARN[1].read_text(encoding='utf-8')
     for as_it_stands, fewer in FEWER.items():
         assert text.count(as_it_stands) == 1
