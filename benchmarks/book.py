@@ -268,11 +268,10 @@ GRIDS = {
             {'base_model': 'runs/book/even-4-bit'})],
         (general_loss,), even_model),
     'layers': Grid(
-        'Attention alone, or all layers, with as many trained weights?', {},
-        product(lora_target_linear=[False], lora_target_modules=[['q_proj', 'k_proj', 'v_proj', 'o_proj']], lora_r=[38],
-                learning_rate=[1e-3, 3e-3]) +
-        product(lora_target_linear=[False], lora_target_modules=[['gate_proj', 'up_proj', 'down_proj']], lora_r=[19],
-                learning_rate=[1e-3, 3e-3])),
+        'Attention alone, or all layers, with as many trained weights?', {}, # 4.84, 4.94 million; rank 16 on all 4.88
+        [layers | {'lora_target_linear': False, 'learning_rate': rate} for rate in (1e-3, 3e-3) for layers in (
+            {'lora_target_modules': ['q_proj', 'k_proj', 'v_proj', 'o_proj'], 'lora_r': 42},
+            {'lora_target_modules': ['gate_proj', 'up_proj', 'down_proj'], 'lora_r': 26})]),
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
         product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),

@@ -478,9 +478,9 @@ def _usage(config, path): # `path`: of the run -> fields of the README that depe
     return {'method': method, 'merge': f'llmft merge {path} {path}-merged\n'}
 
 # %% ../../nbs/training/02_run.ipynb #f502e535
-def _other_programs(run, tokenizer): # Markdown; whatever cannot be said does not spoil a run
+def _other_programs(run, config, tokenizer): # Markdown; whatever cannot be said does not spoil a run
     if tokenizer is None: return ''
-    try: return usage_markdown(run.config, run.path, tokenizer)
+    try: return usage_markdown(config, run.path, tokenizer)
     except Exception as e: return f'How other programs load it is not known: {reason_line(e)}\n'
 
 # %% ../../nbs/training/02_run.ipynb #70c37107
@@ -495,7 +495,7 @@ def run_readme(
         name=run.path.name, base=config.base_model, data=', '.join(d.path for d in config.datasets),
         stopped=_STOPPED if run.interrupted else '', summary=summary,
         steps=run.last('step') or 0, seconds=run.last('seconds') or 0, eval_loss=f', {eval_loss}' if eval_loss else '',
-        path=path, usage=_other_programs(run, tokenizer), **_usage(config, path))
+        path=path, usage=_other_programs(run, config, tokenizer), **_usage(config, path))
 
 # %% ../../nbs/training/02_run.ipynb #4452c2b1
 _SHOWN = '''{base}, tuned {method} on {data}: {text}.
@@ -533,13 +533,13 @@ def _repr_markdown_(self: Run):
 # %% ../../nbs/training/02_run.ipynb #950ff902
 def _save_model(run, model, tokenizer, weights=None): # the adapter or the whole model, with all that it needs
     from transformers import GenerationConfig
-    is_full = not hasattr(model, 'peft_config')
-    special = align_special_tokens(model, tokenizer, run.config).generation_config
+    config, is_full = run.config, not hasattr(model, 'peft_config')
+    special = align_special_tokens(model, tokenizer, config).generation_config
     with folder_atomic(run.path/('model' if is_full else 'adapter'), overwrite=True) as tmp:
-        save_trained(model, tmp, detect_hardware(run.config).dtype, weights)
+        save_trained(model, tmp, detect_hardware(config).dtype, weights)
         tokenizer.save_pretrained(tmp)
-        save_config(run.config, tmp/'llmft.yml')
-        write_canary(tmp, tokenizer, run.config)
+        save_config(config, tmp/'llmft.yml')
+        write_canary(tmp, tokenizer, config)
         if not is_full:
             ids = {key: getattr(special, key) for key in ('eos_token_id', 'pad_token_id', 'bos_token_id')}
             GenerationConfig(**ids).save_pretrained(tmp)
