@@ -274,7 +274,8 @@ GRIDS = {
             {'lora_target_modules': ['gate_proj', 'up_proj', 'down_proj'], 'lora_r': 26})]),
     'batch': Grid(
         'How many packed rows in a step?', {}, # one: in `rate_and_rank`
-        product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3])),
+        product(gradient_accumulation_steps=[2, 4, 8], learning_rate=[1e-3, 3e-3]) +
+        product(adapter=['full'], gradient_accumulation_steps=[8], learning_rate=[1e-4, 3e-4])),
     'curves': Grid(
         'What do few rows and a leak look like while a run goes on?',
         dict(test_datasets=first_rows(12, 'heldout'), lr_scheduler='constant', evals_per_epoch=None,
