@@ -3081,6 +3081,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmft/training/grid_plots.py'),
                                            'llmft.training.grid_plots._size_of': ( 'training/grid_plots.html#_size_of',
                                                                                    'llmft/training/grid_plots.py'),
+                                           'llmft.training.grid_plots._wrapped': ( 'training/grid_plots.html#_wrapped',
+                                                                                   'llmft/training/grid_plots.py'),
                                            'llmft.training.grid_plots.in_order': ( 'training/grid_plots.html#in_order',
                                                                                    'llmft/training/grid_plots.py'),
                                            'llmft.training.grid_plots.plot_grid': ( 'training/grid_plots.html#plot_grid',

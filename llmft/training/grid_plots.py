@@ -6,7 +6,7 @@
 __all__ = ['value_label', 'in_order', 'plot_grid']
 
 # %% ../../nbs/training/07_grid_plots.ipynb #e18e4f85
-import math
+import math, re
 from statistics import median
 
 from ..plots import _COLOURS, _GREY, _axes, _label, figure_style
@@ -103,6 +103,13 @@ def _draw_maps(fig, keys, values, losses, best): # one map, or one for each valu
         if panel is not None: ax.set_title(f'{keys[2]}: {value_label(panel)}', loc='left', fontsize=10)
         if i: ax.set_ylabel('')
 
+def _wrapped(name, most=48): # the name of a run on several lines, broken behind its commas
+    lines = ['']
+    for part in re.split('(?<=,)', name):
+        if lines[-1] and len(lines[-1] + part) > most: lines.append('')
+        lines[-1] += part
+    return '\n'.join(lines)
+
 def _draw_points(fig, names, losses): # `losses`: one for each name, or `None`
     ax = _axes(fig.add_subplot())
     found = sorted(zip(names, losses), key=lambda pair: math.inf if pair[1] is None else pair[1])
@@ -122,8 +129,10 @@ def _grid_of(runs): # `runs`: dicts of values -> {key: values in order}, or `Non
     if any(isinstance(value, (list, dict)) for run in runs for value in run.values()): return None
     return {key: in_order(dict.fromkeys(run[key] for run in runs)) for key in keys}
 
-def _size_of(grid, n_runs): # inches
-    if grid is None: return 7, 1.2 + .3*n_runs
+def _size_of(grid, names): # inches
+    if grid is None:
+        lines = '\n'.join(names).split('\n')
+        return max(7, 4 + .085*max(map(len, lines))), 1.2 + max(.3*len(names), .2*len(lines))
     if len(grid) == 1: return 7, 3.5
     up, right, *panels = map(len, grid.values())
     return (1.4 + .95*right)*(panels or [1])[0] + .4, 1.4 + .55*up
@@ -139,8 +148,9 @@ def plot_grid(
     "The losses of a sweep in one picture, with the best one marked."
     import matplotlib.pyplot as plt
     grid = _grid_of(runs)
-    fig = plt.figure(figsize=_size_of(grid, len(runs)), layout='constrained')
     names = names or [', '.join(f'{k}={value_label(v)}' for k, v in run.items()) for run in runs]
+    names = [*map(_wrapped, names)]
+    fig = plt.figure(figsize=_size_of(grid, names), layout='constrained')
     if grid is None: _label(_draw_points(fig, names, losses), title, 'loss', '')
     else:
         cells = {tuple(run.values()): loss for run, loss in zip(runs, losses)}
