@@ -20,17 +20,20 @@ MIXTRAL = dict(
     tie_word_embeddings=False)
 
 
+def slow(*values): return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def run_config(**options):
     return load_config({'base_model': 'x', 'datasets': [{'path': 'rows.jsonl'}], 'adapter': 'lora', 'lora_r': 8,
                         'micro_batch_size': 2, 'sequence_len': 640, 'val_set_size': .1} | options)
 
 
 @pytest.mark.parametrize('kind,layers,gpu,options', [
-    ('llama', 11, 'T4', dict(adapter='qlora')), ('llama', 10, 'L4', dict(gradient_checkpointing=False)),
-    ('llama', 10, 'CPU', {}), ('llama', 10, 'T4', dict(adapter='full', gradient_checkpointing=False)),
-    ('qwen3', 10, 'L4', dict(gradient_accumulation_steps=4)), ('gpt_neox', 10, 'L4', {}), ('phi3', 10, 'L4', {}),
-    ('gemma2', 12, 'L4', {}),
-    pytest.param('smollm3', 24, 'L4', {}, marks=pytest.mark.slow)], ids=str) # the last two repeat after 2 and 4 layers
+    ('llama', 11, 'T4', dict(adapter='qlora')), slow('llama', 10, 'L4', dict(gradient_checkpointing=False)),
+    slow('llama', 10, 'CPU', {}), ('llama', 10, 'T4', dict(adapter='full', gradient_checkpointing=False)),
+    slow('qwen3', 10, 'L4', dict(gradient_accumulation_steps=4)), slow('gpt_neox', 10, 'L4', {}),
+    slow('phi3', 10, 'L4', {}),
+    ('gemma2', 12, 'L4', {}), slow('smollm3', 24, 'L4', {})], ids=str) # these two repeat after 2 and 4 layers
 def test_few_layers_are_as_good_as_all(kind, layers, gpu, options):
     config, gpu = run_config(**options), find_gpu(gpu)
     hf_config = load_hf_config(config, dict(SIZES, model_type=kind, num_hidden_layers=layers))
@@ -58,6 +61,7 @@ def test_a_layer_that_is_named_is_planned():
     assert trained(peft_layers_to_transform=[10, 11])*6 == trained()
 
 
+@pytest.mark.slow
 def test_seventy_billion_weights_are_fitted():
     config = load_config('code-llama-7b', micro_batch_size=10, gradient_accumulation_steps=1)
     fitted = fit_to_gpu(config, 'H100', LLAMA_70B, say=None)
@@ -77,8 +81,8 @@ SMALL = dict(SIZES, model_type='llama', num_hidden_layers=4, hidden_size=256, in
 
 
 @pytest.mark.parametrize('quantization,bits', [
-    ({'quant_method': 'awq', 'bits': 4, 'group_size': 128}, 4), ({'quant_method': 'gptq', 'bits': 8}, 8),
-    ({'quant_method': 'fp8', 'weight_block_size': [128, 128]}, 8), ({'quant_method': 'mxfp4'}, 16),
+    ({'quant_method': 'awq', 'bits': 4, 'group_size': 128}, 4), slow({'quant_method': 'gptq', 'bits': 8}, 8),
+    slow({'quant_method': 'fp8', 'weight_block_size': [128, 128]}, 8), slow({'quant_method': 'mxfp4'}, 16),
     ({'quant_method': 'bitsandbytes', 'load_in_4bit': True, 'bnb_4bit_quant_type': 'nf4'}, 4)], ids=str)
 def test_a_base_that_is_quantized_already(quantization, bits):
     "The weights of the linear layers have the bits of the base, whatever the YAML says."

@@ -177,6 +177,7 @@ def test_code_llama_takes_seconds():
     assert 'it fits' in str(plan) and '| weights |' in plan._repr_markdown_()
 
 
+@pytest.mark.slow
 def test_half_precision_weights_and_more_rows_cost_what_they_must():
     def plan(**options): return plan_memory(load_config('code-llama-7b', **options), 'A100-80GB', CODE_LLAMA)
     four, sixteen, ten = plan(), plan(adapter='lora', load_in_4bit=False), plan(micro_batch_size=10)
@@ -201,6 +202,7 @@ def test_fit_keeps_the_rows_that_learn_together():
         fit_to_gpu(load_config(guide, sequence_len=128, micro_batch_size=1), '3GiB', CODE_LLAMA)
 
 
+@pytest.mark.slow
 def test_shorter_rows_are_the_last_resort():
     lines, tight = [], load_config('code-llama-7b', gradient_accumulation_steps=1, sequence_len=4096)
     fitted = fit_to_gpu(tight, '5.5GiB', CODE_LLAMA, say=lines.append)

@@ -81,7 +81,7 @@ KINDS = {
 def slow_are(names, kinds):
     return [pytest.param(kind, marks=pytest.mark.slow) if kind in names else kind for kind in kinds]
 
-@pytest.mark.parametrize('kind', slow_are({'pissa by iteration', 'olora', 'qdora'}, KINDS))
+@pytest.mark.parametrize('kind', slow_are({'pissa by iteration', 'olora', 'qdora', 'rslora', 'ranks', 'one block'}, KINDS))
 def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
     config = settings(val_set_size=0, save_strategy='no', **KINDS[kind])
     run = finetune(config, say=None, force=True)
@@ -354,7 +354,7 @@ OTHERS = {
     'qlora': {'lora_r': 2},
 }
 
-@pytest.mark.parametrize('kind', slow_are({'layers', 'dora', 'pissa'}, OTHERS))
+@pytest.mark.parametrize('kind', slow_are({'layers', 'dora', 'pissa', 'head', 'rows'}, OTHERS))
 def test_adapters_answer_as_each_alone(kind, settings, chats, tmp_path):
     short = dict(max_steps=6, val_set_size=0, save_strategy='no', learning_rate=1e-2,
                  adapter='qlora' if kind == 'qlora' else 'lora')

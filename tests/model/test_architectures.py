@@ -132,7 +132,8 @@ def test_texts_that_stay_apart(settings):
 
 # -- experts
 
-MOE = ['mixtral', 'qwen3_moe', 'gpt_oss', 'qwen3_vl_moe', 'llama4']
+SLOW_MOE = ['qwen3_moe', 'qwen3_vl_moe', 'llama4']
+MOE = ['mixtral', 'gpt_oss', *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_MOE)]
 
 @pytest.mark.parametrize('kind', MOE)
 def test_what_is_done_with_experts_is_said(settings, kind):

@@ -386,6 +386,7 @@ def train_until(step, config, with_scaler, monkeypatch):
         m.setattr(train, 'make_trainer', make)
         return finetune(config, say=None)
 
+@pytest.mark.slow
 def test_a_scaler_comes_and_goes(tmp_path, monkeypatch):
     config = make(tmp_path, max_steps=6)
     losses = [m['loss'] for m in finetune(load_config(config, output_dir=str(tmp_path/'one')), say=None).metrics

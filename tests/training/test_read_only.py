@@ -75,7 +75,7 @@ def test_a_folder_of_somebody_else(place, home, disk, tmp_path):
     assert result(disk/'run') == result(home[0]/'run')
 
 
-@pytest.mark.parametrize('step', [1, 2])
+@pytest.mark.parametrize('step', [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_while_it_goes_on(step, home, disk, monkeypatch):
     config = load_config(home[1], output_dir=str(disk/'run'))
     class Locks(train.Progress):

@@ -426,7 +426,7 @@ def stop_after(steps, monkeypatch):
     monkeypatch.setattr(train, 'make_trainer', make)
 
 
-@pytest.mark.parametrize('stop', [2, 5]) # in the first and in the second epoch
+@pytest.mark.parametrize('stop', [pytest.param(2, marks=pytest.mark.slow), 5]) # in the first and the second epoch
 def test_going_on_is_as_never_stopped(stop, config, tmp_path, monkeypatch):
     config = load_config(config, num_epochs=2, sample_packing=False, gradient_accumulation_steps=6, lora_dropout=.1,
         val_set_size=4, save_total_limit=1)

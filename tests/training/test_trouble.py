@@ -157,7 +157,7 @@ def test_a_gradient_alone_is_enough(settings, model, bad_rows, monkeypatch):
 
 # -- what is saved
 
-@pytest.mark.parametrize('adapter', ['lora', 'full'])
+@pytest.mark.parametrize('adapter', ['lora', pytest.param('full', marks=pytest.mark.slow)])
 def test_broken_weights_are_never_saved(adapter, settings, monkeypatch):
     def spoil_weight(trainer, state):
         if state.global_step == 4: next(p for p in trainer.model.parameters() if p.requires_grad).data[0] = math.inf
