@@ -81,7 +81,9 @@ KINDS = {
 def slow_are(names, kinds):
     return [pytest.param(kind, marks=pytest.mark.slow) if kind in names else kind for kind in kinds]
 
-@pytest.mark.parametrize('kind', slow_are({'pissa by iteration', 'olora', 'qdora', 'rslora', 'ranks', 'one block'}, KINDS))
+SLOW_KINDS = {'pissa by iteration', 'olora', 'qdora', 'rslora', 'ranks', 'one block'}
+
+@pytest.mark.parametrize('kind', slow_are(SLOW_KINDS, KINDS))
 def test_each_kind_learns_and_is_the_same_elsewhere(kind, settings, model):
     config = settings(val_set_size=0, save_strategy='no', **KINDS[kind])
     run = finetune(config, say=None, force=True)
