@@ -91,7 +91,9 @@ def _tell_before(say, rows, base, before):
 
 # %% ../../nbs/commands/02_demo.ipynb #00ed5573
 def _tell_training(say, run):
-    if run.interrupted: say(f'\nStopped. What was trained so far is saved in {run.path}.')
+    if run.interrupted:
+        say(f'\nStopped. What was trained so far is saved in {run.path}. The training goes on with '
+            f'`llmft train {run.path}/config_completed.yml --resume`; with `--overwrite` the demo begins anew.')
     else: say(plot_loss_text(run.metrics))
 
 # %% ../../nbs/commands/02_demo.ipynb #9051068a
