@@ -7,6 +7,7 @@ from llmft.memory.layers import names_layers
 from llmft.memory.plan import plan_memory
 from llmft.model.base import load_hf_config
 from llmft.model.gpus import find_gpu
+from tests.marks import slow
 
 SIZES = dict(
     vocab_size=1000, hidden_size=64, intermediate_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=16,
@@ -18,9 +19,6 @@ MIXTRAL = dict(
     model_type='mixtral', vocab_size=32000, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
     num_attention_heads=32, num_key_value_heads=8, max_position_embeddings=32768, num_local_experts=8,
     tie_word_embeddings=False)
-
-
-def slow(*values): return pytest.param(*values, marks=pytest.mark.slow)
 
 
 def run_config(**options):

@@ -15,6 +15,7 @@ from llmft.inference.load import load_run
 from llmft.model.base import load_base
 from llmft.tokens.special import add_tokens, load_raw_tokenizer
 from llmft.training.train import finetune, make_trainer, prepare_data
+from tests.marks import slow_are
 from tests.tiny import alpaca_rows, save_rows, save_tiny, small_tokenizer, tiny_config
 
 
@@ -77,9 +78,6 @@ KINDS = {
     'tokens': {'peft_trainable_token_indices': [5, 6]},
     'deeper': {'peft_layer_replication': [[0, 2], [1, 2]]},
 }
-
-def slow_are(names, kinds):
-    return [pytest.param(kind, marks=pytest.mark.slow) if kind in names else kind for kind in kinds]
 
 SLOW_KINDS = {'pissa by iteration', 'olora', 'qdora', 'rslora', 'ranks', 'one block'}
 

@@ -13,6 +13,7 @@ from llmft.model.base import choose_attention, detect_hardware, load_base, load_
 from llmft.model.gpus import find_gpu
 from llmft.model.targets import describe_targets, target_modules
 from llmft.training.train import finetune
+from tests.marks import slow_are
 from tests.tiny import alpaca_rows, save_rows, tiny_config
 
 
@@ -132,8 +133,7 @@ def test_texts_that_stay_apart(settings):
 
 # -- experts
 
-SLOW_MOE = ['qwen3_moe', 'qwen3_vl_moe', 'llama4']
-MOE = ['mixtral', 'gpt_oss', *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOW_MOE)]
+MOE = slow_are({'qwen3_moe', 'qwen3_vl_moe', 'llama4'}, ['mixtral', 'qwen3_moe', 'gpt_oss', 'qwen3_vl_moe', 'llama4'])
 
 @pytest.mark.parametrize('kind', MOE)
 def test_what_is_done_with_experts_is_said(settings, kind):
