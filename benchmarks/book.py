@@ -250,7 +250,8 @@ GRIDS = {
         'What do more epochs cost elsewhere?',
         dict(datasets=first_rows(50), num_epochs=8, lr_scheduler='constant_with_warmup', saves_per_epoch=1,
              save_total_limit=8, save_only_model=True),
-        [{'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4}, {'lora_r': 256}],
+        [{'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4}, {'lora_r': 256}] +
+        [run | seed for seed in SEEDS for run in ({'lora_r': 16}, {'adapter': 'full', 'learning_rate': 1e-4})],
         (after_epochs,)),
     'defaults': Grid('What does the default learning rate change?', {}, OLD_AND_NEW, (general_loss, distance)),
     'roman': Grid('What does the default learning rate change on other data?', ROMAN, OLD_AND_NEW, prepare=roman_rows),
