@@ -89,19 +89,33 @@ def test_titles_of_how_it_works(path):
 
 # nbdev looks for its settings at each cell; read once, they take half of the time
 PROCESS = '''
+import sys
 from functools import cache
-import nbdev.config
+import nbdev.config, nbdev.processors
 nbdev.config._load_toml = cache(nbdev.config._load_toml)
+if 'unexecuted' in sys.argv: nbdev.processors.exec_show_docs = type('exec_show_docs', (nbdev.processors.Processor,), {})
 from nbdev.serve import proc_nbs
 proc_nbs(n_workers=0, force=True)
 '''
 
-@pytest.fixture(scope='module')
-def processed():
-    "What `nbdev-docs` does before Quarto: it runs the exported cells and each cell with an import on its own."
-    done = subprocess.run([sys.executable, '-c', PROCESS], cwd=ROOT, capture_output=True, text=True)
+def process(*how):
+    "What `nbdev-docs` does before Quarto: {page: its cells}."
+    done = subprocess.run([sys.executable, '-c', PROCESS, *how], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return {path: cells(f'_proc/{path}') for path in notebooks()}
+
+
+@pytest.fixture(scope='module')
+def processed(): return process('unexecuted') # half of the time; what is shown of a signature is not made
+
+
+@pytest.mark.slow
+def test_signatures():
+    "As nbdev does it: the exported cells and each cell with an import are run on their own."
+    for path, found in process().items():
+        for shown in (shown for cell in found if 'show_doc(' in text(cell['source']) for shown in output_texts(cell)):
+            assert '__main__.' not in shown and '**data' not in shown, f'{path}: {shown[:200]}'
+            assert len(shown) < 4000, f'{path}: {shown[:200]}' # no table as a default
 
 
 def test_pages_begin_with_prose(processed):
@@ -121,13 +135,6 @@ def test_code_that_the_prose_explains_is_on_the_page(processed):
             source = text(cell['source'])
             assert '#| export' not in source, path
             assert cell['cell_type'] != 'code' or not re.fullmatch(r'((from|import) [^\n]*\n?)+', source), path
-
-
-def test_signatures(processed):
-    for path, found in processed.items():
-        for shown in (shown for cell in found if 'show_doc(' in text(cell['source']) for shown in output_texts(cell)):
-            assert '__main__.' not in shown and '**data' not in shown, f'{path}: {shown[:200]}'
-            assert len(shown) < 4000, f'{path}: {shown[:200]}' # no table as a default
 
 
 def test_links_are_not_doubled(processed):
