@@ -88,6 +88,12 @@ def compare_weight(
     return change
 
 # %% ../../nbs/export/00_check.ipynb #613c2f7f
+_MUCH = .95 # of what the adapter changes; with less of it in the file, something is said
+
+def _finer(dtype): # what to do where `dtype` rounds much away
+    also = ', or with `--dtype float16`, which takes as much room and is finer' if dtype == 'bfloat16' else ''
+    return f'Merge with `--dtype float32`{also}.'
+
 @dataclass(repr=False)
 class MergeCheck:
     "What was compared of a merged model."
@@ -107,6 +113,7 @@ class MergeCheck:
             worst = max(self.changes, key=lambda change: change.distance)
             lines.insert(0, f'{len(self.changes)} weights have the change of the adapter ({self.share:.1%} of it; the '
                 f'largest distance is {worst.distance:.3%}, {worst.name}), {self.n_unchanged} are those of the base.')
+            if self.share < _MUCH: lines.insert(1, f'{worst.dtype} rounds the rest away. {_finer(worst.dtype)}')
         if self.answers:
             n, difference = self.answers
             lines.append(f'{n} answers are the same, the scores of their tokens differ by {difference:.3%} at most.')
@@ -124,7 +131,7 @@ def _check_share(check, merged): # a `UserError` if most of what was learned was
     if check.share >= .5: return
     dtype = check.changes[0].dtype
     raise UserError(f'{merged}: only {check.share:.0%} of what the adapter changes is left, because {dtype} rounds the '
-                    'rest away: the numbers are too coarse for so small a change. Merge with `--dtype float32`.')
+                    f'rest away: the numbers are too coarse for so small a change. {_finer(dtype)}')
 
 # %% ../../nbs/export/00_check.ipynb #9757f469
 def _same_bytes(a, b): # of two `StoredTensor`
@@ -245,7 +252,14 @@ def _differing_tokens(scores, expected, tolerance): # of the greedy answer; two 
     return int(((best.values - chosen) > tolerance * best.values.abs().clamp(min=1)).sum())
 
 # %% ../../nbs/export/00_check.ipynb #f3fa0c6d
-def _compare_answers(model, answers, run, tolerance): # largest difference; a `UserError` if `model` answers otherwise
+def _why_otherwise(dtype, share): # why a merged model answers otherwise, and what to do
+    if share is None and dtype != 'float32':
+        return (f'This kind of adapter cannot be merged, or {dtype} is too coarse for what was learned. Merge with '
+                '`--dtype float32`, which tells; if that is refused too, use the run as it is.')
+    if share is None or share >= _MUCH: return 'This kind of adapter cannot be merged: use the run as it is.'
+    return f'The reason is that {dtype} rounds {1 - share:.0%} of what the adapter changes away. {_finer(dtype)}'
+
+def _compare_answers(model, answers, run, tolerance, why): # largest difference; a `UserError` where it is large
     import torch
     largest = 0.0
     for ids, expected in answers:
@@ -256,8 +270,7 @@ def _compare_answers(model, answers, run, tolerance): # largest difference; a `U
         largest = max(largest, difference)
         if difference <= tolerance and not _differing_tokens(scores, expected, tolerance): continue
         raise UserError(f'{run}: the merged model does not answer as base and adapter do (the scores of its tokens '
-                        f'differ by {difference:.1%}), so it is not kept. This kind of adapter cannot be merged: use '
-                        'the run as it is.')
+                        f'differ by {difference:.1%}), so it is not kept. {why}')
     return largest
 
 # %% ../../nbs/export/00_check.ipynb #ab745518
@@ -275,6 +288,7 @@ def compare_answers(
     dtype,   # `torch.dtype` to compute in
     dtype_in_file, # of the merged weights
     dequantized=False, # were the weights of the training taken
+    share=None, # of what the adapter changes, that is in the file; `None` where it is not known
 ) -> tuple: # (questions, largest difference)
     "Ask base and adapter, then the merged model; a `UserError` if they answer differently."
     import torch
@@ -289,7 +303,8 @@ def compare_answers(
                         overrides_of_model_config={}, model_kwargs={})
     tolerance = 1e-3 if dtype == torch.float32 == dtype_in_file and not dequantized else .05
     merged = load_base(saved, quantized=False, dtype=dtype, hw=hw)
-    return len(rows), _compare_answers(merged, answers, run, tolerance)
+    why = _why_otherwise(str(dtype_in_file).removeprefix('torch.'), share)
+    return len(rows), _compare_answers(merged, answers, run, tolerance, why)
 
 # %% ../../nbs/export/00_check.ipynb #9dd602cf
 MERGE_FACTS = 'merge.json' # what a merge notes of itself
@@ -322,7 +337,8 @@ def check_written(
         check.notes.append(f'The models were not asked: {n/1e9:.1f} billion weights have no room in this RAM.')
     else:
         import torch
-        check.answers = compare_answers(config, run, folder, dtype or torch.bfloat16, dtype_in_file, dequantized)
+        share = check.share if check.changes else None
+        check.answers = compare_answers(config, run, folder, dtype or torch.bfloat16, dtype_in_file, dequantized, share)
     return check
 
 # %% ../../nbs/export/00_check.ipynb #21c0b7f4

@@ -138,16 +138,33 @@ def test_weights_that_were_parted_for_nothing(tmp_path):
     with pytest.raises(UserError, match='no file has it'): check_merge(run, merged, answers=False)
 
 
-def test_a_change_that_is_rounded_away(tmp_path):
+def faint(tmp_path, times):
+    "A run in bfloat16 whose adapter changes little."
     model = save_tiny(tmp_path/'m', tokenizer=small_tokenizer(), **SIZES)
     AutoModelForCausalLM.from_pretrained(model).bfloat16().save_pretrained(model)
     run = small_run(tmp_path, base_model=str(model))
     file = run/'adapter'/'adapter_model.safetensors'
-    save_file({name: t*.002 for name, t in load_file(file).items()}, file, {'format': 'pt'})
+    save_file({name: t*times for name, t in load_file(file).items()}, file, {'format': 'pt'})
+    return run
+
+
+def test_a_change_that_is_rounded_away(tmp_path):
+    run = faint(tmp_path, .002)
     with pytest.raises(UserError, match='because bfloat16 rounds the rest away'):
         merge_adapter(run, tmp_path/'merged', answers=False, say=None)
     assert not (tmp_path/'merged').exists()
     merge_adapter(run, tmp_path/'merged', 'float32', say=None)
+
+
+def test_a_change_that_is_rounded_away_in_part(tmp_path, monkeypatch):
+    "It is told, and where the answers differ for it, that is the reason which is given."
+    run, said = faint(tmp_path, .01), []
+    merge_adapter(run, tmp_path/'merged', answers=False, say=lambda text: said.append(str(text)))
+    assert 'bfloat16 rounds the rest away. Merge with `--dtype float32`, or with `--dtype float16`' in '\n'.join(said)
+    monkeypatch.setattr('llmft.export.check._differing_tokens', lambda *args: 1)
+    with pytest.raises(UserError, match=r'The reason is that bfloat16 rounds \d+% of .* `--dtype float16`'):
+        merge_adapter(run, tmp_path/'other', say=None)
+    assert not (tmp_path/'other').exists()
 
 
 def test_answers_are_compared_where_weights_cannot_be(tmp_path):
