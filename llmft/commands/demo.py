@@ -27,8 +27,8 @@ from ..training.train import check_output, finetune
 # %% ../../nbs/commands/02_demo.ipynb #55ea261c
 _PLAN = '''\
 llmft demo: a small language model (135 million weights) learns to solve short Python exercises.
-On two CPU cores this takes about 5 minutes: fetching the model (93 MB, once), asking it 100 questions, \
-training, asking again.
+On a CPU this takes from 8 minutes (a core with AVX-512) to 52 (a slow one): fetching the model (93 MB, once), \
+asking it 100 questions, training, asking again.
 
 1. the data    2. the model before    3. training    4. the model after    5. what to do next
 '''
