@@ -87,13 +87,14 @@ def compare_weight(
     change.problem = _describe(change)
     return change
 
-# %% ../../nbs/export/00_check.ipynb #613c2f7f
+# %% ../../nbs/export/00_check.ipynb #4f1ner00
 _MUCH = .95 # of what the adapter changes; with less of it in the file, something is said
 
 def _finer(dtype): # what to do where `dtype` rounds much away
     also = ', or with `--dtype float16`, which takes as much room and is finer' if dtype == 'bfloat16' else ''
     return f'Merge with `--dtype float32`{also}.'
 
+# %% ../../nbs/export/00_check.ipynb #613c2f7f
 @dataclass(repr=False)
 class MergeCheck:
     "What was compared of a merged model."
