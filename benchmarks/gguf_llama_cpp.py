@@ -7,9 +7,10 @@ import json, sys
 from pathlib import Path
 
 QUESTIONS = ['Name three fruits.', 'What is 12345 + 67890?', 'Write a Python function `triple(n)`.',
-             'Why is the sky blue?', 'Say "hello" in French.', 'What is 2**10?', 'List the days of the week.', 'Count from 1 to 5.',
-             'Écris un mot: été.', '你好', 'Reverse the string "abc".', 'What is 7 * 8?\nAnswer with a number.',
-             '  two blanks in front', "It's a dog's life, isn't it?", 'def f(x):\n\treturn x', 'Who wrote Hamlet?',
+             'Why is the sky blue?', 'Say "hello" in French.', 'What is 2**10?', 'List the days of the week.',
+             'Count from 1 to 5.', 'Écris un mot: été.', '你好', 'Reverse the string "abc".',
+             'What is 7 * 8?\nAnswer with a number.', '  two blanks in front', "It's a dog's life, isn't it?",
+             'def f(x):\n\treturn x', 'Who wrote Hamlet?',
              'A word for big?', 'Spell 1999 and 2024.', 'x=1;y=22;z=333', 'Finish: once upon a time']
 
 

@@ -1,5 +1,5 @@
-"""How many tokens a second a server gives to sixteen clients: one after the other, and all at once; and `generate` alone
-and batched. Real time, with the built-in model on the CPU, both ways in one go."""
+"""How many tokens a second a server gives to sixteen clients: one after the other, and all at once; and `generate`
+alone and batched. Real time, with the built-in model on the CPU, both ways in one go."""
 import json, os, threading, time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path

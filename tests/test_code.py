@@ -36,8 +36,9 @@ def test_cells_of_examples_are_short():
             assert not long, f'{path} #{cell["id"]}: {long[0]}'
 
 
-def test_tests_are_short():
-    for path in (ROOT/'tests').rglob('*.py'):
+@pytest.mark.parametrize('folder', ['tests', 'benchmarks'])
+def test_lines_of_scripts_are_short(folder):
+    for path in (ROOT/folder).rglob('*.py'):
         lines = path.read_text(encoding='utf-8').splitlines()
         assert not [line for line in lines if len(line) > MAX_COLUMNS], path.name
 
