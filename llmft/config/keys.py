@@ -235,7 +235,7 @@ class AdapterKeys(_Strict):
         'peft, or a name on the Hub. Its own rank and layers are kept.', 'Adapter')
     lora_r: int = _key(16,
         'Rank: how many directions each adapter can '
-        'learn. More learns more and costs more memory.', 'Adapter', gt=0, le=4096)
+        'learn. More has room for more data and costs more memory.', 'Adapter', gt=0, le=4096)
     lora_alpha: float = _key(32, 'Scale of the adapter; its effect is `lora_alpha / lora_r`.', 'Adapter', gt=0)
     lora_dropout: float = _key(0.0, 'Share of adapter inputs that are dropped while training.', 'Adapter', ge=0, lt=1)
     lora_target_linear: bool | None = _key(None,
