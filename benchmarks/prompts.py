@@ -1,0 +1,60 @@
+"""What prompts reach where nothing is trained: how many of the 100 held-out exercises the built-in model solves when it
+is asked in its own chat template, alone, behind examples, and behind examples of the very kind that is asked for.
+`python -m benchmarks.prompts` writes `results/prompts.json`."""
+import json, sys
+from pathlib import Path
+
+from benchmarks.book import BASE, builtin_rows, machine, opened, question
+from llmft.config.config import load_config
+from llmft.config.keys import DatasetConfig
+from llmft.core import write_atomic
+from llmft.evaluation.sandbox import run_code_batch
+from llmft.evaluation.scores import row_program
+from llmft.hub import fetch_builtin
+from llmft.inference.generate import generate
+from llmft.tokens.tokenize import load_tokenizer
+
+RESULTS = Path(__file__).parent/'results'
+
+
+def turns(row):
+    "An exercise with its answer, as two messages."
+    return [{'role': 'user', 'content': question(row)}, {'role': 'assistant', 'content': row['output']}]
+
+
+def some_kinds(rows, n=5):
+    "The first rows, one of each kind."
+    return list({row['family']: row for row in reversed(rows)}.values())[::-1][:n]
+
+
+def conversations(asked, rows, n=5):
+    "`{way of asking: a list of messages for each exercise}`."
+    mixed = some_kinds(rows, n)
+    same = [[row for row in rows if row['family'] == exercise['family']][:n] for exercise in asked]
+    examples = {'alone': [[]]*len(asked), 'mixed': [mixed]*len(asked), 'same_kind': same}
+    return {way: [[m for row in shown for m in turns(row)] + turns(exercise)[:1]
+                  for shown, exercise in zip(lists, asked)] for way, lists in examples.items()}
+
+
+def passed(model, tokenizer, asked, prompts):
+    "For each exercise 1 or 0."
+    form = DatasetConfig(path='-', type='chat_template')
+    answers = generate(model, tokenizer, prompts, form, max_new_tokens=128, batch_size=20, progress='Answering')
+    programs = [row_program(row, answer) for row, answer in zip(asked, answers)]
+    return [int(result.ok) for result in run_code_batch(programs, progress=False)]
+
+
+def main():
+    import torch
+    torch.set_num_threads(1)
+    asked, rows = builtin_rows('heldout'), builtin_rows('train')
+    model, tokenizer = opened(fetch_builtin('smollm2-135m')), load_tokenizer(load_config(BASE))
+    results = {'machine': machine()}
+    for way, prompts in conversations(asked, rows).items():
+        found = results[way] = passed(model, tokenizer, asked, prompts)
+        print(f'{way}: {sum(found[:80])} of 80, {sum(found[80:])} of 20', file=sys.stderr)
+    lines = ',\n '.join(f'{json.dumps(key)}: {json.dumps(value)}' for key, value in results.items())
+    write_atomic(RESULTS/'prompts.json', f'{{{lines}}}\n')
+
+
+if __name__ == '__main__': main()
