@@ -15,6 +15,7 @@ from llmft.inference.generate import generate
 from llmft.tokens.tokenize import load_tokenizer
 
 RESULTS = Path(__file__).parent/'results'
+MIXED = ['sum_multiples', 'gen_down', 'replace_text', 'count_items', 'count_letter'] # kinds, of each the first row
 
 
 def turns(row):
@@ -22,14 +23,9 @@ def turns(row):
     return [{'role': 'user', 'content': question(row)}, {'role': 'assistant', 'content': row['output']}]
 
 
-def some_kinds(rows, n=5):
-    "The first rows, one of each kind."
-    return list({row['family']: row for row in reversed(rows)}.values())[::-1][:n]
-
-
 def conversations(asked, rows, n=5):
-    "`{way of asking: a list of messages for each exercise}`."
-    mixed = some_kinds(rows, n)
+    "`{way of asking: a list of messages for each exercise}`; of the same kind the first `n` rows are shown."
+    mixed = [next(row for row in rows if row['family'] == kind) for kind in MIXED]
     same = [[row for row in rows if row['family'] == exercise['family']][:n] for exercise in asked]
     examples = {'alone': [[]]*len(asked), 'mixed': [mixed]*len(asked), 'same_kind': same}
     return {way: [[m for row in shown for m in turns(row)] + turns(exercise)[:1]
