@@ -74,10 +74,11 @@ def general_loss(folder):
     return {f'general_{name}': mean_general_loss(chat.model, chat.tokenizer) for name, chat in models}
 
 
-def solved(model, tokenizer):
-    "For each of the 100 held-out exercises 1 or 0: whether the model solves it at the first try."
+def solved(model, tokenizer, rows=None, dataset=None):
+    "For each of the 100 held-out exercises, or of `rows`, 1 or 0: whether the model solves it at the first try."
     from llmft.evaluation.scores import score_model
-    scores, _ = score_model(model, tokenizer, builtin_rows('heldout'), load_config(BASE).datasets[0], run_code=True)
+    rows, dataset = rows or builtin_rows('heldout'), dataset or load_config(BASE).datasets[0]
+    scores, _ = score_model(model, tokenizer, rows, dataset, run_code=True)
     return [int(result.ok) for result in scores.results]
 
 

@@ -4,14 +4,11 @@ is asked in its own chat template, alone, behind examples, and behind examples o
 import json, sys
 from pathlib import Path
 
-from benchmarks.book import BASE, builtin_rows, machine, opened, question
+from benchmarks.book import BASE, builtin_rows, machine, opened, question, solved
 from llmft.config.config import load_config
-from llmft.config.keys import DatasetConfig
 from llmft.core import write_atomic
-from llmft.evaluation.sandbox import run_code_batch
-from llmft.evaluation.scores import row_program
 from llmft.hub import fetch_builtin
-from llmft.inference.generate import generate
+from llmft.inference.generate import default_dataset
 from llmft.tokens.tokenize import load_tokenizer
 
 RESULTS = Path(__file__).parent/'results'
@@ -24,20 +21,12 @@ def turns(row):
 
 
 def conversations(asked, rows, n=5):
-    "`{way of asking: a list of messages for each exercise}`; of the same kind the first `n` rows are shown."
+    "`{way of asking: the exercises as conversations}`; of the same kind the first `n` rows are shown."
     mixed = [next(row for row in rows if row['family'] == kind) for kind in MIXED]
     same = [[row for row in rows if row['family'] == exercise['family']][:n] for exercise in asked]
     examples = {'alone': [[]]*len(asked), 'mixed': [mixed]*len(asked), 'same_kind': same}
-    return {way: [[m for row in shown for m in turns(row)] + turns(exercise)[:1]
+    return {way: [exercise | {'messages': [m for row in [*shown, exercise] for m in turns(row)]}
                   for shown, exercise in zip(lists, asked)] for way, lists in examples.items()}
-
-
-def passed(model, tokenizer, asked, prompts):
-    "For each exercise 1 or 0."
-    form = DatasetConfig(path='-', type='chat_template')
-    answers = generate(model, tokenizer, prompts, form, max_new_tokens=128, batch_size=20, progress='Answering')
-    programs = [row_program(row, answer) for row, answer in zip(asked, answers)]
-    return [int(result.ok) for result in run_code_batch(programs, progress=False)]
 
 
 def main():
@@ -46,8 +35,8 @@ def main():
     asked, rows = builtin_rows('heldout'), builtin_rows('train')
     model, tokenizer = opened(fetch_builtin('smollm2-135m')), load_tokenizer(load_config(BASE))
     results = {'machine': machine()}
-    for way, prompts in conversations(asked, rows).items():
-        found = results[way] = passed(model, tokenizer, asked, prompts)
+    for way, exercises in conversations(asked, rows).items():
+        found = results[way] = solved(model, tokenizer, exercises, default_dataset(tokenizer))
         print(f'{way}: {sum(found[:80])} of 80, {sum(found[80:])} of 20', file=sys.stderr)
     lines = ',\n '.join(f'{json.dumps(key)}: {json.dumps(value)}' for key, value in results.items())
     write_atomic(RESULTS/'prompts.json', f'{{{lines}}}\n')
